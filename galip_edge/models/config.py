@@ -1,0 +1,198 @@
+"""The dimensions of a GALIP model, stored with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+ConfigT = TypeVar("ConfigT")
+
+CLIPInput = Literal["standard", "original"]
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def from_mapping(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """Build the dataclass `cls` from plain values, as read from JSON or TOML.
+
+    Lists become tuples. Raises ValueError naming any key that `cls` does not have.
+    """
+    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - set(names)):
+        raise ValueError(
+            f"unknown {cls.__name__} setting {', '.join(unknown)}; known are {', '.join(names)}"
+        )
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """A CLIP with a vision transformer. The defaults are ViT-B/32 as OpenAI published it."""
+
+    embedding_dim: int = 512
+    image_size: int = 224
+    patch_size: int = 32
+    vision_width: int = 768
+    vision_layers: int = 12
+    vision_heads: int = 12
+    text_width: int = 512
+    text_layers: int = 12
+    text_heads: int = 8
+    context_length: int = 77
+    vocabulary_size: int = 49408
+    quick_gelu: bool = True
+
+    def __post_init__(self) -> None:
+        _positive(self, *(f.name for f in fields(self) if f.name != "quick_gelu"))
+        for tower in ("vision", "text"):
+            width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
+            if width % heads:
+                raise ValueError(
+                    f"{tower}_width {width} is not a multiple of {tower}_heads {heads}"
+                )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Every dimension of the generator and discriminator.
+
+    The defaults are the model that the authors published for CUB, COCO and CC12M.
+
+    Attributes:
+        noise_dim: length of the noise vector z.
+        block_sizes: output side in pixels of each upsampling block; the last is the image's.
+        block_channels: channels entering the first block, then leaving each block.
+        bridge_channels, bridge_hidden, bridge_blocks: the bridge feature predictor.
+        visual_concept_scale: weight of the visual concept where it joins the bridge feature.
+        prompt_blocks: ViT blocks (from 0) that see one predicted prompt token each.
+        tap_blocks: ViT blocks (from 0) whose patch tokens the discriminator reads.
+        discriminator_channels, score_channels: widths after the last tap and before the score.
+        clip_input: how pixels reach CLIP in training; `original` repeats the published code's
+            quirk (range [0.5, 1]), which the published checkpoints were trained with.
+    """
+
+    clip: CLIPConfig = field(default_factory=CLIPConfig)
+    noise_dim: int = 100
+    block_sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 224)
+    block_channels: tuple[int, ...] = (512, 512, 512, 512, 256, 128, 64)
+    bridge_channels: int = 64
+    bridge_hidden: int = 32
+    bridge_blocks: int = 4
+    visual_concept_scale: float = 0.1
+    prompt_blocks: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    tap_blocks: tuple[int, ...] = (1, 4, 8)
+    discriminator_channels: int = 512
+    score_channels: int = 128
+    clip_input: CLIPInput = "standard"
+
+    def __post_init__(self) -> None:
+        _positive(self, "noise_dim", "bridge_channels", "bridge_hidden", "bridge_blocks")
+        _positive(self, "discriminator_channels", "score_channels")
+        if not self.block_sizes or any(
+            a >= b for a, b in zip((self.clip.grid, *self.block_sizes), self.block_sizes)
+        ):
+            raise ValueError(
+                f"block_sizes must grow from above the CLIP grid {self.clip.grid}, "
+                f"got {self.block_sizes}"
+            )
+        if len(self.block_channels) != len(self.block_sizes) + 1 or min(self.block_channels) < 1:
+            raise ValueError(
+                f"block_channels needs {len(self.block_sizes) + 1} positive values, one before "
+                f"the first block and one after each, got {self.block_channels}"
+            )
+        for name in ("prompt_blocks", "tap_blocks"):
+            blocks = getattr(self, name)
+            if list(blocks) != sorted(set(blocks)) or any(
+                not 0 <= b < self.clip.vision_layers for b in blocks
+            ):
+                raise ValueError(
+                    f"{name} must be distinct, rising, and in 0..{self.clip.vision_layers - 1}, "
+                    f"got {blocks}"
+                )
+        if not self.tap_blocks:
+            raise ValueError("tap_blocks must name at least one block, got ()")
+        if self.clip_input not in ("standard", "original"):
+            raise ValueError(f"clip_input must be standard or original, got {self.clip_input!r}")
+
+    @property
+    def image_size(self) -> int:
+        """Side of the generated image in pixels."""
+        return self.block_sizes[-1]
+
+    @property
+    def condition_dim(self) -> int:
+        """Length of the condition c, the noise and the sentence embedding concatenated."""
+        return self.noise_dim + self.clip.embedding_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Raises ValueError naming an unknown or invalid setting."""
+        clip = from_mapping(CLIPConfig, values.get("clip", {}))
+        return from_mapping(cls, {**values, "clip": clip})
+
+
+_PUBLISHED = ModelConfig(clip_input="original")
+
+PRESETS: dict[str, ModelConfig] = {
+    # The authors' three checkpoints share one architecture.
+    "cub": _PUBLISHED,
+    "coco": _PUBLISHED,
+    "cc12m": _PUBLISHED,
+    # All parts of the published model at a hundredth of the work: quick tests and first tries.
+    "small": ModelConfig(
+        clip=CLIPConfig(
+            embedding_dim=128,
+            vision_width=128,
+            vision_heads=4,
+            text_width=128,
+            text_heads=4,
+        ),
+        block_channels=(128, 128, 128, 128, 64, 32, 16),
+        bridge_channels=32,
+        bridge_hidden=16,
+        discriminator_channels=128,
+        score_channels=32,
+    ),
+    "tiny": ModelConfig(
+        clip=CLIPConfig(
+            embedding_dim=32,
+            image_size=64,
+            patch_size=16,
+            vision_width=32,
+            vision_layers=4,
+            vision_heads=2,
+            text_width=32,
+            text_layers=2,
+            text_heads=2,
+        ),
+        noise_dim=16,
+        block_sizes=(8, 16, 32, 64),
+        block_channels=(32, 32, 32, 16, 8),
+        bridge_channels=16,
+        bridge_hidden=8,
+        bridge_blocks=2,
+        prompt_blocks=(1, 2),
+        tap_blocks=(0, 1, 3),
+        discriminator_channels=32,
+        score_channels=16,
+    ),
+}

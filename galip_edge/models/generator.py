@@ -1,0 +1,86 @@
+"""The generator: noise and a sentence embedding to an image in one step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from galip_edge.models.blocks import BridgeBlock, UpsamplingBlock, conv3x3, leaky_relu
+from galip_edge.models.clip import PromptedViT
+from galip_edge.models.config import ModelConfig
+
+
+class BridgePredictor(nn.Module):
+    """Predicts the bridge feature, an input that the frozen ViT can read (paper, section 3.3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            BridgeBlock(config.condition_dim, config.bridge_channels, config.bridge_hidden)
+            for _ in range(config.bridge_blocks)
+        )
+        self.to_feature = nn.Conv2d(
+            config.bridge_channels, config.clip.vision_width, kernel_size=5, padding=2
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (B,bridge_channels,grid,grid), condition (B,D) -> (B,vision_width,grid,grid)."""
+        for block in self.blocks:
+            x = block(x, condition)
+        feature: Tensor = self.to_feature(x)
+        return feature
+
+
+class Generator(nn.Module):
+    """The CLIP-empowered generator (paper, section 3.3 and figure 3).
+
+    `visual` is CLIP's frozen image transformer; it belongs to the CLIP model and is only
+    referred to here.
+    """
+
+    def __init__(self, config: ModelConfig, visual: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        grid, condition, width = config.clip.grid, config.condition_dim, config.clip.vision_width
+        channels = config.block_channels
+        self.noise_projection = nn.Linear(config.noise_dim, config.bridge_channels * grid * grid)
+        self.bridge = BridgePredictor(config)
+        self.prompt_predictor = nn.Linear(condition, len(config.prompt_blocks) * width)
+        self.vit = PromptedViT(visual, config.prompt_blocks)
+        self.visual_projection = nn.Conv2d(width, channels[0], kernel_size=5, padding=2)
+        self.upsampling = nn.ModuleList(
+            UpsamplingBlock(condition, c_in, c_out, size)
+            for c_in, c_out, size in zip(channels, channels[1:], config.block_sizes)
+        )
+        self.to_rgb = conv3x3(channels[-1], 3)
+
+    def visual_features(self, noise: Tensor, condition: Tensor) -> Tensor:
+        """Steps up to the first upsampling block -> (B,block_channels[0],grid,grid)."""
+        grid = self.config.clip.grid
+        start = self.noise_projection(noise).reshape(noise.shape[0], -1, grid, grid)
+        bridge = self.bridge(start, condition)
+        prompts = self.prompt_predictor(condition).reshape(
+            noise.shape[0], -1, self.config.clip.vision_width
+        )
+        concept = self.vit(bridge, prompts)
+        features: Tensor = self.visual_projection(
+            bridge + self.config.visual_concept_scale * concept
+        )
+        return features
+
+    def forward(self, noise: Tensor, sentence: Tensor) -> Tensor:
+        """Generate images.
+
+        Args:
+            noise: (B,noise_dim), drawn from N(0,1).
+            sentence: (B,embedding_dim) sentence embedding, not normalised.
+
+        Returns:
+            (B,3,H,W); [-1,1] is black to white. There is no tanh: callers clamp.
+        """
+        condition = torch.cat([noise, sentence], dim=1)
+        x = self.visual_features(noise, condition)
+        for block in self.upsampling:
+            x = block(x, condition)
+        image: Tensor = self.to_rgb(leaky_relu(x))
+        return image
