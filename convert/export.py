@@ -1,0 +1,108 @@
+"""PyTorch to ONNX, and ONNX to OpenVINO."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import openvino as ov
+import torch
+from torch import Tensor, nn
+
+from galip_edge.models import GALIP
+from runtime.errors import ConversionError
+
+OPSET = 18
+TEXT_ENCODER_ONNX = "text_encoder.onnx"
+GENERATOR_ONNX = "generator.onnx"
+
+
+class DeployedGenerator(nn.Module):
+    """The generator with clamping, rounding and layout inside, so that the runtime does nothing."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, noise: Tensor, sentence: Tensor) -> Tensor:
+        """noise (B,Z), sentence (B,E) -> images (B,H,W,3) uint8."""
+        image = self.generator(noise, sentence).clamp(-1, 1)
+        return (image * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class OnnxFiles:
+    """Where the two exported models lie."""
+
+    text_encoder: Path
+    generator: Path
+
+
+def export_onnx(model: GALIP, folder: Path) -> OnnxFiles:
+    """Write both models to `folder` as ONNX files with a dynamic batch, and check them.
+
+    Raises ConversionError if PyTorch cannot export them or onnx.checker objects.
+    """
+    config = model.config
+    files = OnnxFiles(folder / TEXT_ENCODER_ONNX, folder / GENERATOR_ONNX)
+    # Two rows: torch.export would take a batch of one for a constant.
+    tokens = torch.ones(2, config.clip.context_length, dtype=torch.int64)
+    noise = torch.zeros(2, config.noise_dim)
+    sentence = torch.zeros(2, config.clip.embedding_dim)
+    _export(model.text_encoder, (tokens,), ["tokens"], "sentence", files.text_encoder)
+    generator = DeployedGenerator(model.generator).eval()
+    _export(generator, (noise, sentence), ["noise", "sentence"], "image", files.generator)
+    return files
+
+
+def _export(
+    module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], output: str, path: Path
+) -> None:
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                module,
+                inputs,
+                dynamo=True,
+                input_names=names,
+                output_names=[output],
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+            assert program is not None
+            program.optimize()
+            program.save(path)
+        onnx.checker.check_model(path, full_check=True)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ConversionError(f"PyTorch could not export {path.stem} to ONNX: {error}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints and warns about what a user cannot mend."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def to_openvino(path: Path) -> Any:
+    """An ONNX file as an `openvino.Model`."""
+    return ov.Core().read_model(path)

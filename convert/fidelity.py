@@ -1,0 +1,120 @@
+"""How far a converted model is from PyTorch's float32, at fixed prompts and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from galip_edge.models import GALIP
+from runtime.noise import draw_noise
+from runtime.tokenizer import Tokenizer
+
+Floats = npt.NDArray[np.float32]
+
+# Of different lengths and subjects, and none of them among the calibration captions.
+PROMPTS = (
+    "a bird on a branch",
+    "a small red bird with a yellow beak, sitting on a rock near the sea",
+    "two dogs",
+    "a plate of pasta with tomatoes and basil on a wooden table next to a glass of wine",
+    "a man riding a wave on top of a surfboard",
+    "an old steam train crossing a stone bridge in autumn, seen from the valley below",
+    "city skyline at night",
+    "a white cat sleeping on a blue sofa",
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What PyTorch calculates in float32.
+
+    Attributes:
+        tokens: (B,77) int64.
+        noise: (B,Z) float32.
+        sentence: (B,E) float32.
+        image: (B,H,W,3) float32, clamped to [-1,1].
+    """
+
+    tokens: npt.NDArray[np.int64]
+    noise: Floats
+    sentence: Floats
+    image: Floats
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Differences from the reference; images go from -1 to 1, so a level of 255 is 0.0078.
+
+    Attributes:
+        step: what was compared.
+        image_psnr_db: over all images, peak to peak 2.
+        image_worst_psnr_db: of the worst image.
+        image_max_error, image_mean_error: absolute.
+        sentence_cosine: of the worst sentence embedding.
+    """
+
+    step: str
+    image_psnr_db: float
+    image_worst_psnr_db: float
+    image_max_error: float
+    image_mean_error: float
+    sentence_cosine: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def make_reference(model: GALIP, tokenizer: Tokenizer) -> Reference:
+    """Run PyTorch on `PROMPTS`, with the noise of seed 0."""
+    tokens = tokenizer(PROMPTS)
+    noise = np.stack([draw_noise(0, p, 0, model.config.noise_dim) for p in PROMPTS])
+    with torch.inference_mode():
+        sentence = model.text_encoder(torch.from_numpy(tokens))
+        # One by one: the largest blocks of a batch would take gigabytes.
+        images = [
+            model.generator(torch.from_numpy(noise[i : i + 1]), sentence[i : i + 1])
+            for i in range(len(PROMPTS))
+        ]
+    image = torch.cat(images).clamp(-1, 1).permute(0, 2, 3, 1)
+    return Reference(tokens, noise, sentence.numpy(), image.numpy())
+
+
+def psnr_db(image: Floats, reference: Floats) -> float:
+    """Peak signal-to-noise ratio in dB of images in [-1,1]; infinite for equal ones."""
+    error = float(np.mean(np.square(image - reference, dtype=np.float64)))
+    return float("inf") if error == 0 else float(10 * np.log10(4 / error))
+
+
+def compare(
+    step: str,
+    reference: Reference,
+    encode: Callable[[npt.NDArray[np.int64]], Floats],
+    synthesize: Callable[[Floats, Floats], npt.NDArray[np.uint8]],
+) -> Fidelity:
+    """Compare an implementation, end to end, with the reference.
+
+    Args:
+        step: name for the report.
+        reference: from `make_reference`.
+        encode: tokens (B,77) to sentence embeddings (B,E).
+        synthesize: noise (B,Z) and sentence embeddings (B,E) to images (B,H,W,3).
+    """
+    sentence = encode(reference.tokens)
+    image = synthesize(reference.noise, sentence).astype(np.float32) / 127.5 - 1
+    error = np.abs(image - reference.image)
+    lengths = np.linalg.norm(sentence, axis=1) * np.linalg.norm(reference.sentence, axis=1)
+    cosine = (sentence * reference.sentence).sum(axis=1) / np.maximum(lengths, 1e-12)
+    return Fidelity(
+        step=step,
+        image_psnr_db=psnr_db(image, reference.image),
+        image_worst_psnr_db=min(map(psnr_db, image, reference.image)),
+        image_max_error=float(error.max()),
+        image_mean_error=float(error.mean()),
+        sentence_cosine=float(cosine.min()),
+    )

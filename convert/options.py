@@ -1,0 +1,56 @@
+"""How a checkpoint is converted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.bundle import PRECISIONS
+
+# A bundle whose images are further from PyTorch's is refused, in dB. Untrained and trained models
+# alike lie well above; below it, something went wrong.
+MIN_PSNR = {"fp32": 50.0, "fp16": 45.0, "bf16": 35.0, "int8": 20.0}
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Settings of a conversion.
+
+    Attributes:
+        precision: fp32, fp16 (float16 weights, calculated in float32), bf16, or int8.
+        name: of the model, as shown to people; by default the checkpoint's file name.
+        calibration: text file with a prompt a line, for int8; by default captions that come with
+            the package.
+        samples: how many calibration prompts to use.
+        keep_onnx: folder that receives the ONNX files.
+        min_psnr: in dB; a bundle further from PyTorch is refused. None: `MIN_PSNR`.
+        force: replace an existing bundle.
+    """
+
+    precision: str = "int8"
+    name: str | None = None
+    calibration: Path | None = None
+    samples: int = 300
+    keep_onnx: Path | None = None
+    min_psnr: float | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )
+        if self.calibration is not None and self.precision != "int8":
+            raise ValueError(f"calibration has no effect with {self.precision}, only with int8")
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+
+    @property
+    def lowest_psnr(self) -> float:
+        """The PSNR in dB that the bundle must reach."""
+        return MIN_PSNR[self.precision] if self.min_psnr is None else self.min_psnr
+
+    @property
+    def inference_precision(self) -> str:
+        """What is not int8 is calculated in this."""
+        return "bf16" if self.precision in ("bf16", "int8") else "f32"

@@ -1,0 +1,142 @@
+"""INT8 by post-training quantization, with NNCF, and a report of what stayed in floating point."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import nncf
+import numpy as np
+import numpy.typing as npt
+
+# The operations that multiply matrices: what quantization is for.
+_MULTIPLYING = ("Convolution", "GroupConvolution", "MatMul")
+# Between an operation and its quantizer may lie operations that only move numbers about.
+_MOVING = (
+    "Reshape",
+    "Transpose",
+    "Concat",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "Split",
+    "VariadicSplit",
+    "Gather",
+    "Interpolate",
+    "Broadcast",
+    "MaxPool",
+)
+
+REASONS = {
+    "softmax": "attention probabilities: small numbers that 8 bits serve badly; the scheme for "
+    "transformers leaves their product with the values in floating point",
+    "other": "NNCF found no quantizable input",
+}
+
+
+def quantize(
+    model: Any,
+    samples: Sequence[tuple[npt.NDArray[Any], ...]],
+    on_progress: Callable[[int], None] | None = None,
+) -> Any:
+    """Quantize weights (per channel) and activations (per tensor) of an `openvino.Model`.
+
+    Args:
+        model: with a dynamic batch; the result keeps it.
+        samples: inputs of a batch of one each.
+        on_progress: called with the number of samples seen.
+
+    Returns:
+        The quantized `openvino.Model`.
+    """
+
+    def feed() -> Iterator[list[npt.NDArray[Any]]]:
+        for i, sample in enumerate(samples):
+            if on_progress is not None:
+                on_progress(i)
+            yield list(sample)
+
+    with contextlib.redirect_stdout(io.StringIO()), _quiet_nncf():
+        return nncf.quantize(
+            model,
+            nncf.Dataset(_Replay(feed)),
+            # Symmetric weights, asymmetric activations: LeakyReLU leaves them lopsided.
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(samples),
+        )
+
+
+class _Replay:
+    """An iterable that starts afresh each time: NNCF goes through its data more than once."""
+
+    def __init__(self, start: Callable[[], Iterator[list[npt.NDArray[np.float32]]]]) -> None:
+        self._start = start
+
+    def __iter__(self) -> Iterator[list[npt.NDArray[np.float32]]]:
+        return self._start()
+
+
+@contextlib.contextmanager
+def _quiet_nncf() -> Iterator[None]:
+    import logging
+
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def report(model: Any) -> dict[str, Any]:
+    """Which multiplying operations are in int8.
+
+    Returns:
+        `quantized` and `float`: counts; `left_in_float`: name, kind and reason of each of the
+        latter.
+    """
+    quantized, left = 0, []
+    for operation in model.get_ordered_ops():
+        kind = operation.get_type_name()
+        if kind not in _MULTIPLYING:
+            continue
+        sources = [_source(operation.input_value(i).get_node()) for i in range(2)]
+        if all(source in ("FakeQuantize", "int8 weight") for source in sources):
+            quantized += 1
+        else:
+            reason = REASONS["softmax" if "Softmax" in sources else "other"]
+            left.append({"name": operation.get_friendly_name(), "kind": kind, "reason": reason})
+    return {"quantized": quantized, "float": len(left), "left_in_float": left}
+
+
+def _source(node: Any) -> str:
+    """What an input really comes from: a quantizer, a weight stored in int8, or another kind."""
+    kind = str(node.get_type_name())
+    if kind in _MOVING:
+        return _source(node.input_value(0).get_node())
+    if kind == "Multiply" and _is_int8_weight(node):
+        return "int8 weight"
+    return kind
+
+
+def _is_int8_weight(node: Any) -> bool:
+    """int8 Constant -> Convert -> Subtract of the zero point, if any -> Multiply by the scale."""
+    node = node.input_value(0).get_node()
+    if node.get_type_name() == "Subtract":
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Convert":
+        return False
+    constant = node.input_value(0)
+    return (
+        constant.get_node().get_type_name() == "Constant"
+        and constant.get_element_type().get_type_name() in ("i8", "u8")
+    )
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether an `openvino.Model` already contains quantizers."""
+    return any(op.get_type_name() == "FakeQuantize" for op in model.get_ordered_ops())

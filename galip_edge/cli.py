@@ -1,0 +1,155 @@
+"""The command line: `galip-edge COMMAND`. Each command is a thin module in `commands/`.
+
+Command modules are imported only when they run, so that `generate` never meets torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from runtime.errors import GalipEdgeError
+from runtime.version import __version__
+
+# Command -> (module in galip_edge.commands, extra that it needs, one line of help).
+COMMANDS: dict[str, tuple[str, str | None, str]] = {
+    "generate": ("generate", None, "Generate images from prompts, as PNG files."),
+    "convert": (
+        "convert",
+        "convert",
+        "Convert a checkpoint to a bundle for machines without torch.",
+    ),
+    "info": ("info", None, "Show what a bundle holds."),
+    "verify": ("verify", None, "Check a bundle: hashes, loading, one inference."),
+    "init": ("init", "convert", "Make an untrained checkpoint of any size, for tests and latency."),
+}
+
+
+class CommandGroup(click.Group):
+    """Knows the names and help lines of its commands, and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module; say which extra is missing if that fails."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, extra, _ = COMMANDS[cmd_name]
+        try:
+            loaded = importlib.import_module(f"galip_edge.commands.{module}")
+        except ModuleNotFoundError as error:
+            if extra is None or (error.name or "").split(".")[0] in ("galip_edge", "runtime"):
+                raise
+            raise GalipEdgeError(
+                f"galip-edge {cmd_name} needs {error.name}, which is not installed: "
+                f"pip install 'galip-edge[{extra}]'"
+            ) from error
+        command: click.Command = loaded.command
+        if not any(parameter.name == "debug" for parameter in command.params):
+            command.params.append(_debug_option())
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Help without importing the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+def _debug_option() -> click.Option:
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.find_root().obj["debug"] = True
+            for package in ("galip_edge", "convert", "runtime"):
+                logging.getLogger(package).setLevel(logging.DEBUG)
+
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=remember,
+        help="Show tracebacks and debug messages.",
+    )
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if not value:
+        return
+    from importlib.metadata import version
+
+    from runtime.cpu import available_cores, cpu_name, instruction_sets
+
+    click.echo(f"galip-edge {__version__}")
+    click.echo(f"OpenVINO {version('openvino')}")
+    sets = ", ".join(instruction_sets()) or "instruction sets unknown"
+    click.echo(f"{cpu_name()}, {available_cores()} cores, {sets}")
+    ctx.exit()
+
+
+@click.group(
+    cls=CommandGroup,
+    params=[_debug_option()],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the versions of galip-edge and OpenVINO, and the CPU's instruction sets.",
+)
+def galip_edge() -> None:
+    """Text-to-image with GALIP on machines without a GPU."""
+
+
+def _sentence(error: BaseException) -> str:
+    """What went wrong, for a user, in one sentence."""
+    if isinstance(error, GalipEdgeError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full: free some space and run the command again"
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot use {error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    kind = type(error).__name__
+    return f"unexpected {kind}: {error}; run again with --debug and report the traceback"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 if all is well, 1 on an error, 2 on wrong usage."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    state: dict[str, Any] = {"debug": False}
+    try:
+        with warnings.catch_warnings():
+            if "--debug" not in (sys.argv if arguments is None else arguments):
+                warnings.simplefilter("ignore")  # of libraries; a user cannot mend them
+            status = galip_edge.main(
+                args=arguments, prog_name="galip-edge", standalone_mode=False, obj=state
+            )
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does: not an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if state["debug"]:
+            raise
+        click.echo(f"Error: {_sentence(error)}", err=True)
+        sys.exit(1)

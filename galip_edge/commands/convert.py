@@ -1,0 +1,84 @@
+"""`galip-edge convert`: a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from convert import ConvertOptions, convert
+from galip_edge.commands.console import console, step_progress
+from galip_edge.commands.options import existing_path
+
+
+@click.command("convert")
+@click.argument("checkpoint", type=existing_path)
+@click.option("--clip", type=existing_path, help="CLIP weights, for an original checkpoint.")
+@click.option("--fp32", "precision", flag_value="fp32", help="float32: the reference.")
+@click.option("--fp16", "precision", flag_value="fp16", help="float16 weights: half the size.")
+@click.option("--bf16", "precision", flag_value="bf16", help="bfloat16 where the CPU has it.")
+@click.option("--int8", "precision", flag_value="int8", default="int8", help="INT8 (default).")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Bundle folder to make.")
+@click.option("--name", help="Model name in the bundle; default: the checkpoint's file name.")
+@click.option("--calibration", type=existing_path, help="Prompts, one a line, for --int8.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=ConvertOptions.samples,
+    show_default=True,
+    help="Calibration prompts to use.",
+)
+@click.option("--keep-onnx", type=click.Path(path_type=Path), help="Folder to keep ONNX files in.")
+@click.option("--min-psnr", type=float, help="Refuse the bundle below this PSNR, in dB.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def command(
+    checkpoint: Path,
+    clip: Path | None,
+    precision: str,
+    out: Path | None,
+    name: str | None,
+    calibration: Path | None,
+    samples: int,
+    keep_onnx: Path | None,
+    min_psnr: float | None,
+    force: bool,
+) -> None:
+    """Convert a checkpoint to a bundle that machines without torch can run.
+
+    CHECKPOINT is one of ours (.safetensors) or one that the authors published (.pth). After each
+    step the result is compared with PyTorch's.
+    """
+    options = ConvertOptions(
+        precision=precision,
+        name=name,
+        calibration=calibration,
+        samples=samples,
+        keep_onnx=keep_onnx,
+        min_psnr=min_psnr,
+        force=force,
+    )
+    out = out or checkpoint.with_name(f"{checkpoint.stem}-{precision}")
+    with step_progress() as progress:
+        task = progress.add_task("starting", total=None)
+        manifest = convert(
+            checkpoint,
+            out,
+            options,
+            clip=clip,
+            on_step=lambda text: progress.update(task, description=text),
+        )
+        progress.remove_task(task)
+    table = Table(title=f"{manifest.name}, {precision}, against PyTorch float32")
+    for heading in ("step", "PSNR dB", "max error", "mean error", "sentence cosine"):
+        table.add_column(heading, justify="left" if heading == "step" else "right")
+    for step in manifest.fidelity:
+        table.add_row(
+            step["step"],
+            f"{step['image_psnr_db']:.2f}",
+            f"{step['image_max_error']:.4f}",
+            f"{step['image_mean_error']:.6f}",
+            f"{step['sentence_cosine']:.6f}",
+        )
+    console().print(table)
+    click.echo(out)

@@ -1,0 +1,109 @@
+"""`galip-edge generate`: prompts to PNG files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from galip_edge.commands.console import console, counting_progress
+from galip_edge.commands.options import (
+    cache_option,
+    default_model,
+    existing_path,
+    json_option,
+    threads_option,
+)
+from runtime.images import ImageMetadata, contact_sheet, file_name, save_png, save_sheet
+from runtime.noise import MAX_SEED
+from runtime.pipeline import Pipeline, PipelineOptions
+from runtime.prompts import checked_prompt
+
+
+@click.command("generate")
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
+@click.option("-n", "count", type=click.IntRange(min=1), default=1, help="Images of each prompt.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=0,
+    show_default=True,
+    help="Picks the noise.",
+)
+@click.option("--model", type=existing_path, help="Bundle folder; default: the embedded model.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("images"),
+    show_default=True,
+    help="Folder for the PNG files.",
+)
+@click.option("--grid", is_flag=True, help="Also write a contact sheet, one row for each prompt.")
+@threads_option
+@click.option("--streams", type=click.IntRange(min=1), default=1, help="Images side by side.")
+@cache_option
+@json_option
+def command(
+    prompts: tuple[str, ...],
+    count: int,
+    seed: int,
+    model: Path | None,
+    out: Path,
+    grid: bool,
+    threads: int,
+    streams: int,
+    cache: bool,
+    as_json: bool,
+) -> None:
+    """Generate images from prompts, as PNG files whose paths are printed.
+
+    The same model, prompt, seed and image number give the same picture, whatever else is asked
+    for. Each file carries its prompt and seed.
+    """
+    for prompt in prompts:
+        checked_prompt(prompt)
+    options = PipelineOptions(threads, streams, cache)
+    with console().status("loading the model"):
+        pipeline = Pipeline.from_bundle(model or default_model(), options)
+    manifest = pipeline.manifest
+    _warn_of_cut_prompts(pipeline, prompts)
+    images = []
+    with counting_progress() as progress:
+        task = progress.add_task("generating", total=len(prompts) * count)
+        for item in pipeline.generate_each(prompts, count, seed):
+            metadata = ImageMetadata(
+                item.prompt, item.seed, item.index, manifest.name, manifest.model_hash
+            )
+            path = out / file_name(metadata)
+            save_png(item.image, path, metadata)
+            click.echo(json.dumps({"path": str(path), **asdict(metadata)}) if as_json else path)
+            progress.advance(task)
+            if grid:
+                images.append(item.image)
+    if grid:
+        sheet = out / _sheet_name(prompts, count, seed, manifest.model_hash)
+        save_sheet(contact_sheet(images, count if len(prompts) > 1 else _columns(count)), sheet)
+        click.echo(json.dumps({"grid": str(sheet)}) if as_json else sheet)
+
+
+def _columns(count: int) -> int:
+    """Columns of a sheet of one prompt: about as wide as high, wider if uneven."""
+    return max(1, -(-count // max(1, round(count**0.5))))
+
+
+def _sheet_name(prompts: tuple[str, ...], count: int, seed: int, model_hash: str) -> str:
+    together = ImageMetadata("\n".join(prompts), seed, count, "", model_hash)
+    return f"grid-{file_name(together)}"
+
+
+def _warn_of_cut_prompts(pipeline: Pipeline, prompts: tuple[str, ...]) -> None:
+    room = pipeline.manifest.context_length - 2
+    for prompt in dict.fromkeys(prompts):
+        if (length := len(pipeline.tokenizer.encode(prompt))) > room:
+            click.echo(
+                f"Warning: the prompt has {length} tokens, the model reads the first {room}: "
+                f"{prompt[:60]!r}...",
+                err=True,
+            )

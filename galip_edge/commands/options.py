@@ -1,0 +1,39 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from runtime.errors import GalipEdgeError
+
+existing_path = click.Path(path_type=Path)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default="all cores",
+    help="CPU cores to use.",
+)
+
+cache_option = click.option(
+    "--cache/--no-cache",
+    default=True,
+    show_default=True,
+    help="Keep compiled models in the user's cache folder.",
+)
+
+
+def default_model() -> Path:
+    """The bundle that comes with the package."""
+    folder = Path(__file__).parent.parent / "default_model"
+    if not folder.is_dir():
+        raise GalipEdgeError(
+            "this version comes without a default model: give a bundle with --model "
+            "(galip-edge convert makes one from a checkpoint)"
+        )
+    return folder

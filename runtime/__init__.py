@@ -1,0 +1,50 @@
+"""Text-to-image on a CPU, without torch.
+
+    from runtime import Pipeline
+
+    pipeline = Pipeline.from_bundle("my-bundle")
+    images = pipeline.generate(["a bird on a branch"], n=8, seed=0)  # (8,H,W,3) uint8
+
+Names are imported when first used, so that `import runtime` costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from runtime.version import __version__
+
+if TYPE_CHECKING:
+    from runtime.errors import BundleError, GalipEdgeError, PromptError
+    from runtime.noise import draw_noise
+    from runtime.pipeline import Generated, Pipeline, PipelineOptions
+    from runtime.tokenizer import Tokenizer
+
+_HOME = {
+    "BundleError": "errors",
+    "GalipEdgeError": "errors",
+    "Generated": "pipeline",
+    "Pipeline": "pipeline",
+    "PipelineOptions": "pipeline",
+    "PromptError": "errors",
+    "Tokenizer": "tokenizer",
+    "draw_noise": "noise",
+}
+
+__all__ = [
+    "BundleError",
+    "GalipEdgeError",
+    "Generated",
+    "Pipeline",
+    "PipelineOptions",
+    "PromptError",
+    "Tokenizer",
+    "__version__",
+    "draw_noise",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(f"runtime.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'runtime' has no attribute {name!r}")

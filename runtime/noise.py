@@ -1,0 +1,47 @@
+"""The noise of each image: the same for the same seed, prompt and index, whatever the batch."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_SEED = 2**63 - 1
+
+
+def draw_noise(seed: int, prompt: str, index: int, size: int) -> npt.NDArray[np.float32]:
+    """Noise of image `index` of `prompt`, from N(0,1).
+
+    It depends on the arguments alone, never on batch size, threads, order or resume point: a
+    counter-based generator (Philox) is keyed with their hash, and its integers, whose stream
+    numpy guarantees, are turned into normal values by Box and Muller's transform in float64.
+    numpy's own `standard_normal` may change between versions.
+
+    Args:
+        seed: 0 to 2**63 - 1.
+        prompt: the text as the user wrote it; an empty one gives the noise that depends on seed
+            and index alone.
+        index: which image of the prompt, from 0.
+        size: length of the noise vector.
+
+    Returns:
+        (size,) float32.
+
+    Raises:
+        ValueError: seed or index is out of range.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {seed}")
+    if index < 0:
+        raise ValueError(f"index must not be negative, got {index}")
+    text = prompt.encode("utf-8", "surrogatepass")
+    digest = hashlib.sha256(b"%d/%d/" % (seed, index) + text).digest()
+    key = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
+    integers = np.random.Philox(key=key).random_raw(2 * -(-size // 2))
+    # 53 bits each, in (0, 1]: the logarithm must not meet zero.
+    uniform = ((integers >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53
+    radius = np.sqrt(-2 * np.log(uniform[0::2]))
+    angle = 2 * np.pi * uniform[1::2]
+    normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
+    return normal[:size].astype(np.float32)

@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from galip_edge.models import PRESETS, CLIPConfig, ModelConfig
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_plain_values_round_trip(name):
+    text = json.dumps(PRESETS[name].to_dict())
+    assert ModelConfig.from_dict(json.loads(text)) == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"noise_dim": 0}, "noise_dim must be a positive integer, got 0"),
+        ({"block_sizes": (8, 8, 16)}, r"block_sizes must grow .* got \(8, 8, 16\)"),
+        ({"block_sizes": (7, 8)}, "above the CLIP grid 7"),
+        ({"block_channels": (512,)}, r"block_channels needs 7 positive values.*got \(512,\)"),
+        ({"prompt_blocks": (12,)}, r"prompt_blocks must be .* in 0\.\.11, got \(12,\)"),
+        ({"tap_blocks": (4, 1)}, r"tap_blocks must be distinct, rising.*got \(4, 1\)"),
+        ({"clip_input": "odd"}, "clip_input must be standard or original, got 'odd'"),
+    ],
+)
+def test_invalid_model_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vision_width": 100}, "vision_width 100 is not a multiple of vision_heads 12"),
+        ({"image_size": 225}, "image_size 225 is not a multiple of patch_size 32"),
+        ({"text_layers": -1}, "text_layers must be a positive integer, got -1"),
+    ],
+)
+def test_invalid_clip_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CLIPConfig(**settings)
+
+
+def test_unknown_setting_is_named():
+    with pytest.raises(ValueError, match="unknown ModelConfig setting nose_dim; known are clip,"):
+        ModelConfig.from_dict({"nose_dim": 3})

@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+
+from runtime import BundleError, Pipeline, PipelineOptions, PromptError, draw_noise
+
+PROMPTS = ["a bird on a branch", "two dogs in the snow", "a bird on a branch"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_bundles) -> Pipeline:
+    return Pipeline.from_bundle(tiny_bundles["int8"])
+
+
+def test_shapes_and_types(pipeline):
+    sentence = pipeline.encode(PROMPTS)
+    assert (sentence.shape, sentence.dtype) == ((3, 32), np.float32)
+    images = pipeline.synthesize(sentence, np.zeros((3, 16), np.float32))
+    assert (images.shape, images.dtype) == ((3, 64, 64, 3), np.uint8)
+    assert pipeline.generate(PROMPTS, n=2).shape == (6, 64, 64, 3)
+    assert images.std() > 10  # not a flat picture
+
+
+def test_images_depend_on_prompt_seed_and_index(pipeline):
+    first, second = pipeline.generate("a bird", n=2)
+    assert (first != second).mean() > 0.3
+    assert (first != pipeline.generate("a bird", seed=1)[0]).mean() > 0.3
+    assert (first != pipeline.generate("a dog")[0]).mean() > 0.3
+
+
+@pytest.mark.parametrize("precision", ["int8", "bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        PipelineOptions(threads=1),
+        PipelineOptions(threads=2),
+        PipelineOptions(threads=2, streams=2),
+        PipelineOptions(threads=1, streams=3),
+        PipelineOptions(cache=False),
+    ],
+    ids=str,
+)
+def test_same_seed_same_picture(options, precision, tiny_bundles):
+    """Whatever is asked for beside it, in whatever order, on however many threads."""
+    base = Pipeline.from_bundle(tiny_bundles[precision]).generate(PROMPTS[:2], n=4, seed=5)
+    other = Pipeline.from_bundle(tiny_bundles[precision], options)
+    together = other.generate([PROMPTS[1], "another", PROMPTS[0]], n=4, seed=5)
+    alone = np.stack([other.generate(p, n=1, seed=5)[0] for p in PROMPTS[:2]])
+    allowed = 0 if precision in ("int8", "bf16") else 1  # float32 sums in another order
+    for ours, theirs in (
+        (together[8:], base[:4]),
+        (together[:4], base[4:]),
+        (alone, base[::4]),
+    ):
+        assert np.abs(ours.astype(int) - theirs).max() <= allowed
+
+
+def test_generate_is_encode_and_synthesize(pipeline):
+    noise = np.stack([draw_noise(3, PROMPTS[0], i, 16) for i in range(3)])
+    sentence = pipeline.encode(PROMPTS[:1]).repeat(3, axis=0)
+    np.testing.assert_array_equal(
+        pipeline.synthesize(sentence, noise), pipeline.generate(PROMPTS[0], n=3, seed=3)
+    )
+
+
+def test_equal_prompts_are_encoded_once(pipeline, monkeypatch):
+    asked = []
+    tokenize = pipeline.tokenizer
+    monkeypatch.setattr(pipeline, "tokenizer", lambda texts: asked.extend(texts) or tokenize(texts))
+    sentence = pipeline.encode(PROMPTS)
+    assert asked == PROMPTS[:2]
+    np.testing.assert_array_equal(sentence[0], sentence[2])
+
+
+def test_images_come_one_by_one(pipeline):
+    images = pipeline.generate_each(PROMPTS[:2], n=1000)
+    first = next(images)
+    assert (first.prompt, first.index) == (PROMPTS[0], 0)
+
+
+@pytest.mark.parametrize(
+    ("noise", "sentence"), [((2, 15), (2, 32)), ((2, 16), (1, 32)), ((16,), (32,))]
+)
+def test_wrong_shapes_are_named(noise, sentence, pipeline):
+    with pytest.raises(ValueError, match=r"noise must be \(B,16\) and sentence \(B,32\), got"):
+        pipeline.synthesize(np.zeros(sentence), np.zeros(noise))
+
+
+def test_bad_requests_are_refused(pipeline):
+    with pytest.raises(PromptError, match="empty"):
+        pipeline.generate(["a bird", " "])
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        pipeline.generate("a bird", n=0)
+    with pytest.raises(ValueError, match="seed must be between 0 and"):
+        pipeline.generate("a bird", seed=-1)
+
+
+@pytest.mark.parametrize("settings", [{"threads": -1}, {"streams": 0}, {"streams": 1.5}])
+def test_invalid_options_are_named(settings):
+    (name, value), *_ = settings.items()
+    with pytest.raises(ValueError, match=f"{name} must be an integer .* got {value}"):
+        PipelineOptions(**settings)
+
+
+def test_broken_model_with_a_right_hash_is_one_sentence(tiny_bundle):
+    from runtime.bundle import MANIFEST, read_manifest, write_manifest
+
+    manifest = read_manifest(tiny_bundle)
+    (tiny_bundle / "generator.xml").write_text("<net>not a model</net>")
+    (tiny_bundle / MANIFEST).unlink()
+    values = {k: v for k, v in vars(manifest).items() if k != "files"}
+    write_manifest(tiny_bundle, **values)
+    with pytest.raises(BundleError, match="cannot be loaded by OpenVINO"):
+        Pipeline.from_bundle(tiny_bundle)
+
+
+def test_works_where_the_cache_cannot_be_written(tiny_bundles, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GALIP_EDGE_CACHE", str(tmp_path / "file" / "cache"))
+    assert Pipeline.from_bundle(tiny_bundles["int8"]).generate("a bird").shape == (1, 64, 64, 3)
+
+
+def test_old_compiled_models_are_removed(tmp_path, monkeypatch):
+    import os
+
+    from runtime import cache
+
+    monkeypatch.setattr(cache, "MAX_COMPILED_BYTES", 250)
+    for i, name in enumerate("abc"):
+        folder = cache.compiled_model_folder(tmp_path, name)
+        (folder / "blob").write_bytes(b"x" * 100)
+        os.utime(folder, (i, i))
+    cache.compiled_model_folder(tmp_path, "d")
+    assert sorted(os.listdir(tmp_path / "compiled")) == ["b", "c", "d"]

@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.tokenizer import Tokenizer, clean
+
+DATA = Path(__file__).parent.parent / "data"
+REFERENCE = json.loads((DATA / "tokens.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    from galip_edge.models import CLIPConfig
+    from galip_edge.tokenizer import build_tokenizer
+
+    return build_tokenizer(CLIPConfig())
+
+
+@pytest.mark.parametrize("entry", REFERENCE, ids=lambda e: repr(e["text"][:24]))
+def test_tokens_are_those_of_the_reference(entry, tokenizer):
+    assert tokenizer(entry["text"])[0].tolist() == entry["ids"]
+
+
+def test_against_open_clip_on_random_text(tokenizer):
+    import open_clip
+
+    theirs = open_clip.SimpleTokenizer()
+    letters = "aaabbccddeeffghhiijklmmnnoopqrrssttuuvwxyz   '.,-!?&;0123456789éßñ漢字🐦Ωж\n\t"
+    random = np.random.default_rng(0)
+    for _ in range(500):
+        text = "".join(random.choice(list(letters), random.integers(0, 80)))
+        assert tokenizer(text)[0].tolist() == theirs(text)[0].tolist(), repr(text)
+
+
+def test_repeated_pairs_merge_as_in_the_reference(tokenizer):
+    import open_clip
+
+    theirs = open_clip.SimpleTokenizer()
+    for text in ("aaaaaaa", "abababab", "hahahahaha", "zzzzzzzzzzz", "tototototo"):
+        assert tokenizer(text)[0].tolist() == theirs(text)[0].tolist()
+
+
+def test_long_text_is_cut_and_keeps_its_end_token(tokenizer):
+    tokens = tokenizer("word " * 500)
+    assert tokens.shape == (1, 77)
+    assert tokens[0, 0] == tokenizer.start_id
+    assert tokens[0, -1] == tokenizer.end_id
+    assert tokens[0].argmax() == 76
+
+
+def test_the_end_token_has_the_highest_id(tokenizer):
+    assert tokenizer.vocabulary_size == 49408
+    assert (tokenizer.start_id, tokenizer.end_id) == (49406, 49407)
+
+
+def test_a_smaller_vocabulary_spells_what_it_cannot_merge():
+    from dataclasses import replace
+
+    from galip_edge.models import CLIPConfig
+    from galip_edge.tokenizer import build_tokenizer
+
+    small = build_tokenizer(replace(CLIPConfig(), vocabulary_size=1000, context_length=20))
+    tokens = small(["a bird on a branch", "ornithology of the extraordinary"])
+    assert tokens.shape == (2, 20)
+    assert tokens.max() == small.end_id == 999
+    assert len(small.encode("bird")) > 1
+
+
+def test_cleaning_mends_and_lowers():
+    assert clean("  Tom &amp;amp; Ã©LAN\n\n “x”  ") == 'tom & élan "x"'
+
+
+def test_bad_merges_are_named():
+    with pytest.raises(ValueError, match="not a merge of two known tokens: 'qq zz'"):
+        Tokenizer(["a b", "qq zz"])
+    with pytest.raises(ValueError, match="context_length must be at least 3, got 2"):
+        Tokenizer([], context_length=2)
