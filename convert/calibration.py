@@ -20,7 +20,10 @@ BUILT_IN = Path(__file__).with_name("captions.txt")
 
 
 def read_captions(path: Path | None, limit: int) -> list[str]:
-    """The first `limit` prompts of a text file with one a line; blank lines are left out.
+    """At most `limit` prompts of a text file with one a line, spread evenly over it.
+
+    Blank lines are left out. Prompt files are often sorted by subject, so the first ones alone
+    would not do.
 
     Args:
         path: None for the 300 varied captions that come with the package.
@@ -45,7 +48,8 @@ def read_captions(path: Path | None, limit: int) -> list[str]:
                 raise GalipEdgeError(f"line {number} of {path}: {error}") from error
     if not prompts:
         raise GalipEdgeError(f"{path} holds no prompts: write one a line")
-    return prompts[:limit]
+    count = min(limit, len(prompts))
+    return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
 @dataclass(frozen=True)

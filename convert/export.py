@@ -16,6 +16,7 @@ import openvino as ov
 import torch
 from torch import Tensor, nn
 
+from convert.rewrite import merge_affines
 from galip_edge.models import GALIP
 from runtime.errors import ConversionError
 
@@ -57,7 +58,7 @@ def export_onnx(model: GALIP, folder: Path) -> OnnxFiles:
     noise = torch.zeros(2, config.noise_dim)
     sentence = torch.zeros(2, config.clip.embedding_dim)
     _export(model.text_encoder, (tokens,), ["tokens"], "sentence", files.text_encoder)
-    generator = DeployedGenerator(model.generator).eval()
+    generator = DeployedGenerator(merge_affines(model.generator)).eval()
     _export(generator, (noise, sentence), ["noise", "sentence"], "image", files.generator)
     return files
 

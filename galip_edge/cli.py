@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     ),
     "info": ("info", None, "Show what a bundle holds."),
     "verify": ("verify", None, "Check a bundle: hashes, loading, one inference."),
+    "train": ("train", "train", "Train a model, or resume a run."),
+    "data": ("data", "train", "Check training data before days are spent on it."),
     "init": ("init", "convert", "Make an untrained checkpoint of any size, for tests and latency."),
 }
 
@@ -120,6 +122,8 @@ def _sentence(error: BaseException) -> str:
         return "the disk is full: free some space and run the command again"
     if isinstance(error, OSError) and error.filename:
         return f"cannot use {error.filename}: {error.strerror}"
+    if isinstance(error, ValueError):
+        return str(error)
     if isinstance(error, MemoryError):
         return "not enough memory"
     kind = type(error).__name__

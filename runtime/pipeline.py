@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,14 +167,21 @@ class Pipeline:
         dtype = output.get_element_type().to_dtype()
         results = np.empty((rows, *list(output.shape)[1:]), dtype)
 
-        def collect(request: Any, row: int) -> None:
-            results[row] = request.get_output_tensor().data[0]
+        def run_every(first: int, step: int) -> None:
+            request = model.create_infer_request()
+            for row in range(first, rows, step):
+                request.infer([array[row : row + 1] for array in inputs])
+                results[row] = request.get_output_tensor().data[0]
 
-        queue = ov.AsyncInferQueue(model, self.options.streams)
-        queue.set_callback(collect)
-        for row in range(rows):
-            queue.start_async([array[row : row + 1] for array in inputs], row)
-        queue.wait_all()
+        streams = min(self.options.streams, rows)
+        if streams <= 1:
+            run_every(0, 1)
+            return results
+        # Threads, since `infer` lets go of the interpreter lock; OpenVINO's own queue with Python
+        # callbacks was seen to deadlock when it is destroyed.
+        with ThreadPoolExecutor(streams) as pool:
+            for future in [pool.submit(run_every, first, streams) for first in range(streams)]:
+                future.result()
         return results
 
     def _compile(self, path: Path) -> Any:

@@ -79,9 +79,7 @@ class UpsamplingBlock(nn.Module):
     with a quarter of the memory traffic.
     """
 
-    def __init__(
-        self, condition_dim: int, in_channels: int, out_channels: int, size: int
-    ) -> None:
+    def __init__(self, condition_dim: int, in_channels: int, out_channels: int, size: int) -> None:
         super().__init__()
         self.size = size
         self.fusion1 = DeepFusion(condition_dim, in_channels)
@@ -144,3 +142,19 @@ class ReductionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B,C_in,H,W) -> (B,C_out,H,W)."""
         return self.shortcut(x) + self.gamma * self.residual(x)
+
+
+class DownsamplingBlock(nn.Module):
+    """shortcut(x) + gamma R(x) at half the size: the plain discriminator's; gamma starts at 0."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
+        self.conv2 = conv3x3(out_channels, out_channels, bias=False)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C_in,H,W) -> (B,C_out,H/2,W/2)."""
+        residual = leaky_relu(self.conv2(leaky_relu(self.conv1(x))))
+        return self.shortcut(F.avg_pool2d(x, 2)) + self.gamma * residual

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import open_clip
 import torch
 from torch import Tensor, nn
@@ -13,12 +15,12 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def build_clip(config: CLIPConfig) -> nn.Module:
+def build_clip(config: CLIPConfig) -> open_clip.CLIP:
     """An `open_clip.CLIP` with fresh weights, frozen, in evaluation mode.
 
     Its parameters have the names of OpenAI's own state dict.
     """
-    clip: nn.Module = open_clip.CLIP(
+    clip = open_clip.CLIP(
         embed_dim=config.embedding_dim,
         vision_cfg=open_clip.CLIPVisionCfg(
             layers=config.vision_layers,
@@ -70,7 +72,7 @@ def _patch_tokens_as_feature(tokens: Tensor, grid: int) -> Tensor:
     return patches.reshape(patches.shape[0], patches.shape[1], grid, grid)
 
 
-def _embed_patches(visual: nn.Module, patches: Tensor) -> Tensor:
+def _embed_patches(visual: Any, patches: Tensor) -> Tensor:
     """Patch embeddings (B,grid²,C) -> input of the first block (B,1+grid²,C)."""
     class_token = visual.class_embedding.expand(patches.shape[0], 1, -1).to(patches.dtype)
     tokens = torch.cat([class_token, patches], dim=1)
@@ -87,7 +89,8 @@ class CLIPTextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B,77) int64, the end-of-text token being the highest id -> (B,E)."""
-        sentence: Tensor = self.clip.encode_text(tokens)
+        clip: Any = self.clip
+        sentence: Tensor = clip.encode_text(tokens)
         return sentence
 
 
@@ -104,8 +107,16 @@ class CLIPImageEncoder(nn.Module):
         self.form = form
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B,3,H,W) in [-1,1] -> features (B,taps,C,grid,grid), embedding (B,E)."""
-        visual = self.visual
+        """What the discriminator reads, and the image embedding.
+
+        Args:
+            images: (B,3,H,W) in [-1,1].
+
+        Returns:
+            Features (B,taps,C,grid,grid), or `images` themselves if there are no taps; embedding
+            (B,E), not normalised.
+        """
+        visual: Any = self.visual
         pixels = clip_pixels(images, self.config.image_size, self.form)
         tokens = _embed_patches(visual, visual.conv1(pixels).flatten(2).transpose(1, 2))
         features = []
@@ -114,7 +125,7 @@ class CLIPImageEncoder(nn.Module):
             if index in self.taps:
                 features.append(_patch_tokens_as_feature(tokens, self.config.grid))
         embedding = visual.ln_post(tokens[:, 0]) @ visual.proj
-        return torch.stack(features, dim=1), embedding
+        return torch.stack(features, dim=1) if features else images, embedding
 
 
 class PromptedViT(nn.Module):
@@ -130,9 +141,10 @@ class PromptedViT(nn.Module):
 
     def forward(self, bridge: Tensor, prompts: Tensor) -> Tensor:
         """Bridge (B,C,grid,grid), prompts (B,len(prompt_blocks),C) -> (B,C,grid,grid)."""
-        tokens = _embed_patches(self.visual, bridge.flatten(2).transpose(1, 2))
+        visual: Any = self.visual
+        tokens = _embed_patches(visual, bridge.flatten(2).transpose(1, 2))
         length = tokens.shape[1]
-        for index, block in enumerate(self.visual.transformer.resblocks):
+        for index, block in enumerate(visual.transformer.resblocks):
             if index in self.prompt_blocks:
                 k = self.prompt_blocks.index(index)
                 tokens = block(torch.cat([tokens, prompts[:, k : k + 1]], dim=1))[:, :length]

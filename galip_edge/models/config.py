@@ -77,10 +77,14 @@ class ModelConfig:
         noise_dim: length of the noise vector z.
         block_sizes: output side in pixels of each upsampling block; the last is the image's.
         block_channels: channels entering the first block, then leaving each block.
-        bridge_channels, bridge_hidden, bridge_blocks: the bridge feature predictor.
-        visual_concept_scale: weight of the visual concept where it joins the bridge feature.
-        prompt_blocks: ViT blocks (from 0) that see one predicted prompt token each.
-        tap_blocks: ViT blocks (from 0) whose patch tokens the discriminator reads.
+        bridge_channels, bridge_hidden, bridge_blocks: the bridge feature predictor; with 0 blocks
+            a convolution of the projected noise takes its place (ablation).
+        visual_concept_scale: weight of the visual concept where it joins the bridge feature; 0
+            leaves the ViT out of the generator (ablation).
+        prompt_blocks: ViT blocks (from 0) that see one predicted prompt token each; may be empty
+            (ablation).
+        tap_blocks: ViT blocks (from 0) whose patch tokens the discriminator reads; if empty, the
+            discriminator is a plain convolutional one that reads pixels (ablation).
         discriminator_channels, score_channels: widths after the last tap and before the score.
         clip_input: how pixels reach CLIP in training; `original` repeats the published code's
             quirk (range [0.5, 1]), which the published checkpoints were trained with.
@@ -101,8 +105,10 @@ class ModelConfig:
     clip_input: CLIPInput = "standard"
 
     def __post_init__(self) -> None:
-        _positive(self, "noise_dim", "bridge_channels", "bridge_hidden", "bridge_blocks")
+        _positive(self, "noise_dim", "bridge_channels", "bridge_hidden")
         _positive(self, "discriminator_channels", "score_channels")
+        if not isinstance(self.bridge_blocks, int) or self.bridge_blocks < 0:
+            raise ValueError(f"bridge_blocks must be 0 or more, got {self.bridge_blocks!r}")
         if not self.block_sizes or any(
             a >= b for a, b in zip((self.clip.grid, *self.block_sizes), self.block_sizes)
         ):
@@ -124,8 +130,11 @@ class ModelConfig:
                     f"{name} must be distinct, rising, and in 0..{self.clip.vision_layers - 1}, "
                     f"got {blocks}"
                 )
-        if not self.tap_blocks:
-            raise ValueError("tap_blocks must name at least one block, got ()")
+        if self.prompt_blocks and not self.visual_concept_scale:
+            raise ValueError(
+                f"prompt_blocks {self.prompt_blocks} have no effect with visual_concept_scale 0, "
+                "which leaves the ViT out: make them empty"
+            )
         if self.clip_input not in ("standard", "original"):
             raise ValueError(f"clip_input must be standard or original, got {self.clip_input!r}")
 

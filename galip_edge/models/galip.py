@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from galip_edge.models.clip import CLIPImageEncoder, CLIPTextEncoder, build_clip
 from galip_edge.models.config import ModelConfig
-from galip_edge.models.discriminator import Discriminator
+from galip_edge.models.discriminator import ConvolutionalDiscriminator, Discriminator
 from galip_edge.models.generator import Generator
 
 
@@ -21,7 +21,8 @@ class GALIP(nn.Module):
         self.config = config
         self.clip = build_clip(config.clip)
         self.generator = Generator(config, self.clip.visual)
-        self.discriminator = Discriminator(config)
+        discriminator = Discriminator if config.tap_blocks else ConvolutionalDiscriminator
+        self.discriminator = discriminator(config)
         self.text_encoder = CLIPTextEncoder(self.clip)
         self.image_encoder = CLIPImageEncoder(
             self.clip.visual, config.clip, config.tap_blocks, config.clip_input

@@ -45,7 +45,8 @@ class Generator(nn.Module):
         channels = config.block_channels
         self.noise_projection = nn.Linear(config.noise_dim, config.bridge_channels * grid * grid)
         self.bridge = BridgePredictor(config)
-        self.prompt_predictor = nn.Linear(condition, len(config.prompt_blocks) * width)
+        if config.prompt_blocks:
+            self.prompt_predictor = nn.Linear(condition, len(config.prompt_blocks) * width)
         self.vit = PromptedViT(visual, config.prompt_blocks)
         self.visual_projection = nn.Conv2d(width, channels[0], kernel_size=5, padding=2)
         self.upsampling = nn.ModuleList(
@@ -58,15 +59,20 @@ class Generator(nn.Module):
         """Steps up to the first upsampling block -> (B,block_channels[0],grid,grid)."""
         grid = self.config.clip.grid
         start = self.noise_projection(noise).reshape(noise.shape[0], -1, grid, grid)
-        bridge = self.bridge(start, condition)
-        prompts = self.prompt_predictor(condition).reshape(
-            noise.shape[0], -1, self.config.clip.vision_width
-        )
-        concept = self.vit(bridge, prompts)
-        features: Tensor = self.visual_projection(
-            bridge + self.config.visual_concept_scale * concept
-        )
+        feature = self.bridge(start, condition)
+        if self.config.visual_concept_scale:
+            concept = self.vit(feature, self.prompt_tokens(condition))
+            feature = feature + self.config.visual_concept_scale * concept
+        features: Tensor = self.visual_projection(feature)
         return features
+
+    def prompt_tokens(self, condition: Tensor) -> Tensor:
+        """condition (B,D) -> (B,len(prompt_blocks),vision_width)."""
+        shape = condition.shape[0], len(self.config.prompt_blocks), self.config.clip.vision_width
+        if not self.config.prompt_blocks:
+            return condition.new_zeros(shape)
+        tokens: Tensor = self.prompt_predictor(condition).reshape(shape)
+        return tokens
 
     def forward(self, noise: Tensor, sentence: Tensor) -> Tensor:
         """Generate images.
@@ -78,7 +84,10 @@ class Generator(nn.Module):
         Returns:
             (B,3,H,W); [-1,1] is black to white. There is no tanh: callers clamp.
         """
-        condition = torch.cat([noise, sentence], dim=1)
+        return self.synthesize(noise, torch.cat([noise, sentence], dim=1))
+
+    def synthesize(self, noise: Tensor, condition: Tensor) -> Tensor:
+        """noise (B,noise_dim), condition (B,D) -> images (B,3,H,W)."""
         x = self.visual_features(noise, condition)
         for block in self.upsampling:
             x = block(x, condition)

@@ -1,0 +1,249 @@
+"""The training loop's step against the plain one: images/s, peak memory, and what the loop loses.
+
+    python benchmarks/training_step.py --batch 4 --steps 4 --json
+
+`plain` is eager float32 in the published order of operations (resize first), on one batch that
+stays in memory, encoding its text in every step. The others are `galip-edge train` itself, reading
+JPEGs of COCO's size from disk. Every variant runs in processes of its own, in turn, `--rounds`
+times; the first steps of each are left out, and medians are reported. CLIP's weights are random:
+speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from galip_edge.models import GALIP, PRESETS, blocks, generator
+from galip_edge.tokenizer import build_tokenizer
+from galip_edge.training.config import TrainConfig
+from galip_edge.training.losses import LossConfig, discriminator_loss, generator_loss
+from galip_edge.training.run import train
+
+BURN_IN = 2
+CAPTION = "a man riding a wave on top of a surfboard, picture {}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process measures."""
+
+    variant: str
+    preset: str
+    device: str
+    batch: int
+    steps: int
+    threads: int
+    folder: str
+
+
+class PublishedBlock(blocks.UpsamplingBlock):
+    """The authors' order: resize first, then fusion and shortcut at the large size."""
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """As the block that it stands for."""
+        x = self.resize(x)
+        residual = self.conv1(self.fusion1(x, condition))
+        return self.shortcut(x) + self.conv2(self.fusion2(residual, condition))
+
+
+def measure_plain(task: Task) -> dict[str, Any]:
+    """Eager float32, published order, unfused Adam; the text is encoded in every step."""
+    config = PRESETS[task.preset]
+    generator.UpsamplingBlock = PublishedBlock  # type: ignore[misc]
+    model = GALIP(config).to(task.device)
+    g_adam, d_adam = (
+        torch.optim.Adam(
+            [p for p in network.parameters() if p.requires_grad],
+            lr=rate,
+            betas=(0.0, 0.9),
+            foreach=False,
+        )
+        for network, rate in ((model.generator, 1e-4), (model.discriminator, 4e-4))
+    )
+    images = torch.rand(task.batch, 3, 256, 256, device=task.device) * 2 - 1
+    captions = [CAPTION.format(i) for i in range(task.batch)]
+    tokens = torch.from_numpy(build_tokenizer(config.clip)(captions)).to(task.device)
+    weights = LossConfig()
+
+    def step() -> None:
+        with torch.no_grad():
+            sentence = model.text_encoder(tokens)
+            real, _ = model.image_encoder(images)
+        noise = torch.randn(task.batch, config.noise_dim, device=task.device)
+        fake, embedding = model.image_encoder(model.generator(noise, sentence))
+        loss = discriminator_loss(
+            model.discriminator, real, fake, sentence, sentence.roll(-1, 0), weights
+        )
+        d_adam.zero_grad()
+        loss.total.backward()
+        d_adam.step()
+        g_adam.zero_grad()
+        generator_loss(model.discriminator, fake, embedding, sentence, weights).total.backward()
+        g_adam.step()
+        if task.device == "cuda":
+            torch.cuda.synchronize()
+
+    seconds = []
+    for _ in range(BURN_IN + task.steps):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds[BURN_IN:]}
+
+
+def measure_loop(task: Task) -> dict[str, Any]:
+    """`train` on a folder of JPEGs; its own metrics say how long each step took, and for what."""
+    precision, _, compiled = task.variant.partition("+")
+    with tempfile.TemporaryDirectory() as output:
+        config = TrainConfig.from_dict(
+            {
+                "output": output,
+                "model": {"preset": task.preset},
+                "data": {"kind": "folder", "root": task.folder, "workers": 1},
+                "batch_size": task.batch,
+                "steps": BURN_IN + task.steps,
+                "precision": precision,
+                "compile": bool(compiled),
+                "device": task.device,
+                "clip": "random",
+                "text_cache": str(Path(task.folder) / "cache"),
+                "checkpoint": {"every": 1_000_000},
+                "log": {"every": 1, "samples_every": 0},
+            }
+        )
+        train(config)
+        lines = (Path(output) / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines][BURN_IN:]
+    shares = [record["share/data"] + record["share/log"] for record in records]
+    return {
+        "seconds": [task.batch / record["images_per_second"] for record in records],
+        "lost": statistics.median(shares),
+    }
+
+
+def run(task: Task, results: Any) -> None:
+    """In a process of its own: measure, and add the peak of its memory."""
+    torch.set_num_threads(task.threads)
+    measured = measure_plain(task) if task.variant == "plain" else measure_loop(task)
+    if task.device == "cuda":
+        measured["peak_bytes"] = torch.cuda.max_memory_allocated()
+    else:
+        measured["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    results.put(measured)
+
+
+def measure(task: Task) -> dict[str, Any]:
+    """What `run` found in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=run, args=(task, results))
+    process.start()
+    while process.is_alive() and results.empty():
+        process.join(0.2)
+    if results.empty():
+        raise SystemExit(f"{task.variant} failed with exit code {process.exitcode}")
+    measured: dict[str, Any] = results.get()
+    process.join()
+    return measured
+
+
+@contextmanager
+def coco_like_images(count: int) -> Iterator[Path]:
+    """A folder of photographs' size and compressibility, 640x480, with captions."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for i in range(count):
+            coarse = Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8))
+            picture = coarse.resize((640, 480), Image.Resampling.BICUBIC)
+            picture.save(folder / f"{i:04}.jpg", quality=90)
+            (folder / f"{i:04}.txt").write_text(CAPTION.format(i) + "\n")
+        yield folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--preset", default="coco", choices=list(PRESETS))
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=4, help="measured steps in each round")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--devices", nargs="+", help="cpu, cuda; default: all there are")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=["plain", "float32", "bfloat16"],
+        help="plain, or a precision, with +compile to use torch.compile",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args()
+    devices = args.devices or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with coco_like_images(max(64, args.batch)) as folder:
+        for _ in range(args.rounds):
+            for device in devices:
+                for variant in args.variants:
+                    task = Task(
+                        variant,
+                        args.preset,
+                        device,
+                        args.batch,
+                        args.steps,
+                        args.threads,
+                        str(folder),
+                    )
+                    print(f"{device} {variant} ...", file=sys.stderr, flush=True)
+                    found.setdefault((device, variant), []).append(measure(task))
+
+    rows = []
+    for (device, variant), rounds in found.items():
+        median = statistics.median(s for r in rounds for s in r["seconds"])
+        rows.append(
+            {
+                "device": device,
+                "variant": variant,
+                "seconds_per_step": median,
+                "images_per_second": args.batch / median,
+                "peak_gb": max(r["peak_bytes"] for r in rounds) / 1e9,
+                "lost_to_data_and_logging": statistics.median(r.get("lost", 0.0) for r in rounds),
+            }
+        )
+    baseline = {row["device"]: row["seconds_per_step"] for row in rows if row["variant"] == "plain"}
+    for row in rows:
+        if row["device"] in baseline:
+            row["speedup"] = baseline[row["device"]] / row["seconds_per_step"]
+    report = {"settings": vars(args), "torch": torch.__version__, "results": rows}
+    print(json.dumps(report, indent=1) if args.json else table(rows))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """For people."""
+    lines = ["device variant              s/step  images/s  speedup  peak GB  data+log"]
+    for row in rows:
+        lines.append(
+            f"{row['device']:6} {row['variant']:18} {row['seconds_per_step']:9.3f} "
+            f"{row['images_per_second']:9.3f} {row.get('speedup', float('nan')):7.2f}x "
+            f"{row['peak_gb']:8.2f} {row['lost_to_data_and_logging']:8.1%}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

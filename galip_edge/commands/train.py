@@ -1,0 +1,35 @@
+"""`galip-edge train`: a training run, started or resumed."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from galip_edge.training.config import load_config
+from galip_edge.training.run import describe, train
+
+
+@click.command("train")
+@click.argument("config")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting, such as batch_size=32 or data.root=photos; may be repeated.",
+)
+@click.option("--dry-run", is_flag=True, help="Show the resolved settings and what would be done.")
+def command(config: str, assignments: tuple[str, ...], dry_run: bool) -> None:
+    """Train a model as CONFIG says, or resume the run if its folder holds checkpoints.
+
+    CONFIG is a TOML file, or the name of a configuration that comes with the package, such as cub
+    or coco. Under torchrun every process takes its share. Ctrl-C ends the run with a checkpoint.
+    """
+    resolved = load_config(config, assignments)
+    if dry_run:
+        click.echo(describe(resolved))
+        return
+    logging.getLogger("galip_edge").setLevel(logging.INFO)
+    result = train(resolved)
+    click.echo(result.model)

@@ -1,0 +1,235 @@
+"""Looks at every image and caption before days of training are spent on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import accumulate
+from typing import Any, TypeVar
+
+from galip_edge.data.config import DataConfig
+from galip_edge.data.errors import Problem, ProblemLog, SampleError
+from galip_edge.data.records import Source
+from galip_edge.data.shards import list_shards, raw_caption, raw_image, read_shard
+from galip_edge.data.sources import open_source
+
+Item = TypeVar("Item")
+# Called with how many images (of web data: shards) are done, and how many there are.
+Progress = Callable[[int, int], None]
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Smallest, middle and largest of some numbers."""
+
+    minimum: int
+    median: int
+    maximum: int
+
+    @classmethod
+    def of(cls, counts: Counter[int]) -> Spread | None:
+        """The spread of numbers of which `counts` says how often each comes; None without any."""
+        if not counts:
+            return None
+        numbers = sorted(counts)
+        below = accumulate(counts[number] for number in numbers)
+        half = counts.total() / 2
+        median = next(number for number, n in zip(numbers, below, strict=True) if n >= half)
+        return cls(numbers[0], median, numbers[-1])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found.
+
+    Attributes:
+        kind, root, split: of the configuration.
+        shards: number of tar files looked into; 0 if the data is not in shards.
+        images: that can be trained on: readable, and with a caption.
+        captions: of these images.
+        captions_per_image, width, height: over these images; None if there are none.
+        enlarged: images smaller than the size that they are resized to.
+        samples: some (key, caption), to look at.
+        problems: everything that training would skip, and keys that come twice.
+    """
+
+    kind: str
+    root: str
+    split: str
+    shards: int
+    images: int
+    captions: int
+    captions_per_image: Spread | None
+    width: Spread | None
+    height: Spread | None
+    enlarged: int
+    samples: list[tuple[str, str]]
+    problems: ProblemLog
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is something to train on and nothing is broken."""
+        return self.images > 0 and self.problems.total == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = {name: value for name, value in vars(self).items() if name != "problems"}
+        for name in ("captions_per_image", "width", "height"):
+            values[name] = values[name] and asdict(values[name])
+        values["samples"] = [list(sample) for sample in self.samples]
+        return {**values, "problems": self.problems.to_dict(), "ok": self.ok}
+
+
+def check(
+    config: DataConfig,
+    progress: Progress | None = None,
+    *,
+    threads: int | None = None,
+    limit: int | None = None,
+    examples: int = 5,
+) -> Report:
+    """Decode images, read captions, and report what is there and what is broken.
+
+    Args:
+        config: which data.
+        progress: called from this thread now and then.
+        threads: how many read at once; a few more than there are CPUs by default. Decoding runs
+            outside Python's lock, so threads scale.
+        limit: look at no more than so many images, or shards, evenly spread; at all by default.
+        examples: how many samples, and how many problems of each kind, the report shows.
+
+    Raises:
+        DataError: nothing can be read at all: no root, no list of files, a hostile pickle.
+    """
+    shards: list[str] = []
+    tasks: Iterable[partial[_Tally]]
+    if config.kind == "webdataset":
+        shards = _spread_out(list_shards(config), limit)
+        total = len(shards)
+        tasks = (partial(_check_shard, shard) for shard in shards)
+    else:
+        source = open_source(config)
+        indices = _spread_out(range(len(source)), limit)
+        total = len(indices)
+        tasks = _image_tasks(source, indices)
+    summary = _Summary(config, len(shards), examples)
+    done = 0
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for tally in pool.map(lambda task: task(), tasks):
+            summary.add(tally)
+            done += tally.done
+            if progress is not None:
+                progress(done, total)
+    finally:  # at once, also on Ctrl-C
+        pool.shutdown(cancel_futures=True)
+    return summary.report()
+
+
+@dataclass
+class _Tally:
+    """What was found in one part of the data."""
+
+    done: int
+    keys: list[str] = field(default_factory=list)
+    captions: Counter[int] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    sample: tuple[str, str] | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, key: str, captions: tuple[str, ...], size: tuple[int, int]) -> None:
+        self.captions[len(captions)] += 1
+        self.sizes[size] += 1
+        # The first of every part shows more of the data than the first few of all.
+        self.sample = self.sample or (key, captions[0])
+
+
+def _check_images(source: Source, indices: list[int]) -> _Tally:
+    tally = _Tally(done=len(indices))
+    for index in indices:
+        key = source.key(index)
+        tally.keys.append(key)
+        try:
+            tally.add(key, source.captions(index), source.image(index).size)
+        except SampleError as error:
+            tally.problems.append(error.problem)
+    return tally
+
+
+def _check_shard(shard: str) -> _Tally:
+    tally = _Tally(done=1)
+    for raw in read_shard(shard, tally.problems.append):
+        key = raw["__key__"]
+        tally.keys.append(key)
+        try:
+            tally.add(key, (raw_caption(raw),), raw_image(raw).size)
+        except SampleError as error:
+            tally.problems.append(error.problem)
+    return tally
+
+
+def _image_tasks(source: Source, indices: list[int]) -> Iterator[partial[_Tally]]:
+    for start in range(0, len(indices), _CHUNK):
+        yield partial(_check_images, source, indices[start : start + _CHUNK])
+
+
+def _spread_out(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most `limit` of `items`, evenly spread."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    if limit < 1:
+        raise ValueError(f"limit must be positive, got {limit}")
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+class _Summary:
+    """Adds the tallies up to a report."""
+
+    def __init__(self, config: DataConfig, shards: int, examples: int) -> None:
+        self._config = config
+        self._shards = shards
+        self._examples = examples
+        self._captions: Counter[int] = Counter()
+        self._sizes: Counter[tuple[int, int]] = Counter()
+        self._samples: list[tuple[str, str]] = []
+        self._keys: set[str] = set()
+        self._problems = ProblemLog(examples)
+
+    def add(self, tally: _Tally) -> None:
+        self._problems.add(tally.problems)
+        self._captions += tally.captions
+        self._sizes += tally.sizes
+        self._samples += [tally.sample] if tally.sample else []
+        if self._shards:
+            self._keys.clear()  # keys of millions of images; compared within each shard only
+        for key in tally.keys:
+            if key in self._keys:
+                self._problems.add([Problem("duplicate key", key, "more than one image has it")])
+            self._keys.add(key)
+
+    def report(self) -> Report:
+        widths: Counter[int] = Counter()
+        heights: Counter[int] = Counter()
+        for (width, height), count in self._sizes.items():
+            widths[width] += count
+            heights[height] += count
+        least = self._config.shorter_side
+        return Report(
+            kind=self._config.kind,
+            root=self._config.root,
+            split=self._config.split,
+            shards=self._shards,
+            images=self._sizes.total(),
+            captions=sum(number * count for number, count in self._captions.items()),
+            captions_per_image=Spread.of(self._captions),
+            width=Spread.of(widths),
+            height=Spread.of(heights),
+            enlarged=sum(n for size, n in self._sizes.items() if min(size) < least),
+            samples=_spread_out(self._samples, self._examples),
+            problems=self._problems,
+        )

@@ -1,0 +1,245 @@
+"""Batches, read ahead by worker processes, from any position in training."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from galip_edge.data.config import DataConfig
+from galip_edge.data.dataset import CaptionedImages
+from galip_edge.data.errors import DataError, ProblemLog
+from galip_edge.data.samples import Batch, Draw, collate
+from galip_edge.data.schedule import Position, Schedule
+from galip_edge.data.sources import build_dataset
+from galip_edge.data.stream import WebShards
+
+
+class Loader:
+    """Yields the batches of one epoch each time it is iterated over.
+
+    The workers read on across the end of an epoch, so that no step waits there.
+
+    Attributes:
+        schedule: how epochs are cut into batches.
+        position: what to resume at; every batch counts from the moment it is handed out.
+        skips: everything that was skipped and replaced on this process.
+    """
+
+    def __init__(
+        self,
+        dataset: CaptionedImages | WebShards,
+        schedule: Schedule,
+        *,
+        workers: int = 0,
+        shuffle: bool = True,
+        epochs: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.schedule = schedule
+        self.position = Position()
+        self.skips = ProblemLog()
+        self._workers = workers
+        self._shuffle = shuffle
+        self._epochs = epochs
+        self._pin_memory = pin_memory
+        self._stream: Iterator[Batch | DataError] | None = None
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return self.schedule.batches_per_epoch
+
+    def resume(self, position: Position) -> None:
+        """Continue at `position`, exactly where the loader was that it comes from.
+
+        In web shards this is exact for the same number of processes, workers and batch size;
+        otherwise what is left of the epoch is dealt out differently, and some of its samples
+        come twice or not at all.
+        """
+        self.close()
+        if isinstance(self.dataset, WebShards):  # streams know whole batches only
+            samples = position.samples - position.samples % self.schedule.global_batch
+            position = Position(position.epoch, samples)
+        self.position = self.schedule.valid(position)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch. Raises DataError."""
+        epoch = self.position.epoch
+        while self.position.epoch == epoch and (self._epochs is None or epoch < self._epochs):
+            batch = self._next()
+            self.position = self.schedule.after(self.position)
+            self.skips.add(batch.skipped)
+            yield batch
+        if self._epochs is not None and self.position.epoch >= self._epochs:
+            self.close()
+
+    def close(self) -> None:
+        """Stop the workers; they start again when needed."""
+        self._stream = None
+
+    def _next(self) -> Batch:
+        if self._stream is None:
+            self._stream = iter(self._start())
+        try:
+            batch = next(self._stream)
+        except RuntimeError as error:
+            self.close()
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a process that reads data died ({error}); mostly memory or /dev/shm ran out: "
+                "lower workers or the batch size"
+            ) from error
+        if isinstance(batch, DataError):
+            self.close()
+            raise batch
+        return batch
+
+    def _start(self) -> Iterable[Batch | DataError]:
+        options: dict[str, Any] = {
+            "batch_size": None,  # batches come whole
+            "num_workers": self._workers,
+            "collate_fn": _unchanged,
+            "pin_memory": self._pin_memory,
+            # Without it, starting the workers would draw from torch's global generator, and a
+            # resumed run would see other noise than an undisturbed one.
+            "generator": torch.Generator(),
+            "worker_init_fn": _ignore_interrupts,
+        }
+        if isinstance(self.dataset, WebShards):
+            streams = _StreamBatches(
+                self.dataset, self.schedule, self.position, self._shuffle, self._epochs
+            )
+            return DataLoader(streams, **options)
+        draws = partial(
+            self.schedule.draws, self.position, self.dataset.seed, self._shuffle, self._epochs
+        )
+        return DataLoader(_MapBatches(self.dataset), sampler=_Draws(draws), **options)
+
+
+def build_loader(
+    config: DataConfig,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    shuffle: bool = True,
+    drop_last: bool = True,
+    epochs: int | None = None,
+    pin_memory: bool = False,
+) -> Loader:
+    """Open the data set of `config` and deal it out in batches.
+
+    Args:
+        config: which data.
+        batch_size: samples in a batch of this process.
+        rank, world_size: of this process, and how many there are.
+        shuffle: in a new order every epoch; otherwise in the data set's own.
+        drop_last: leave out the last samples of an epoch that fill no global batch. Otherwise
+            the last batch is smaller, and may be empty on the last ranks.
+        epochs: how many there are; None for no end. One pass, for evaluation, is 1.
+        pin_memory: hand out page-locked images, for copies to a GPU.
+
+    Raises:
+        DataError: the data set cannot be used, or has too few samples or shards.
+        ValueError: an argument is out of range.
+    """
+    dataset = build_dataset(config)
+    if isinstance(dataset, WebShards) and not drop_last:
+        raise ValueError("drop_last=False has no effect on web shards: their batches are all full")
+    return Loader(
+        dataset,
+        Schedule(len(dataset), batch_size, rank, world_size, drop_last),
+        workers=config.workers,
+        shuffle=shuffle,
+        epochs=epochs,
+        pin_memory=pin_memory,
+    )
+
+
+# An error leaves a worker as a value: as an exception torch would put a traceback before it.
+
+
+class _MapBatches(Dataset["Batch | DataError"]):
+    """Whole batches of a data set that is read by number."""
+
+    def __init__(self, dataset: CaptionedImages) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, draws: list[Draw]) -> Batch | DataError:
+        try:
+            return collate([self._dataset[draw] for draw in draws])
+        except DataError as error:
+            return error
+
+
+class _Draws:
+    """What to read for each batch, as something that DataLoader can iterate over."""
+
+    def __init__(self, start: Callable[[], Iterator[list[Draw]]]) -> None:
+        self._start = start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return self._start()
+
+
+class _StreamBatches(IterableDataset["Batch | DataError"]):
+    """Whole batches of web shards.
+
+    Batches of a process are numbered through all epochs; number n is made by reader n modulo
+    their number. DataLoader asks its workers in turn, so worker w, counted from where this
+    loader starts, is reader (start + w) modulo their number, wherever that start is.
+    """
+
+    def __init__(
+        self,
+        dataset: WebShards,
+        schedule: Schedule,
+        start: Position,
+        shuffle: bool,
+        epochs: int | None,
+    ) -> None:
+        self._dataset = dataset
+        self._schedule = schedule
+        self._start = start
+        self._shuffle = shuffle
+        self._epochs = epochs
+
+    def __iter__(self) -> Iterator[Batch | DataError]:
+        worker = get_worker_info()
+        worker_id, readers = (worker.id, worker.num_workers) if worker else (0, 1)
+        schedule, per_epoch = self._schedule, self._schedule.batches_per_epoch
+        number = self._start.epoch * per_epoch + self._start.samples // schedule.global_batch
+        number += worker_id
+        reader = number % readers
+        try:
+            while self._epochs is None or number < self._epochs * per_epoch:
+                epoch = number // per_epoch
+                first = epoch * per_epoch + (reader - epoch * per_epoch) % readers
+                samples = self._dataset.samples(
+                    epoch,
+                    schedule.rank * readers + reader,
+                    schedule.world_size * readers,
+                    skip=(number - first) // readers * schedule.batch_size,
+                    shuffle=self._shuffle,
+                )
+                while number < (epoch + 1) * per_epoch:
+                    yield collate(list(islice(samples, schedule.batch_size)))
+                    number += readers
+        except DataError as error:
+            yield error
+
+
+def _ignore_interrupts(worker_id: int) -> None:
+    """Ctrl-C reaches all processes at once; the main one decides when the workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _unchanged(batch: Batch | DataError) -> Batch | DataError:
+    return batch

@@ -1,0 +1,104 @@
+"""Which samples make which batch, on which process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from galip_edge.data.errors import DataError
+from galip_edge.data.samples import Draw, generator_for
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far training has come through its data; the same on all processes.
+
+    Attributes:
+        epoch: from 0.
+        samples: of this epoch, handed to all processes together.
+    """
+
+    epoch: int = 0
+    samples: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epoch < 0 or self.samples < 0:
+            raise ValueError(f"epoch and samples must not be negative, got {self}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The cut of an epoch into global batches, and of these into one part per process.
+
+    The parts of a global batch, put together in the order of the ranks, are the batch that one
+    process with `batch_size * world_size` would see.
+
+    Attributes:
+        length: samples in an epoch.
+        batch_size: of one process.
+        rank: of this process, from 0.
+        world_size: how many processes there are.
+        drop_last: leave out the samples at the end of an epoch that do not fill a global batch.
+    """
+
+    length: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = True
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.batch_size < 1:
+            raise ValueError(f"length and batch_size must be positive, got {self}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must be in 0..{self.world_size - 1}, got {self.rank}")
+        if self.drop_last and self.length < self.global_batch:
+            raise DataError(
+                f"an epoch has {self.length} samples, too few for one batch of "
+                f"{self.batch_size} on each of {self.world_size} process(es): lower the batch size"
+            )
+
+    @property
+    def global_batch(self) -> int:
+        """Samples that all processes see in one step."""
+        return self.batch_size * self.world_size
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of every process in an epoch."""
+        return (self.length + (0 if self.drop_last else self.global_batch - 1)) // self.global_batch
+
+    def after(self, position: Position) -> Position:
+        """The position after the batch at `position`."""
+        samples = position.samples + self.global_batch
+        if samples + (self.global_batch if self.drop_last else 1) > self.length:
+            return Position(position.epoch + 1)
+        return Position(position.epoch, samples)
+
+    def valid(self, position: Position) -> Position:
+        """`position`, or the next epoch's start if no batch fits there any more.
+
+        A batch size other than the one that `position` was reached with can leave such a rest.
+        """
+        least = self.global_batch if self.drop_last else 1
+        return position if position.samples + least <= self.length else Position(position.epoch + 1)
+
+    def draws(
+        self, start: Position, seed: int, shuffle: bool, epochs: int | None
+    ) -> Iterator[list[Draw]]:
+        """What this process reads for each batch from `start` to the end of `epochs` epochs.
+
+        The order of an epoch depends on (seed, epoch) alone. Without `drop_last` the epoch's last
+        batch is smaller, and may be empty on the last ranks.
+        """
+        position, order_of, order = start, -1, np.arange(self.length)
+        while epochs is None or position.epoch < epochs:
+            if shuffle and order_of != position.epoch:
+                order_of = position.epoch
+                order = generator_for("order", seed, order_of).permutation(self.length)
+            first = position.samples + self.rank * self.batch_size
+            indices = order[first : first + self.batch_size].tolist()
+            yield [Draw(position.epoch, index) for index in indices]
+            position = self.after(position)

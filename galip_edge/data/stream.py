@@ -1,0 +1,128 @@
+"""Web shards as endless, repeatable streams of samples, one for every reader."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from itertools import chain, count, islice
+
+from galip_edge.data.config import DataConfig
+from galip_edge.data.errors import DataError, Problem, SampleError
+from galip_edge.data.images import Augmentation, Chance
+from galip_edge.data.samples import Sample, generator_for
+from galip_edge.data.shards import (
+    RawSample,
+    list_shards,
+    raw_caption,
+    raw_image,
+    read_shard,
+    samples_per_epoch,
+)
+
+
+class WebShards:
+    """Augmented images and captions from tar files that are read front to back.
+
+    An epoch deals the shards, in an order that depends on (seed, epoch), to the readers of all
+    processes. A reader shuffles block by block within a shard, and starts over if its shards end
+    before the epoch does, so that all processes see the same number of batches.
+
+    A sample that cannot be used is replaced by another of its block. A reader's n-th sample is
+    therefore always its n-th raw sample, and a stream can be resumed at n without decoding what
+    comes before. (Only a block without a single usable sample is left out, and shifts it; and so
+    does a download that breaks off at another place than before.)
+    """
+
+    def __init__(self, config: DataConfig, augmentation: Augmentation) -> None:
+        self.shards = list_shards(config)
+        self.augmentation = augmentation
+        self.seed = config.seed
+        self._length = samples_per_epoch(config, self.shards)
+        self._block = config.shuffle_block
+
+    def __len__(self) -> int:
+        """Samples in an epoch, over all processes."""
+        return self._length
+
+    def samples(
+        self, epoch: int, reader: int, readers: int, skip: int = 0, shuffle: bool = True
+    ) -> Iterator[Sample]:
+        """What reader number `reader` of `readers` sees in `epoch`, without its first `skip`.
+
+        Endless. Raises DataError if there are fewer shards than readers, or if none of the
+        reader's shards has a usable sample.
+        """
+        if readers > len(self.shards):
+            raise DataError(
+                f"{len(self.shards)} shards are too few for {readers} readers (processes times "
+                "workers): lower workers, or write smaller shards"
+            )
+        order = list(range(len(self.shards)))
+        if shuffle:
+            order = generator_for("shards", self.seed, epoch).permutation(len(order)).tolist()
+        mine = order[reader::readers]
+        problems: list[Problem] = []
+        for lap in count():
+            good, skip_before = 0, skip
+            for block in self._blocks(mine, (self.seed, epoch, lap), shuffle, problems):
+                if skip >= len(block):
+                    skip -= len(block)
+                    continue
+                for sample in self._decode(block, skip, (self.seed, epoch, lap), problems):
+                    good += 1
+                    yield sample
+                skip = 0
+            if not good and skip == skip_before:
+                names = ", ".join(self.shards[number] for number in mine[:3])
+                why = f" ({problems[-1]})" if problems else ""
+                raise DataError(
+                    f"no usable sample in {len(mine)} shard(s), first {names}{why}; run "
+                    "galip-edge data check to see what is wrong"
+                )
+
+    def _blocks(
+        self,
+        shards: list[int],
+        numbers: tuple[int, ...],
+        shuffle: bool,
+        problems: list[Problem],
+    ) -> Iterator[list[RawSample]]:
+        """The undecoded samples of `shards`, in blocks that are shuffled by `numbers`."""
+        for shard in shards:
+            raw = read_shard(self.shards[shard], problems.append)
+            for block_number in count():
+                block = list(islice(raw, self._block))
+                if not block:
+                    break
+                if shuffle:
+                    places = generator_for("block", *numbers, shard, block_number)
+                    block = [block[i] for i in places.permutation(len(block))]
+                yield block
+
+    def _decode(
+        self,
+        block: list[RawSample],
+        skip: int,
+        numbers: tuple[int, ...],
+        problems: list[Problem],
+    ) -> Iterator[Sample]:
+        """The samples of `block` after `skip`; `problems` goes out with the next sample."""
+        broken: set[int] = set()
+        for place in range(skip, len(block)):
+            for candidate in chain(range(place, len(block)), range(place)):
+                if candidate in broken:
+                    continue
+                raw = block[candidate]
+                try:
+                    caption = raw_caption(raw)
+                    image = raw_image(raw, 2 * self.augmentation.shorter_side)
+                except SampleError as error:
+                    broken.add(candidate)
+                    problems.append(error.problem)
+                    continue
+                key = raw["__key__"]
+                chance = Chance.draw(generator_for("sample", *numbers, zlib.crc32(key.encode())))
+                skipped = tuple(problems)
+                problems.clear()
+                yield Sample(key, self.augmentation(image, chance), caption, skipped=skipped)
+                break

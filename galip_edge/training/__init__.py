@@ -1,0 +1,1 @@
+"""Training GALIP: losses, the step, exact resume, distributed and accumulated batches."""

@@ -1,0 +1,204 @@
+"""Everything that determines a training run, in one typed, validated place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import galip_edge
+from galip_edge.data import DataConfig
+from galip_edge.models import PRESETS, ModelConfig
+from galip_edge.training.losses import LossConfig
+from galip_edge.training.precision import Precision
+from galip_edge.training.settings import build, override, parse_toml
+from runtime.errors import GalipEdgeError
+
+# The configurations that come with the package, by name: `galip-edge train cub`.
+CONFIGS = Path(galip_edge.__file__).parent / "configs"
+
+
+class ConfigError(GalipEdgeError):
+    """A training configuration cannot be used; the message names the setting."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam for both networks. The defaults are the authors'."""
+
+    generator_rate: float = 1e-4
+    discriminator_rate: float = 4e-4
+    betas: tuple[float, float] = (0.0, 0.9)
+
+    def __post_init__(self) -> None:
+        for name in ("generator_rate", "discriminator_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When training state is saved (in steps), and how many of the newest are kept."""
+
+    every: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "every", "keep")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is reported, and when (in steps).
+
+    Attributes:
+        every: steps between two reports of losses and speed.
+        samples_every: steps between two grids of sample images; 0 for none.
+        prompts: of the samples; by default the first captions of the data.
+        sample_count: samples when `prompts` is empty.
+        tensorboard: write TensorBoard's event files as well.
+    """
+
+    every: int = 10
+    samples_every: int = 1000
+    prompts: tuple[str, ...] = ()
+    sample_count: int = 16
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "every", "sample_count")
+        _at_least(self, 0, "samples_every")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        output: the run's folder. If it holds checkpoints of the same run, training resumes.
+        data: what to train on.
+        model: dimensions, and how pixels reach CLIP. In a file, `preset` names the ones to
+            start from.
+        loss, optimizer, checkpoint, log: see there.
+        batch_size: samples per step, over all processes.
+        micro_batch_size: samples that a process computes at once; by default its whole share of
+            the batch. Smaller needs less memory and about a quarter more time, and changes no
+            result.
+        epochs, steps: when to stop; whichever comes first, at least one is needed.
+        precision: of the forward passes; weights and optimizer are float32 in any case.
+        ema_decay: of the generator's moving average; 0 for none, as published.
+        seed: of initial weights and noise, and of the data unless `data.seed` is set.
+        device: `auto` takes CUDA where there is any.
+        clip: file of CLIP's weights; by default OpenAI's, through open_clip. `random` is only
+            for tests and for trying out dimensions for which there is no CLIP.
+        start: checkpoint to start from, ours or an original .pth.
+        text_cache: folder in which sentence embeddings are kept; by default the user's cache
+            folder. `none` keeps none.
+        channels_last: memory layout of the convolutions; mostly faster.
+        compile: run the generator through torch.compile; needs a C++ compiler, or Triton.
+        non_finite_limit: stop after so many steps in a row with a value that is not finite. Until
+            then such a step is reported and left out, and in float16 the loss scale is halved.
+    """
+
+    output: str
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    batch_size: int = 64
+    micro_batch_size: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    precision: Precision = "bfloat16"
+    ema_decay: float = 0.0
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    clip: str | None = None
+    start: str | None = None
+    text_cache: str | None = None
+    channels_last: bool = True
+    compile: bool = False
+    non_finite_limit: int = 20
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "non_finite_limit")
+        _at_least(self, 0, "seed")
+        _at_least(self, 2, "batch_size")  # a batch of one has no mismatched sentence
+        for name in ("micro_batch_size", "epochs", "steps"):
+            if getattr(self, name) is not None:
+                _at_least(self, 1, name)
+        if self.epochs is None and self.steps is None:
+            raise ValueError("set epochs or steps: how long to train")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay!r}")
+        if not self.model.tap_blocks and self.data.image_size != self.model.image_size:
+            raise ValueError(
+                f"data.image_size {self.data.image_size} must be the model's "
+                f"{self.model.image_size}, because a discriminator without tap_blocks compares "
+                "pixels"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Raises ValueError naming an unknown, missing or invalid setting."""
+        model, data = values.get("model", {}), values.get("data", {})
+        resolved = {**values, "model": _with_preset(model)}
+        if isinstance(data, Mapping) and data:
+            # One seed, unless two are wanted; images as large as the recipe says.
+            resolved["data"] = {"seed": values.get("seed", 0), **data}
+        return build(cls, resolved)
+
+
+def _with_preset(model: Any) -> Any:
+    """The settings of `model`, on top of those of the preset that it names."""
+    if not isinstance(model, Mapping) or "preset" not in model:
+        return model
+    if model["preset"] not in PRESETS:
+        raise ValueError(
+            f"model.preset must be one of {', '.join(PRESETS)}, got {model['preset']!r}"
+        )
+    preset = PRESETS[model["preset"]].to_dict()
+    mine = {name: value for name, value in model.items() if name != "preset"}
+    clip = {**preset["clip"], **mine.pop("clip", {})}
+    return {**preset, **mine, "clip": clip}
+
+
+def load_config(config: str, assignments: Iterable[str] = ()) -> TrainConfig:
+    """Read a configuration.
+
+    Args:
+        config: path of a TOML file, or the name of one that comes with the package.
+        assignments: `a.b=value`, as given to `--set`; they override the file.
+
+    Raises:
+        ConfigError: there is no such file, or a setting is unknown, missing or invalid.
+    """
+    path = Path(config)
+    if not path.is_file() and (CONFIGS / f"{config}.toml").is_file():
+        path = CONFIGS / f"{config}.toml"
+    try:
+        values = parse_toml(path.read_text(encoding="utf-8"))
+        return TrainConfig.from_dict(override(values, assignments))
+    except OSError as error:
+        names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.toml")))
+        raise ConfigError(
+            f"cannot read {config} ({error.strerror}); give a TOML file or one of {names}"
+        ) from error
+    except ValueError as error:  # UTF-8 decoding raises it too
+        raise ConfigError(f"{config}: {error}") from error
+
+
+def _at_least(config: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

@@ -1,0 +1,42 @@
+"""An exponential moving average of the generator, for samples and export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class MovingAverage:
+    """Averages of named parameters: average = decay * average + (1 - decay) * parameter.
+
+    The authors used none; it makes samples less dependent on the step at which one stops.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.parameters = dict(parameters)
+        self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the parameters' present values in."""
+        torch._foreach_lerp_(
+            list(self.averages.values()), list(self.parameters.values()), 1 - self.decay
+        )
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the parameters have their average values."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.data, self.averages[name] = self.averages[name], parameter.data

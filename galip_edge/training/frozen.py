@@ -1,0 +1,55 @@
+"""CLIP's image transformer as training reads it: frozen, so its weights can be prepared once."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from galip_edge.models import GALIP
+from galip_edge.training.precision import Precision
+
+
+class SelfAttention(nn.Module):
+    """`nn.MultiheadAttention` of one input with itself, several times faster on a CPU.
+
+    torch's own module transposes the tokens, and linear layers of transposed tokens turn into
+    batched products for which the weights are copied once per token.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.heads = attention.num_heads
+        self.in_proj_weight = attention.in_proj_weight
+        self.in_proj_bias = attention.in_proj_bias
+        self.out_proj = attention.out_proj
+
+    def forward(self, query: Tensor, *_: Tensor, **__: object) -> tuple[Tensor, None]:
+        """query (B,L,C); key and value, which are the same, and options are ignored."""
+        batch, length, width = query.shape
+        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.out_proj(attended.reshape(batch, length, width)), None
+
+
+def use_training_copy(model: GALIP, precision: Precision) -> None:
+    """Let generator and image encoder read a copy of CLIP's image transformer made for training.
+
+    Its attention is faster. In 16-bit precision its matrices are converted once: autocast keeps
+    conversions of trained weights only, and would convert these in every forward pass. In float32
+    the copy shares its weights. `model.clip`, which is saved, stays as it is.
+    """
+    visual = model.clip.visual
+    shared = {} if precision != "float32" else {id(p): p for p in visual.parameters()}
+    frozen = copy.deepcopy(visual, shared)
+    for block in frozen.transformer.resblocks:
+        block.attn = SelfAttention(block.attn)
+    if precision != "float32":
+        for parameter in frozen.parameters():
+            if parameter.ndim > 1:  # layer norms and biases stay exact
+                parameter.data = parameter.data.to(getattr(torch, precision))
+    model.generator.vit.visual = frozen
+    model.image_encoder.visual = frozen

@@ -1,0 +1,50 @@
+"""Mixed precision: which operations run in 16 bits, and the loss scale that float16 needs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["float32", "float16", "bfloat16"]
+
+_START, _GROWTH_INTERVAL = 65536.0, 2000
+_FLOOR, _RESET = 64.0, 16384.0
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context of a forward pass; does nothing for float32."""
+    dtype = getattr(torch, precision)
+    return torch.autocast(device.type, dtype, enabled=precision != "float32")
+
+
+class LossScale:
+    """The factor that keeps float16 gradients from vanishing; 1 in other precisions.
+
+    Doubled after 2000 good steps and halved after a bad one, as torch's GradScaler does. Below
+    64 it is reset to 16384 (the authors' rule), so that one bad stretch does not end training.
+    """
+
+    def __init__(self, precision: Precision) -> None:
+        self.enabled = precision == "float16"
+        self.value = _START if self.enabled else 1.0
+        self.good_steps = 0
+
+    def update(self, finite: bool) -> None:
+        """Adapt to whether the last gradients were finite."""
+        if not self.enabled:
+            return
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.value = self.value / 2 if self.value / 2 >= _FLOOR else _RESET
+        elif self.good_steps == _GROWTH_INTERVAL:
+            self.value, self.good_steps = self.value * 2, 0
+
+    def state(self) -> dict[str, float]:
+        """Plain values; `load` is the inverse."""
+        return {"value": self.value, "good_steps": self.good_steps}
+
+    def load(self, state: dict[str, float]) -> None:
+        """Continue from `state`, unless the precision is another one now."""
+        if self.enabled and state["value"] != 1.0:
+            self.value, self.good_steps = state["value"], int(state["good_steps"])

@@ -1,0 +1,237 @@
+"""What a run leaves to read: terminal, metrics.jsonl, TensorBoard, sample grids, environment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+import galip_edge
+from galip_edge.training.config import ConfigError, TrainConfig
+from galip_edge.training.distributed import World
+from galip_edge.training.trainer import StepReport
+from runtime.cpu import available_cores, cpu_name
+from runtime.files import atomic_path
+from runtime.images import contact_sheet, save_sheet
+
+_log = logging.getLogger(__name__)
+
+
+class Stopwatch:
+    """Seconds spent in named activities, and altogether."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew."""
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @property
+    def total(self) -> float:
+        """Since the last reset."""
+        return time.perf_counter() - self._start
+
+    def share(self, activity: str) -> float:
+        """Of `activity` in the total, 0 to 1."""
+        return self.seconds.get(activity, 0.0) / self.total
+
+    @contextmanager
+    def measure(self, activity: str) -> Iterator[None]:
+        """Count what happens inside as `activity`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + spent
+
+
+class RunRecord:
+    """Reports the progress of a run; on all processes but the first it does nothing.
+
+    Args:
+        config: of the run.
+        world: the processes.
+        step: finished steps.
+        total: steps when the run will be done.
+
+    Raises:
+        ConfigError: TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, config: TrainConfig, world: World, step: int, total: int) -> None:
+        self.watch = Stopwatch()
+        self._folder = Path(config.output)
+        self._config = config
+        self._active = world.is_first
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[status]}"),
+            console=self._console,
+            disable=not (self._active and self._console.is_terminal),
+        )
+        self._task = self._progress.add_task("train", completed=step, total=total, status="")
+        self._board: Any = None
+        if self._active:
+            self._write_description(world)
+            if config.log.tensorboard:
+                self._board = _summary_writer(self._folder / "tensorboard", step)
+
+    def __enter__(self) -> RunRecord:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        if self._board:
+            self._board.close()
+
+    def step(self, step: int, epoch: int, report: StepReport, skipped_images: int) -> None:
+        """Take note of a finished step, and report the mean of the last ones when it is time."""
+        if not self._active:
+            return
+        if not report.skipped:
+            self._steps += 1
+            for name, value in report.values.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        self._progress.update(self._task, completed=step)
+        if step % self._config.log.every == 0 and self._steps:
+            self._report(step, epoch, skipped_images)
+
+    def not_finite(self, step: int, report: StepReport, keys: list[str]) -> None:
+        """Report a step that was left out; `keys` are this process's samples."""
+        if not self._active:
+            return
+        bad = [n for n, v in report.values.items() if not math.isfinite(v)] or ["a gradient"]
+        _log.warning(
+            "step %d: %s not finite; no update of the %s; batch: %s%s",
+            step,
+            ", ".join(bad),
+            " and ".join(report.skipped),
+            ", ".join(keys[:4]),
+            ", ..." if len(keys) > 4 else "",
+        )
+        self._append({"step": step, "event": "not finite", "values": bad, "keys": keys})
+
+    def samples(self, step: int, images: Tensor) -> None:
+        """Write a grid of sample images (B,3,H,W) in [-1,1]."""
+        if not self._active:
+            return
+        pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+        sheet = contact_sheet(list(pixels.cpu().numpy()), columns=math.ceil(len(images) ** 0.5))
+        save_sheet(sheet, self._folder / "samples" / f"step-{step:08d}.png")
+        if self._board:
+            self._board.add_image("samples", sheet, step, dataformats="HWC")
+
+    def _report(self, step: int, epoch: int, skipped_images: int) -> None:
+        means = {name: total / self._steps for name, total in self._sums.items()}
+        means["images_per_second"] = self._steps * self._config.batch_size / self.watch.total
+        means["share/data"] = self.watch.share("data")
+        means["share/log"] = self.watch.share("log")
+        self._sums, self._steps = {}, 0
+        self.watch.reset()
+        with self.watch.measure("log"):
+            self._append({"step": step, "epoch": epoch, "skipped_images": skipped_images, **means})
+            status = (
+                f"D {means['discriminator/total']:.3f}  G {means['generator/total']:.3f}  "
+                f"similarity {means['generator/similarity']:.3f}  "
+                f"{means['images_per_second']:.1f} images/s"
+            )
+            self._progress.update(self._task, status=status)
+            if self._progress.disable:  # no terminal: a line now and then, for log files
+                self._console.print(f"step {step}  epoch {epoch}  {status}", highlight=False)
+            if self._board:
+                for name, value in means.items():
+                    self._board.add_scalar(name, value, step)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        # Values that are not finite have no place in JSON.
+        clean = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in record.items()
+        }
+        with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")
+
+    def _write_description(self, world: World) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name, content in (
+            ("config.json", self._config.to_dict()),
+            ("environment.json", environment(world)),
+        ):
+            with atomic_path(self._folder / name) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _summary_writer(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "log.tensorboard needs the package tensorboard: pip install 'galip-edge[train]', or "
+            "set log.tensorboard=false (metrics.jsonl has the same numbers)"
+        ) from error
+    # A resumed run repeats the steps after its checkpoint: TensorBoard forgets the first ones.
+    return SummaryWriter(folder, purge_step=step + 1)
+
+
+def environment(world: World) -> dict[str, Any]:
+    """Versions and hardware that the run's speed and last bits depend on."""
+    cuda = world.device.type == "cuda"
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: _version(name) for name in ("torch", "open_clip_torch", "numpy")},
+        "galip_edge": galip_edge.__version__,
+        "git": _git_commit(),
+        "processes": world.size,
+        "device": torch.cuda.get_device_name(world.device) if cuda else cpu_name(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Of the checkout that this package is run from, if it is one."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,108 @@
+"""Sentence embeddings of captions. CLIP is frozen, so each is computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from galip_edge.models import GALIP
+from galip_edge.tokenizer import build_tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+def clip_hash(model: GALIP) -> str:
+    """SHA-256 of the names, dtypes, shapes and values of all of CLIP's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.clip.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+class SentenceEncoder:
+    """Captions to sentence embeddings (B,E) in float32, through a cache if there is a folder.
+
+    The cache is one SQLite file per CLIP. Processes may share it, and a killed one leaves it
+    whole. If it cannot be used, that is said once, and embeddings are computed each time.
+    """
+
+    def __init__(self, model: GALIP, folder: Path | None, clip_sha256: str) -> None:
+        self._model = model
+        self._tokenize = build_tokenizer(model.config.clip)
+        self._cache = _Cache(folder / f"{clip_sha256[:32]}.sqlite") if folder else None
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """Embeddings (B,E), not normalised, on the model's device."""
+        known = self._cache.read(captions) if self._cache else {}
+        new = [c for c in dict.fromkeys(captions) if c not in known]
+        if new:
+            tokens = torch.from_numpy(self._tokenize(new))
+            device = next(self._model.parameters()).device
+            rows = self._model.text_encoder(tokens.to(device)).float().cpu().numpy()
+            known |= (fresh := dict(zip(new, rows, strict=True)))
+            if self._cache:
+                self._cache.write(fresh)
+        embeddings = torch.from_numpy(np.stack([known[caption] for caption in captions]))
+        return embeddings.to(next(self._model.parameters()).device)
+
+
+class _Cache:
+    """A table of caption hashes and embeddings."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._database: sqlite3.Connection | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, timeout=60)
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS sentences (caption BLOB PRIMARY KEY, embedding BLOB) "
+                "WITHOUT ROWID"
+            )
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
+
+    def read(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """What is known of `captions`."""
+        if self._database is None:
+            return {}
+        found = {}
+        try:
+            for caption in captions:
+                row = self._database.execute(
+                    "SELECT embedding FROM sentences WHERE caption = ?", (_key(caption),)
+                ).fetchone()
+                if row:
+                    found[caption] = np.frombuffer(row[0], dtype="<f4")
+        except sqlite3.Error as error:
+            self._give_up(error)
+        return found
+
+    def write(self, embeddings: dict[str, np.ndarray]) -> None:
+        """Keep `embeddings`: all of them or, if the process dies, none."""
+        if self._database is None:
+            return
+        rows = [(_key(c), e.astype("<f4").tobytes()) for c, e in embeddings.items()]
+        try:
+            with self._database:
+                self._database.executemany("INSERT OR IGNORE INTO sentences VALUES (?, ?)", rows)
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        _log.warning("sentence embeddings are not cached: cannot use %s (%s)", self._path, error)
+        self._database = None
+
+
+def _key(caption: str) -> bytes:
+    return hashlib.sha256(caption.encode("utf-8", "surrogatepass")).digest()

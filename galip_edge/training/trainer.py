@@ -1,0 +1,246 @@
+"""One training step: the discriminator's update, then the generator's."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from galip_edge.models import GALIP
+from galip_edge.training.config import TrainConfig
+from galip_edge.training.distributed import World
+from galip_edge.training.ema import MovingAverage
+from galip_edge.training.frozen import use_training_copy
+from galip_edge.training.losses import (
+    DiscriminatorLoss,
+    GeneratorLoss,
+    discriminator_loss,
+    generator_loss,
+)
+from galip_edge.training.precision import LossScale, autocast
+from runtime.noise import draw_noise
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What came of a step.
+
+    Attributes:
+        values: losses, their terms, and gradient norms, over the whole batch; by name.
+        skipped: the networks that were not updated because a value was not finite.
+    """
+
+    values: dict[str, float]
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """As much of the batch as is computed at once; `share` is its fraction of the whole."""
+
+    images: Tensor
+    sentence: Tensor
+    mismatched: Tensor
+    noise: Tensor
+    share: float
+
+
+class Network:
+    """A network in training: its trainable parameters by name, its optimizer and loss scale."""
+
+    def __init__(self, name: str, module: nn.Module, rate: float, config: TrainConfig) -> None:
+        self.name = name
+        self.parameters = {
+            f"{name}.{key}": p for key, p in module.named_parameters() if p.requires_grad
+        }
+        self.optimizer = torch.optim.Adam(
+            self.parameters.values(), lr=rate, betas=config.optimizer.betas, fused=True
+        )
+        self.scale = LossScale(config.precision)
+
+    def update(self, world: World, losses: Tensor) -> tuple[bool, float]:
+        """Step along the gradients of all processes together.
+
+        Args:
+            world: the processes.
+            losses: (n,) values whose sums over all processes are wanted as well; in place.
+
+        Returns:
+            Whether all values were finite, otherwise nothing was changed; and the gradients'
+            norm.
+        """
+        for parameter in self.parameters.values():
+            if parameter.grad is None:  # alike on all processes
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        world.sum_([*gradients, losses])
+        torch._foreach_mul_(gradients, 1 / self.scale.value)
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        finite = bool((norm + losses.sum()).isfinite())
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scale.update(finite)
+        return finite, norm.item()
+
+
+class Trainer:
+    """Both networks and all that a step changes or reads, in one place.
+
+    Args:
+        model: on any device; moved to this process's.
+        config: precision, rates, batch sizes and weights.
+        world: the processes among which each batch is divided.
+    """
+
+    def __init__(self, model: GALIP, config: TrainConfig, world: World) -> None:
+        self.model = model.to(world.device)
+        self.config = config
+        self.world = world
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)
+        use_training_copy(model, config.precision)
+        rates = config.optimizer
+        self.generator = Network("generator", model.generator, rates.generator_rate, config)
+        self.discriminator = Network(
+            "discriminator", model.discriminator, rates.discriminator_rate, config
+        )
+        self.networks = (self.generator, self.discriminator)
+        self.average = (
+            MovingAverage(self.generator.parameters, config.ema_decay) if config.ema_decay else None
+        )
+        self._generate = torch.compile(self._synthesize) if config.compile else self._synthesize
+        world.copy_from_first_([p for n in self.networks for p in n.parameters.values()])
+
+    def step(self, number: int, images: Tensor, sentence: Tensor) -> StepReport:
+        """Update both networks once.
+
+        The result does not depend on how the batch is divided among processes and parts, but for
+        rounding.
+
+        Args:
+            number: of the step, from 0; with the seed it determines the noise.
+            images: (B,3,H,W) in [-1,1], this process's share of the batch; B is the same on all.
+            sentence: (B,E) embeddings of their captions.
+        """
+        parts = self._split(number, images, sentence)
+        kept = len(parts) == 1
+
+        # Phase 1: the discriminator. With a single part, the generated images' graph is kept for
+        # phase 2; with several it would not fit, and they are generated again.
+        self.model.discriminator.requires_grad_(True)
+        d_values = torch.zeros(len(_D_TERMS), device=self.world.device)
+        for part in parts:
+            with self._autocast():
+                with torch.no_grad():
+                    real, _ = self.model.image_encoder(part.images)
+                with torch.set_grad_enabled(kept):
+                    fake, embedding = self._generate(part.noise, part.sentence)
+                d_loss = discriminator_loss(
+                    self.model.discriminator,
+                    real,
+                    fake,
+                    part.sentence,
+                    part.mismatched,
+                    self.config.loss,
+                    self.discriminator.scale.value,
+                )
+            _backward(d_loss.total, part.share * self.discriminator.scale.value)
+            d_values += part.share * _values(d_loss, _D_TERMS)
+        d_finite, d_norm = self.discriminator.update(self.world, d_values)
+
+        # Phase 2: the generator, against the discriminator as it is now.
+        self.model.discriminator.requires_grad_(False)
+        g_values = torch.zeros(len(_G_TERMS), device=self.world.device)
+        for part in parts:
+            with self._autocast():
+                if not kept:
+                    fake, embedding = self._generate(part.noise, part.sentence)
+                g_loss = generator_loss(
+                    self.model.discriminator, fake, embedding, part.sentence, self.config.loss
+                )
+            _backward(g_loss.total, part.share * self.generator.scale.value)
+            g_values += part.share * _values(g_loss, _G_TERMS)
+        g_finite, g_norm = self.generator.update(self.world, g_values)
+        if self.average and g_finite:
+            self.average.update()
+
+        values = {f"discriminator/{n}": v for n, v in zip(_D_TERMS, d_values.tolist(), strict=True)}
+        values |= {f"generator/{n}": v for n, v in zip(_G_TERMS, g_values.tolist(), strict=True)}
+        values |= {"discriminator/norm": d_norm, "generator/norm": g_norm}
+        if self.generator.scale.enabled:
+            values |= {f"{n.name}/loss_scale": n.scale.value for n in self.networks}
+        finite = {"discriminator": d_finite, "generator": g_finite}
+        return StepReport(values, tuple(name for name, good in finite.items() if not good))
+
+    @torch.no_grad()
+    def sample(self, noise: Tensor, sentence: Tensor) -> Tensor:
+        """Images (B,3,H,W) in [-1,1] of noise (B,Z) and sentences (B,E), by the average if any."""
+        with self.averaged(), self._autocast():
+            image: Tensor = self.model.generator(noise, sentence)
+        return image.float().clamp(-1, 1)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the generator has its average weights, if an average is kept."""
+        return self.average.applied() if self.average else nullcontext()
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(self.world.device, self.config.precision)
+
+    def _synthesize(self, noise: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor]:
+        """Generate, and look at it with CLIP: what the discriminator reads, and the embedding."""
+        image = self.model.generator(noise, sentence).float()
+        seen: tuple[Tensor, Tensor] = self.model.image_encoder(image)
+        return seen
+
+    def _split(self, number: int, images: Tensor, sentence: Tensor) -> list[_Part]:
+        """This process's parts of the batch; only here is the batch seen as a whole.
+
+        A mismatched sentence is the next sample's in the whole batch, and noise belongs to the
+        sample's place in it, so neither depends on the division.
+        """
+        device, count = self.world.device, len(images)
+        images = images.to(
+            device,
+            non_blocking=True,
+            memory_format=torch.channels_last
+            if self.config.channels_last
+            else torch.preserve_format,
+        )
+        sentence = sentence.to(device)
+        first, total = self.world.rank * count, self.world.size * count
+        mismatched = self.world.gather(sentence).roll(-1, 0)[first : first + count]
+        noise = step_noise(self.config.seed, number, first, count, self.model.config.noise_dim)
+        noise = noise.to(device)
+        size = self.config.micro_batch_size or count
+        return [
+            _Part(
+                images[at : at + size],
+                sentence[at : at + size],
+                mismatched[at : at + size],
+                noise[at : at + size],
+                share=min(size, count - at) / total,
+            )
+            for at in range(0, count, size)
+        ]
+
+
+def step_noise(seed: int, number: int, first: int, count: int, size: int) -> Tensor:
+    """Noise (count,size) of samples `first` and following of a step's batch, from N(0,1)."""
+    rows = [draw_noise(seed, f"step {number}", first + i, size) for i in range(count)]
+    return torch.from_numpy(np.stack(rows))
+
+
+_D_TERMS = tuple(f.name for f in fields(DiscriminatorLoss))
+_G_TERMS = tuple(f.name for f in fields(GeneratorLoss))
+
+
+def _backward(loss: Tensor, factor: float) -> None:
+    torch.autograd.backward(loss * factor)
+
+
+def _values(loss: DiscriminatorLoss | GeneratorLoss, terms: tuple[str, ...]) -> Tensor:
+    return torch.stack([getattr(loss, term).detach().mean() for term in terms])

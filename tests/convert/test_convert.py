@@ -1,0 +1,210 @@
+import os
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from convert import ConvertOptions, convert
+from convert.fidelity import PROMPTS, make_reference, psnr_db
+from convert.quantize import is_quantized
+from galip_edge.tokenizer import build_tokenizer
+from runtime import Pipeline
+from runtime.bundle import read_manifest
+from runtime.errors import CheckpointError, ConversionError, GalipEdgeError
+
+
+@pytest.mark.parametrize(
+    ("precision", "psnr", "cosine"),
+    [("fp32", 58, 0.99999), ("fp16", 55, 0.9999), ("bf16", 38, 0.999), ("int8", 24, 0.99)],
+)
+def test_images_are_those_of_pytorch(precision, psnr, cosine, tiny_bundles, tiny_model):
+    reference = make_reference(tiny_model, build_tokenizer(tiny_model.config.clip))
+    pipeline = Pipeline.from_bundle(tiny_bundles[precision])
+    images = pipeline.synthesize(pipeline.encode(PROMPTS), reference.noise)
+    measured = psnr_db(images.astype(np.float32) / 127.5 - 1, reference.image)
+    assert measured >= psnr
+    reported = pipeline.manifest.fidelity[-1]
+    assert reported["step"] == f"bundle {precision}"
+    assert reported["image_psnr_db"] == pytest.approx(measured, abs=0.01)
+    assert reported["sentence_cosine"] >= cosine
+
+
+def test_reference_is_the_model_itself(tiny_model):
+    """PSNR against PyTorch means nothing if the reference is not what a user would compute."""
+    reference = make_reference(tiny_model, build_tokenizer(tiny_model.config.clip))
+    with torch.no_grad():
+        image = tiny_model(torch.from_numpy(reference.noise), torch.from_numpy(reference.tokens))
+    theirs = image.clamp(-1, 1).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(reference.image, theirs, atol=1e-5)
+    assert reference.image.std() > 0.1
+
+
+def test_everything_that_multiplies_is_quantized_but_attention_times_values(tiny_bundles):
+    import openvino as ov
+
+    manifest = read_manifest(tiny_bundles["int8"])
+    for part, layers in (("text_encoder", 2), ("generator", 4)):
+        counts = manifest.quantization["operations"][part]
+        assert len(counts["left_in_float"]) == counts["float"] == layers
+        assert all("attention" in entry["reason"] for entry in counts["left_in_float"])
+        model = ov.Core().read_model(tiny_bundles["int8"] / f"{part}.xml")
+        kinds = [op.get_type_name() for op in model.get_ordered_ops()]
+        multiplying = kinds.count("MatMul") + kinds.count("Convolution")
+        assert counts["quantized"] + counts["float"] == multiplying
+        assert is_quantized(model)
+    # 4 projections (query, key and value in one), 2 of the MLP, and the scores, in each block.
+    assert manifest.quantization["operations"]["text_encoder"]["quantized"] >= 2 * 5
+
+
+def test_precisions_differ_in_size(tiny_bundles):
+    def size(precision: str) -> int:
+        return (tiny_bundles[precision] / "generator.bin").stat().st_size
+
+    assert size("bf16") == size("fp16") < 0.52 * size("fp32")
+    assert size("int8") < 0.5 * size("fp32")
+
+
+def test_onnx_files_are_kept_and_valid(tiny_checkpoint, tmp_path):
+    options = ConvertOptions(precision="fp32", keep_onnx=tmp_path / "onnx")
+    convert(tiny_checkpoint, tmp_path / "bundle", options)
+    assert sorted(os.listdir(tmp_path / "onnx")) == ["generator.onnx", "text_encoder.onnx"]
+    for name in os.listdir(tmp_path / "onnx"):
+        onnx.checker.check_model(tmp_path / "onnx" / name, full_check=True)
+
+
+def test_onnx_runs_with_any_batch_in_onnx_runtime(tiny_checkpoint, tiny_model, tmp_path):
+    import onnxruntime
+
+    from convert.export import export_onnx
+
+    files = export_onnx(tiny_model, tmp_path)
+    noise = torch.randn(5, 16)
+    sentence = torch.randn(5, 32)
+    with torch.no_grad():
+        image = tiny_model.generator(noise, sentence).clamp(-1, 1).permute(0, 2, 3, 1)
+    session = onnxruntime.InferenceSession(files.generator)
+    theirs = session.run(None, {"noise": noise.numpy(), "sentence": sentence.numpy()})[0]
+    assert theirs.dtype == np.uint8
+    assert np.abs(theirs - (image.numpy() * 127.5 + 127.5)).max() < 0.51
+
+
+def test_built_in_captions_are_many_and_distinct():
+    from convert.calibration import read_captions
+
+    captions = read_captions(None, 1000)
+    assert len(captions) == len(set(captions)) == 300
+    assert not set(captions) & set(PROMPTS[1:])
+
+
+def test_fewer_captions_are_spread_over_the_file():
+    from convert.calibration import read_captions
+
+    few = read_captions(None, 30)
+    assert len(few) == 30
+    every = read_captions(None, 300)
+    assert np.diff([every.index(caption) for caption in few]).min() >= 9
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no prompts"),
+        (b"\n \n", "holds no prompts"),
+        (b"a bird\n" + b"x" * 5000, "line 2 of .*5,000 characters"),
+        (b"a \xff", "is not UTF-8 text"),
+    ],
+)
+def test_bad_calibration_file_is_explained(content, message, tiny_checkpoint, tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    options = ConvertOptions(calibration=tmp_path / "prompts.txt")
+    with pytest.raises(GalipEdgeError, match=message):
+        convert(tiny_checkpoint, tmp_path / "bundle", options)
+    with pytest.raises(GalipEdgeError, match="cannot read prompts from .*No such file"):
+        convert(tiny_checkpoint, tmp_path / "b", ConvertOptions(calibration=tmp_path / "none"))
+
+
+def test_nothing_is_overwritten_unasked(tiny_checkpoint, tiny_bundle, tmp_path):
+    options = ConvertOptions(precision="fp32")
+    with pytest.raises(ConversionError, match="exists: choose another folder .* or give --force"):
+        convert(tiny_checkpoint, tiny_bundle, options)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ConversionError, match="is no bundle, so --force does not replace it"):
+        convert(tiny_checkpoint, tmp_path / "photos", ConvertOptions(precision="fp32", force=True))
+    manifest = convert(tiny_checkpoint, tiny_bundle, ConvertOptions(precision="fp32", force=True))
+    assert read_manifest(tiny_bundle) == manifest
+    assert manifest.precision == "fp32"
+
+
+def test_a_bundle_is_not_quantized_again(tiny_bundle, tmp_path):
+    for source in (tiny_bundle, tiny_bundle / "generator.xml"):
+        with pytest.raises(ConversionError, match="converted already, and quantizing twice"):
+            convert(source, tmp_path / "again")
+
+
+def test_unfaithful_bundle_is_refused_and_leaves_nothing(tiny_checkpoint, tmp_path):
+    options = ConvertOptions(precision="bf16", min_psnr=99)
+    with pytest.raises(ConversionError, match=r"only \d+\.\d dB .* below the 99\.0 dB asked for"):
+        convert(tiny_checkpoint, tmp_path / "bundle", options)
+    assert os.listdir(tmp_path) == []
+
+
+def test_failing_in_the_middle_keeps_the_old_bundle(
+    tiny_checkpoint, tiny_bundle, tmp_path, monkeypatch
+):
+    before = read_manifest(tiny_bundle)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("convert.pipeline.ov.save_model", full)
+    with pytest.raises(GalipEdgeError, match="No space left on device"):
+        convert(tiny_checkpoint, tiny_bundle, ConvertOptions(precision="fp32", force=True))
+    assert read_manifest(tiny_bundle) == before
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "int4"}, "precision must be one of .* got 'int4'"),
+        ({"precision": "fp32", "samples": 0}, "samples must be at least 1, got 0"),
+    ],
+)
+def test_invalid_options_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ConvertOptions(**settings)
+
+
+def test_calibration_without_int8_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="calibration has no effect with bf16"):
+        ConvertOptions(precision="bf16", calibration=tmp_path / "x")
+
+
+def test_checkpoint_errors_come_before_any_work(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot read"):
+        convert(tmp_path / "missing.pth", tmp_path / "bundle")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.full_size
+@pytest.mark.parametrize(
+    ("precision", "weights", "psnr"),
+    [("fp32", "galip", 50), ("bf16", "galip_ddp", 45), ("int8", "galip_ddp", 30)],
+)
+def test_full_size_conversion_reproduces_the_original(
+    precision, weights, psnr, full_size_files, parity, tmp_path
+):
+    """From the published layout to pictures, against images that the original code computed."""
+    # Few samples: this is about the way, and 300 gain 2 dB over minutes.
+    options = ConvertOptions(precision=precision, samples=32)
+    convert(full_size_files[weights], tmp_path / "b", options, clip=full_size_files["clip"])
+    pipeline = Pipeline.from_bundle(tmp_path / "b")
+    sentence = pipeline.encode(list(parity["prompts"]))
+    images = pipeline.synthesize(sentence, parity["z"]).astype(np.float32) / 127.5 - 1
+    reference = parity["image"].astype(np.float32).clip(-1, 1).transpose(0, 2, 3, 1)
+    assert psnr_db(images, reference) >= psnr
+    one, eight = pipeline.generate("a bird", n=1), pipeline.generate("a bird", n=8)
+    assert np.abs(one[0].astype(int) - eight[0]).max() <= (1 if precision == "fp32" else 0)
+    shutil.rmtree(tmp_path / "b")

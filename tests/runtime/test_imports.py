@@ -1,0 +1,66 @@
+"""An edge box has no torch: nothing on the way to an image may import it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "nncf", "open_clip", "safetensors")
+
+# Importing any of HEAVY fails, as on a machine where they are not installed.
+BLOCK = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HEAVY!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", BLOCK + code], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "runtime").rglob("*.py"))
+    ],
+)
+def test_every_runtime_module_imports_without_torch(module):
+    result = run(f"import importlib; importlib.import_module({module!r})")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["generate", "a bird", "-n", "2"], ["verify"], ["info"]])
+def test_commands_of_an_edge_box_run_without_torch(arguments, tiny_bundles, tmp_path):
+    bundle = str(tiny_bundles["int8"])
+    if arguments[0] == "generate":
+        arguments = [*arguments, "--model", bundle, "--out", str(tmp_path), "--json"]
+    else:
+        arguments = [*arguments, bundle]
+    result = run(f"from galip_edge.cli import main; main({arguments!r})")
+    assert result.returncode == 0, result.stderr
+    if arguments[0] == "generate":
+        paths = [json.loads(line)["path"] for line in result.stdout.splitlines()]
+        assert len(paths) == 2
+        assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_convert_says_which_extra_is_missing():
+    result = run("from galip_edge.cli import main; main(['convert', 'x.pth'])")
+    assert result.returncode == 1
+    assert "pip install 'galip-edge[convert]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_runtime_itself_costs_nothing_to_import():
+    result = run("import runtime; print('numpy' in sys.modules, 'openvino' in sys.modules)")
+    assert result.stdout.split() == ["False", "False"]

@@ -1,0 +1,291 @@
+"""Whole runs: resumed after every kind of end, exported, and visibly fitting their data."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from galip_edge.checkpoint import load_checkpoint
+from galip_edge.data import Position
+from galip_edge.models import GALIP
+from galip_edge.training.config import TrainConfig
+from galip_edge.training.distributed import World
+from galip_edge.training.run import describe, train
+from galip_edge.training.state import newest_state, save_state
+from galip_edge.training.trainer import Trainer
+from runtime.errors import CheckpointError, GalipEdgeError
+
+
+def leaves(value, name=""):
+    """All tensors and plain values of nested dicts, by path."""
+    if isinstance(value, dict):
+        return {k: v for key in value for k, v in leaves(value[key], f"{name}/{key}").items()}
+    return {name: value}
+
+
+def assert_same_state(a: dict, b: dict) -> None:
+    first, second = leaves(a), leaves(b)
+    assert first.keys() == second.keys()
+    different = [
+        name
+        for name, value in first.items()
+        if not (
+            torch.equal(value, second[name])
+            if isinstance(value, torch.Tensor)
+            else value == second[name]
+        )
+    ]
+    assert not different
+
+
+def state_of(config: TrainConfig) -> dict:
+    return newest_state(Path(config.output) / "checkpoints")
+
+
+def start(config: TrainConfig, file: Path) -> subprocess.Popen[bytes]:
+    """`train` in a process of its own, with as many threads as this one."""
+    file.write_text(json.dumps(config.to_dict()))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, __file__, str(file)], env=environment, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
+
+
+def test_resume_after_sigkill_is_exact_to_the_bit(make_config, tmp_path):
+    settings = {
+        "precision": "bfloat16",
+        "ema_decay": 0.9,
+        "batch_size": 12,  # with 32 images, epochs end between checkpoints
+        "text_cache": str(tmp_path / "cache"),
+        "data": {"workers": 1},
+        "checkpoint": {"every": 10},
+    }
+    whole = make_config(steps=20, output=str(tmp_path / "whole"), **settings)
+    assert train(whole).finished
+
+    killed = make_config(steps=1000, output=str(tmp_path / "killed"), **settings)
+    process = start(killed, tmp_path / "config.json")
+    wait_for(tmp_path / "killed" / "checkpoints" / "step-00000010", process)
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    for path in (tmp_path / "killed" / "checkpoints").glob("step-*"):  # if it was very fast
+        if path.name > "step-00000010":
+            path.rename(tmp_path / path.name)
+    train(replace(killed, steps=20))
+    assert_same_state(state_of(killed), state_of(whole))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_resume_is_exact_in_every_precision(make_config, tmp_path, precision):
+    whole = make_config(steps=6, output=str(tmp_path / "whole"), precision=precision)
+    train(whole)
+    halves = make_config(steps=3, precision=precision)
+    train(halves)
+    train(replace(halves, steps=6))
+    assert_same_state(state_of(halves), state_of(whole))
+
+
+def test_sigterm_ends_with_a_checkpoint(make_config, tmp_path):
+    config = make_config(steps=100_000, checkpoint={"every": 100_000})
+    process = start(config, tmp_path / "config.json")
+    wait_for(Path(config.output) / "metrics.jsonl", process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors.decode()
+    assert b"the same command resumes" in errors
+    assert state_of(config)["step"] > 0
+
+
+def test_damaged_newest_checkpoint_is_skipped(make_config, caplog):
+    config = make_config(steps=4, checkpoint={"every": 2})
+    train(config)
+    folder = Path(config.output) / "checkpoints"
+    expected = state_of(config)
+    state = folder / "step-00000004" / "state.pt"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    assert state_of(config)["step"] == 2
+    assert "step-00000004" in caplog.text
+    train(config)  # from step 2 again
+    assert_same_state(state_of(config), expected)
+
+    for file in folder.glob("*/manifest.json"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        train(config)
+
+
+def test_keeps_the_last_checkpoints_and_clears_leftovers(make_config):
+    config = make_config(steps=4, checkpoint={"every": 1, "keep": 2})
+    leftover = Path(config.output) / "checkpoints" / ".step-00000009.1-1.tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "state.pt").write_bytes(b"killed while writing")
+    train(config)
+    names = sorted(p.name for p in leftover.parent.iterdir())
+    assert names == ["step-00000003", "step-00000004"]
+
+
+@contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """As on a full disk, nothing can be written after so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_full_disk_is_one_sentence_and_earlier_checkpoints_stay(make_config):
+    config = make_config(steps=2)
+    train(config)
+    model = Path(config.output) / "model.safetensors"
+    exported, state = model.read_bytes(), state_of(config)
+    with files_limited_to(len(exported) // 2):
+        with pytest.raises(GalipEdgeError, match=r"cannot write .*safetensors.*command resumes"):
+            train(replace(config, steps=3))
+    assert model.read_bytes() == exported
+
+    trainer = Trainer(GALIP(config.model), config, World())
+    folder = Path(config.output) / "checkpoints"
+    with files_limited_to(100_000):
+        with pytest.raises(GalipEdgeError, match=r"cannot write .*step-0.*3.*command resumes"):
+            save_state(folder, trainer, 3, Position(), {}, keep=1)
+    assert [path.name for path in folder.iterdir()] == ["step-00000002"]
+    assert_same_state(state_of(config), state)
+    assert train(replace(config, steps=3)).finished
+    assert state_of(config)["step"] == 3
+
+
+def test_steps_that_are_not_finite_are_reported_and_end_the_run(make_config, caplog):
+    config = make_config(
+        steps=9, non_finite_limit=3, optimizer={"generator_rate": 1e30, "discriminator_rate": 1e30}
+    )
+    with pytest.raises(GalipEdgeError, match="3 steps in a row .*'float32'"):
+        train(config)
+    events = [
+        json.loads(line)
+        for line in (Path(config.output) / "metrics.jsonl").open()
+        if "event" in line
+    ]
+    assert [event["step"] for event in events] == [1, 2, 3]
+    assert len(events[0]["keys"]) == 8
+    assert "step 2: discriminator/total" in caplog.text
+
+
+def test_another_run_in_the_folder_is_refused(make_config):
+    config = make_config(steps=1)
+    train(config)
+    with pytest.raises(GalipEdgeError, match=r"seed was 0, is now 1.*choose another output"):
+        train(replace(config, seed=1))
+
+
+def test_finished_run_is_left_alone(make_config):
+    config = make_config(steps=2)
+    train(config)
+    expected = state_of(config)
+    assert train(config).finished
+    assert_same_state(state_of(config), expected)
+
+
+def test_broken_image_is_replaced_and_counted(make_config, squares, tmp_path, caplog):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in squares.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "003.png").write_bytes(b"no image")
+    config = make_config(data={"root": str(folder)}, steps=4)
+    assert train(config).finished
+    last = json.loads((Path(config.output) / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["skipped_images"] >= 1
+    assert "003" in caplog.text
+
+
+def test_starts_from_an_exported_model(make_config, tmp_path):
+    first = make_config(steps=2, output=str(tmp_path / "first"))
+    train(first)
+    config = make_config(steps=1, start=str(tmp_path / "first" / "model.safetensors"), clip=None)
+    train(config)
+    with pytest.raises(CheckpointError, match="noise_dim is 16, configured 8"):
+        train(
+            make_config(
+                start=config.start, clip=None, model={"noise_dim": 8}, output=str(tmp_path / "x")
+            )
+        )
+
+
+def test_description_says_what_would_happen(make_config):
+    config = make_config(steps=2)
+    text = describe(config)
+    assert "32 samples, 4 steps an epoch" in text
+    assert "starts with new weights" in text
+    assert not Path(config.output).exists()
+    train(config)
+    assert "resumes after step 2" in describe(config)
+    broken = replace(config, data=replace(config.data, root="/nowhere"))
+    assert "/nowhere" in describe(broken)
+
+
+def test_tiny_training_fits_its_data(make_config, clip_file, colours, captions):
+    """In a minute the generator paints what the captions say, in CLIP's eyes and in ours."""
+    config = make_config(
+        clip=str(clip_file),
+        steps=120,
+        batch_size=16,
+        precision="bfloat16",
+        ema_decay=0.9,
+        optimizer={"generator_rate": 1e-3, "discriminator_rate": 1e-3},
+        log={"every": 5, "samples_every": 60, "prompts": captions, "tensorboard": True},
+        checkpoint={"every": 60},
+    )
+    result = train(config)
+    assert result.finished
+    folder = Path(config.output)
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    similarity = [record["generator/similarity"] for record in metrics]
+    assert similarity[-1] > similarity[0] + 0.5
+    assert {"config.json", "environment.json", "tensorboard"} <= {p.name for p in folder.iterdir()}
+    assert next((folder / "tensorboard").iterdir()).stat().st_size > 1000
+    samples = np.array(Image.open(folder / "samples" / "step-00000120.png")).astype(int)
+    assert samples.shape == (140, 140, 3)
+    centres = samples[[36, 36, 104, 104], [36, 104, 36, 104]]  # of four pictures of 64 pixels
+    assert np.abs(centres - list(colours.values())).max() < 80
+
+    loaded = load_checkpoint(result.model)
+    assert loaded.has_discriminator
+    state = state_of(config)
+    name = "generator.to_rgb.weight"
+    exported = loaded.model.get_parameter(name)
+    assert torch.equal(exported, state["average"][name])
+    assert not torch.equal(exported, state["parameters"][name])
+    assert np.isfinite(metrics[-1]["images_per_second"])
+
+
+if __name__ == "__main__":  # a process to be killed
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    train(TrainConfig.from_dict(settings))

@@ -1,0 +1,63 @@
+"""Sentence embeddings and their cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from galip_edge.models import GALIP, PRESETS
+from galip_edge.tokenizer import build_tokenizer
+from galip_edge.training.sentences import SentenceEncoder, clip_hash
+
+
+@pytest.fixture(scope="module")
+def model() -> GALIP:
+    torch.manual_seed(0)
+    return GALIP(PRESETS["tiny"])
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_embeddings_are_clips(model, tmp_path, cached):
+    captions = ["a bird", "a red bus", "a bird", "étoile 🌟"]
+    encode = SentenceEncoder(model, tmp_path if cached else None, "0" * 64)
+    tokens = torch.from_numpy(build_tokenizer(model.config.clip)(captions))
+    with torch.no_grad():
+        expected = model.text_encoder(tokens)
+    torch.testing.assert_close(encode(captions), expected)
+    torch.testing.assert_close(encode(captions), expected)
+    assert any(tmp_path.iterdir()) == cached
+
+
+def test_cached_captions_are_not_computed_again(model, tmp_path, monkeypatch):
+    SentenceEncoder(model, tmp_path, "a" * 64)(["a bird", "a bus"])
+    again = SentenceEncoder(model, tmp_path, "a" * 64)
+    calls = []
+    forward = model.text_encoder.forward
+    monkeypatch.setattr(
+        model.text_encoder,
+        "forward",
+        lambda tokens: (calls.append(len(tokens)), forward(tokens))[1],
+    )
+    again(["a bus", "a bird"])
+    assert calls == []
+    again(["a bus", "a car"])
+    assert calls == [1]
+    SentenceEncoder(model, tmp_path, "b" * 64)(["a bus"])  # another CLIP
+    assert calls == [1, 1]
+
+
+def test_unusable_cache_is_a_warning(model, tmp_path, caplog):
+    (tmp_path / ("c" * 32 + ".sqlite")).write_bytes(b"not a database" * 100)
+    encode = SentenceEncoder(model, tmp_path, "c" * 64)
+    assert encode(["a bird"]).shape == (1, 32)
+    assert "not cached" in caplog.text
+
+
+def test_hash_is_of_clip_alone():
+    torch.manual_seed(1)
+    model = GALIP(PRESETS["tiny"])
+    before = clip_hash(model)
+    torch.nn.init.zeros_(model.generator.to_rgb.weight)
+    assert clip_hash(model) == before
+    model.clip.text_projection.data[0, 0] += 1
+    assert clip_hash(model) != before

@@ -1,0 +1,182 @@
+"""The step: the same for any division of the batch, in every precision."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from galip_edge.models import GALIP
+from galip_edge.training.distributed import World
+from galip_edge.training.precision import LossScale
+from galip_edge.training.trainer import Trainer, step_noise
+
+BATCH = 8
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(BATCH, 3, 64, 64, generator=generator) * 2 - 1
+    return images, torch.randn(BATCH, 32, generator=generator)
+
+
+def stepped(config, world=None, first=0, count=BATCH, steps=1, loss_scale=None):
+    """A trainer after some steps, and the last report."""
+    torch.manual_seed(0)
+    trainer = Trainer(GALIP(config.model), config, world or World())
+    for network in trainer.networks:  # gates that start at 0 would hide what is behind them
+        for parameter in network.parameters.values():
+            torch.nn.init.normal_(parameter, std=0.05)
+        network.scale.value = loss_scale or network.scale.value
+    images, sentence = batch()
+    for number in range(steps):
+        part = slice(first, first + count)
+        report = trainer.step(number, images[part], sentence[part])
+    return trainer, report
+
+
+def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Of the last step: with the published beta1 = 0, Adam's first moment is the gradient."""
+    return {
+        name: network.optimizer.state[p]["exp_avg"].clone()
+        for network in trainer.networks
+        for name, p in network.parameters.items()
+    }
+
+
+def assert_same_gradients(actual, expected, tolerance=1e-5):
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        error = (actual[name] - expected[name]).norm() / expected[name].norm().clamp_min(1e-6)
+        assert error < tolerance, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_accumulated_parts_equal_the_whole_batch(make_config, size):
+    whole, whole_report = stepped(make_config())
+    parts, parts_report = stepped(make_config(micro_batch_size=size))
+    assert_same_gradients(gradients(parts), gradients(whole))
+    assert parts_report.values == pytest.approx(whole_report.values, rel=1e-4, abs=1e-5)
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(make_config, tmp_path):
+    config = make_config()
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", __file__, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), *sys.path])
+    subprocess.run(command, check=True, env=environment, timeout=120, capture_output=True)
+
+    one, report = stepped(config)
+    expected = gradients(one)
+    for rank in (0, 1):
+        two = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert_same_gradients(two["gradients"], expected)
+        assert two["values"] == pytest.approx(report.values, rel=1e-4, abs=1e-5)
+
+
+def test_noise_belongs_to_step_and_place():
+    whole = step_noise(0, 5, first=0, count=6, size=16)
+    assert torch.equal(whole[2:5], step_noise(0, 5, first=2, count=3, size=16))
+    assert not torch.equal(whole, step_noise(0, 6, first=0, count=6, size=16))
+    assert not torch.equal(whole, step_noise(1, 5, first=0, count=6, size=16))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_is_near_float32(make_config, precision):
+    _, exact = stepped(make_config())
+    trainer, report = stepped(make_config(precision=precision), loss_scale=64.0)
+    assert not report.skipped
+    for name in ("discriminator/total", "generator/total"):
+        assert report.values[name] == pytest.approx(exact.values[name], abs=0.02)
+    saved = trainer.model.clip.visual.conv1.weight
+    assert saved.dtype == torch.float32
+    assert trainer.model.image_encoder.visual.conv1.weight.dtype == getattr(torch, precision)
+
+
+def test_float16_finds_its_loss_scale(make_config):
+    _, report = stepped(make_config(precision="float16"), steps=6)
+    assert not report.skipped
+    assert 64 <= report.values["discriminator/loss_scale"] < 65536
+
+
+def test_values_that_are_not_finite_change_nothing(make_config):
+    trainer, _ = stepped(make_config(ema_decay=0.5))
+    before = {n: p.clone() for net in trainer.networks for n, p in net.parameters.items()}
+    images, sentence = batch()
+    report = trainer.step(1, images, sentence * float("nan"))
+    assert report.skipped == ("discriminator", "generator")
+    for network in trainer.networks:
+        for name, parameter in network.parameters.items():
+            assert torch.equal(parameter, before[name])
+    assert all(a.isfinite().all() for a in trainer.average.averages.values())
+    assert not trainer.step(2, images, sentence).skipped
+
+
+def test_images_that_are_not_finite_only_stop_the_discriminator(make_config):
+    trainer, _ = stepped(make_config())
+    images, sentence = batch()
+    images[0, 0, 0, 0] = float("inf")
+    assert trainer.step(1, images, sentence).skipped == ("discriminator",)
+
+
+def test_loss_scale_follows_the_published_rule():
+    scale = LossScale("float16")
+    assert scale.value == 65536
+    for _ in range(2000):
+        scale.update(finite=True)
+    assert scale.value == 131072
+    for _ in range(11):
+        scale.update(finite=False)
+    assert scale.value == 64
+    scale.update(finite=False)
+    assert scale.value == 16384
+    again = LossScale("float16")
+    again.load(scale.state())
+    assert again.value == 16384
+
+
+def test_loss_scale_does_nothing_in_other_precisions():
+    scale = LossScale("bfloat16")
+    scale.update(finite=False)
+    assert scale.value == 1
+
+
+def test_average_follows_the_weights_and_is_exchanged_only_inside(make_config):
+    config = make_config(ema_decay=0.5)
+    trainer, _ = stepped(config, steps=2)
+    name, weight = next(iter(trainer.generator.parameters.items()))
+    average, current = trainer.average.averages[name].clone(), weight.detach().clone()
+    assert not torch.equal(average, current)
+    with trainer.averaged():
+        assert torch.equal(weight, average)
+    assert torch.equal(weight, current)
+
+
+def test_original_clip_input_differs(make_config):
+    config = make_config()
+    original = replace(config, model=replace(config.model, clip_input="original"))
+    assert stepped(config)[1].values != stepped(original)[1].values
+
+
+if __name__ == "__main__":  # one of the two processes
+    from galip_edge.training.config import TrainConfig
+    from galip_edge.training.distributed import join_world
+
+    folder = Path(sys.argv[1])
+    settings = json.loads((folder / "config.json").read_text())
+    with join_world("cpu") as joined:
+        half = BATCH // joined.size
+        mine, result = stepped(
+            TrainConfig.from_dict(settings), joined, first=joined.rank * half, count=half
+        )
+        torch.save(
+            {"gradients": gradients(mine), "values": result.values}, folder / f"{joined.rank}.pt"
+        )
