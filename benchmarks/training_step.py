@@ -32,6 +32,7 @@ from PIL import Image
 from galip_edge.models import GALIP, PRESETS, blocks, generator
 from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.config import TrainConfig
+from galip_edge.training.frozen import use_training_copy
 from galip_edge.training.losses import LossConfig, discriminator_loss, generator_loss
 from galip_edge.training.run import train
 
@@ -67,6 +68,7 @@ def measure_plain(task: Task) -> dict[str, Any]:
     config = PRESETS[task.preset]
     generator.UpsamplingBlock = PublishedBlock  # type: ignore[misc]
     model = GALIP(config).to(task.device)
+    use_training_copy(model, "float32")  # open_clip's attention, slow on CPUs, would flatter us
     g_adam, d_adam = (
         torch.optim.Adam(
             [p for p in network.parameters() if p.requires_grad],

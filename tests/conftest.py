@@ -1,14 +1,12 @@
 """What many tests need: a cache of their own, small models, and the reference weights."""
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 DATA = Path(__file__).parent / "data"
-sys.path.insert(0, str(DATA))  # make_weights.py, as the original's facts came with it
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -89,8 +90,8 @@ def command(
 
 
 def _columns(count: int) -> int:
-    """Columns of a sheet of one prompt: about as wide as high, wider if uneven."""
-    return max(1, -(-count // max(1, round(count**0.5))))
+    """Columns of a sheet of one prompt: as wide as high, or a little wider."""
+    return -(-count // math.isqrt(count))
 
 
 def _sheet_name(prompts: tuple[str, ...], count: int, seed: int, model_hash: str) -> str:
