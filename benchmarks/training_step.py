@@ -241,7 +241,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         lines.append(
             f"{row['device']:6} {row['variant']:18} {row['seconds_per_step']:9.3f} "
-            f"{row['images_per_second']:9.3f} {row.get('speedup', float('nan')):7.2f}x "
+            f"{row['images_per_second']:9.3f} {row.get('speedup', float('nan')):7.2f}  "
             f"{row['peak_gb']:8.2f} {row['lost_to_data_and_logging']:8.1%}"
         )
     return "\n".join(lines)

@@ -57,6 +57,8 @@ def _started_model(config: TrainConfig, path: Path) -> tuple[GALIP, Moments]:
         _log.warning("%s has no discriminator: it starts untrained", path)
     if loaded.source != "original":
         return loaded.model, {}
+    if config.model.clip_input != "original":
+        _log.warning("%s was trained with model.clip_input = 'original', unlike this run", path)
     try:
         return loaded.model, original_moments(path)
     except CheckpointError as error:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,16 +10,11 @@ from galip_edge.checkpoint import load_checkpoint
 from galip_edge.models import GALIP, PRESETS
 from galip_edge.training.losses import LossConfig, discriminator_loss, generator_loss, hinge
 
-REFERENCE = Path(__file__).parents[1] / "data" / "parity.npz"
-WEIGHTS = Path(os.environ.get("GALIP_REFERENCE_WEIGHTS", "/tmp/w"))
-
 
 @pytest.mark.full_size
-def test_losses_and_gradients_equal_the_original():
-    if not (WEIGHTS / "galip.pth").exists():
-        pytest.skip(f"needs weights in {WEIGHTS} (GALIP_REFERENCE_WEIGHTS) from make_weights.py")
-    expected = dict(np.load(REFERENCE))
-    model = load_checkpoint(WEIGHTS / "galip.pth", WEIGHTS / "clip_vit_b32.pt").model
+def test_losses_and_gradients_equal_the_original(parity, full_size_files):
+    expected = parity
+    model = load_checkpoint(full_size_files["galip"], full_size_files["clip"]).model
     assert model.config.clip_input == "original"
     real = torch.from_numpy(expected["real"]).repeat_interleave(8, 2).repeat_interleave(8, 3)
     noise = torch.from_numpy(expected["z"])

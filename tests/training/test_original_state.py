@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from galip_edge.models import GALIP, PRESETS
+from galip_edge.original import translate_name
 from galip_edge.training.distributed import World
 from galip_edge.training.original_state import original_moments
 from galip_edge.training.state import load_moments
@@ -113,3 +117,13 @@ def test_what_does_not_fit_is_one_sentence(tmp_path, damage, message):
     torch.save(content, tmp_path / "state.pth")
     with pytest.raises(CheckpointError, match=message):
         original_moments(tmp_path / "state.pth")
+
+
+def test_every_trained_parameter_has_a_name_in_the_original():
+    """So that a full-size training checkpoint gives moments to all parameters, and to no others."""
+    keys = json.loads((Path(__file__).parents[1] / "data" / "keys.json").read_text())
+    translated = {translate_name(part, name) for part in SHAPES for name in keys[part]}
+    with torch.device("meta"):
+        model = GALIP(PRESETS["coco"])
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name in translated if name and not name.startswith("clip.")}
