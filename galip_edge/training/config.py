@@ -98,7 +98,8 @@ class TrainConfig:
         text_cache: folder in which sentence embeddings are kept; by default the user's cache
             folder. `none` keeps none.
         channels_last: memory layout of the convolutions; mostly faster.
-        compile: run the generator through torch.compile; needs a C++ compiler, or Triton.
+        compile: run the generator through torch.compile; needs a C++ compiler, or Triton. On a
+            CPU it takes many minutes to begin and gains nothing at full size.
         non_finite_limit: stop after so many steps in a row with a value that is not finite. Until
             then such a step is reported and left out, and in float16 the loss scale is halved.
     """
