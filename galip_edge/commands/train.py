@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import click
 
@@ -32,4 +33,5 @@ def command(config: str, assignments: tuple[str, ...], dry_run: bool) -> None:
         return
     logging.getLogger("galip_edge").setLevel(logging.INFO)
     result = train(resolved)
-    click.echo(result.model)
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts many of us
+        click.echo(result.model)

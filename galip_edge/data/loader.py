@@ -237,8 +237,9 @@ class _StreamBatches(IterableDataset["Batch | DataError"]):
 
 
 def _ignore_interrupts(worker_id: int) -> None:
-    """Ctrl-C reaches all processes at once; the main one decides when the workers end."""
+    """Ctrl-C, and a scheduler's SIGTERM, reach all processes at once; the main one decides."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _unchanged(batch: Batch | DataError) -> Batch | DataError:
