@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from published import in_published_order
 
-from galip_edge.models import GALIP, PRESETS, blocks, generator
+from galip_edge.models import GALIP, PRESETS
 from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.config import TrainConfig
 from galip_edge.training.frozen import use_training_copy
@@ -53,21 +54,11 @@ class Task:
     folder: str
 
 
-class PublishedBlock(blocks.UpsamplingBlock):
-    """The authors' order: resize first, then fusion and shortcut at the large size."""
-
-    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """As the block that it stands for."""
-        x = self.resize(x)
-        residual = self.conv1(self.fusion1(x, condition))
-        return self.shortcut(x) + self.conv2(self.fusion2(residual, condition))
-
-
 def measure_plain(task: Task) -> dict[str, Any]:
     """Eager float32, published order, unfused Adam; the text is encoded in every step."""
     config = PRESETS[task.preset]
-    generator.UpsamplingBlock = PublishedBlock  # type: ignore[misc]
     model = GALIP(config).to(task.device)
+    in_published_order(model.generator)
     use_training_copy(model, "float32")  # open_clip's attention, slow on CPUs, would flatter us
     g_adam, d_adam = (
         torch.optim.Adam(

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +11,7 @@ import openvino as ov
 import torch
 from torch import Tensor, nn
 
+from convert.quiet import quiet
 from convert.rewrite import merge_affines
 from galip_edge.models import GALIP
 from runtime.errors import ConversionError
@@ -68,7 +64,7 @@ def _export(
 ) -> None:
     batch = torch.export.Dim("batch", min=1, max=1024)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet("torch.onnx"):
             program = torch.onnx.export(
                 module,
                 inputs,
@@ -88,20 +84,6 @@ def _export(
         raise
     except Exception as error:
         raise ConversionError(f"PyTorch could not export {path.stem} to ONNX: {error}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints and warns about what a user cannot mend."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def to_openvino(path: Path) -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import nncf
-import numpy as np
 import numpy.typing as npt
+
+from convert.quiet import quiet
 
 # The operations that multiply matrices: what quantization is for.
 _MULTIPLYING = ("Convolution", "GroupConvolution", "MatMul")
@@ -36,60 +35,26 @@ REASONS = {
 }
 
 
-def quantize(
-    model: Any,
-    samples: Sequence[tuple[npt.NDArray[Any], ...]],
-    on_progress: Callable[[int], None] | None = None,
-) -> Any:
+def quantize(model: Any, samples: Sequence[tuple[npt.NDArray[Any], ...]]) -> Any:
     """Quantize weights (per channel) and activations (per tensor) of an `openvino.Model`.
 
     Args:
         model: with a dynamic batch; the result keeps it.
         samples: inputs of a batch of one each.
-        on_progress: called with the number of samples seen.
 
     Returns:
         The quantized `openvino.Model`.
     """
 
-    def feed() -> Iterator[list[npt.NDArray[Any]]]:
-        for i, sample in enumerate(samples):
-            if on_progress is not None:
-                on_progress(i)
-            yield list(sample)
-
-    with contextlib.redirect_stdout(io.StringIO()), _quiet_nncf():
+    with quiet("nncf"):
         return nncf.quantize(
             model,
-            nncf.Dataset(_Replay(feed)),
+            nncf.Dataset(samples, list),
             # Symmetric weights, asymmetric activations: LeakyReLU leaves them lopsided.
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(samples),
         )
-
-
-class _Replay:
-    """An iterable that starts afresh each time: NNCF goes through its data more than once."""
-
-    def __init__(self, start: Callable[[], Iterator[list[npt.NDArray[np.float32]]]]) -> None:
-        self._start = start
-
-    def __iter__(self) -> Iterator[list[npt.NDArray[np.float32]]]:
-        return self._start()
-
-
-@contextlib.contextmanager
-def _quiet_nncf() -> Iterator[None]:
-    import logging
-
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def report(model: Any) -> dict[str, Any]:
