@@ -14,6 +14,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "coco": ("root", "split", "annotations"),
     "folder": ("root",),
     "table": ("root", "table", "image_column", "caption_column"),
+    "aviary": ("split", "samples", "cache"),
     "webdataset": ("root", "shards", "samples_per_epoch", "shuffle_block"),
 }
 _REQUIRED = ("root", "table")
@@ -27,7 +28,7 @@ class DataConfig:
     """A data set and the preparation of its images. The defaults are GALIP's.
 
     Attributes:
-        kind: `cub`, `coco`, `folder`, `table` or `webdataset`.
+        kind: `cub`, `coco`, `folder`, `table`, `webdataset`, or `aviary`, which is drawn.
         root: the data set's folder; for web shards also an http(s), gs or hf URL.
         split: `train` or `test`, where the data set has splits.
         image_size: side of the square images in pixels.
@@ -46,6 +47,8 @@ class DataConfig:
         samples_per_epoch: how much of the shards is one epoch; by default what the
             `_stats.json` files say that img2dataset writes beside them.
         shuffle_block: consecutive samples of a shard that are shuffled in memory.
+        samples: for aviary, how many pictures there are.
+        cache: for aviary, a folder where drawn pictures are kept for the next time.
     """
 
     kind: str
@@ -65,13 +68,21 @@ class DataConfig:
     shards: str = "*.tar"
     samples_per_epoch: int | None = None
     shuffle_block: int = 1000
+    samples: int = 20_000
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.split not in ("train", "test"):
             raise ValueError(f"split must be train or test, got {self.split!r}")
-        for name, least in (("image_size", 1), ("seed", 0), ("workers", 0), ("shuffle_block", 1)):
+        for name, least in (
+            ("image_size", 1),
+            ("seed", 0),
+            ("workers", 0),
+            ("shuffle_block", 1),
+            ("samples", 1),
+        ):
             _at_least(least, name, getattr(self, name))
         if self.samples_per_epoch is not None:
             _at_least(1, "samples_per_epoch", self.samples_per_epoch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from galip_edge.data.aviary import AviarySource
 from galip_edge.data.coco import coco_records
 from galip_edge.data.config import DataConfig
 from galip_edge.data.cub import cub_records
@@ -19,6 +20,7 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "cub": lambda config: RecordSource(cub_records(config)),
     "coco": lambda config: RecordSource(coco_records(config)),
     "folder": lambda config: RecordSource(folder_records(config), upright=True),
+    "aviary": AviarySource,
     "table": lambda config: RecordSource(table_records(config), upright=True),
 }
 

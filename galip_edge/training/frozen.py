@@ -19,19 +19,20 @@ class SelfAttention(nn.Module):
     batched products for which the weights are copied once per token.
     """
 
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
+    def __init__(self, attention: nn.MultiheadAttention, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
         self.heads = attention.num_heads
         self.in_proj_weight = attention.in_proj_weight
         self.in_proj_bias = attention.in_proj_bias
         self.out_proj = attention.out_proj
 
     def forward(self, query: Tensor, *_: Tensor, **__: object) -> tuple[Tensor, None]:
-        """query (B,L,C); key and value, which are the same, and options are ignored."""
+        """query (B,L,C); key and value, which are the same, mask and options are ignored."""
         batch, length, width = query.shape
         qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2)
         return self.out_proj(attended.reshape(batch, length, width)), None
 
 

@@ -1,0 +1,28 @@
+"""`galip-edge train-clip`: a CLIP of one's own, for data that needs none that exists."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from galip_edge.training.contrastive import load_contrastive_config, train_clip
+
+
+@click.command("train-clip")
+@click.argument("config")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting, such as steps=500; may be repeated.",
+)
+def command(config: str, assignments: tuple[str, ...]) -> None:
+    """Train a CLIP contrastively as CONFIG says, or resume; its weights then serve `train`.
+
+    CONFIG is a TOML file, or the name of a configuration that comes with the package: aviary.
+    """
+    resolved = load_contrastive_config(config, assignments)
+    logging.getLogger("galip_edge").setLevel(logging.INFO)
+    click.echo(train_clip(resolved))

@@ -1,0 +1,17 @@
+"""The aviary: drawn scenes of birds with captions and known attributes, without end or download."""
+
+from galip_edge.data.aviary.captions import Caption, write_caption
+from galip_edge.data.aviary.drawing import draw, to_svg
+from galip_edge.data.aviary.scene import ATTRIBUTES, Scene, random_scene
+from galip_edge.data.aviary.source import AviarySource
+
+__all__ = [
+    "ATTRIBUTES",
+    "AviarySource",
+    "Caption",
+    "Scene",
+    "draw",
+    "random_scene",
+    "to_svg",
+    "write_caption",
+]

@@ -1,0 +1,152 @@
+"""What the bird is on: behind its feet, or in front of its body where it swims."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from galip_edge.data.aviary.backgrounds import SIZE, WHITE, hills
+from galip_edge.data.aviary.svg import (
+    Colour,
+    ellipse,
+    element,
+    hex_colour,
+    lighter,
+    line,
+    mix,
+    path,
+    polygon,
+    smooth,
+)
+
+# The light of each background, by which water and ground are tinted.
+_TINT: dict[str, tuple[str, float]] = {
+    "sky": ("#ffffff", 0.0),
+    "forest": ("#2f6b3c", 0.15),
+    "sunset": ("#7a2f5e", 0.35),
+    "snow": ("#eef4f8", 0.0),
+    "night": ("#101a44", 0.5),
+    "mountains": ("#ffffff", 0.0),
+}
+
+
+def _lit(colour: str, background: str) -> Colour:
+    tint, share = _TINT[background]
+    return mix(hex_colour(colour), hex_colour(tint), share)
+
+
+def branch(rng: np.random.Generator, y: float, background: str) -> str:
+    """A branch across the scene, passing under the bird's feet at height `y`."""
+    bark = _lit("#6b4a2e", background)
+    slope, bend = rng.uniform(-5, 5), rng.uniform(1, 4)
+    left, right = y + slope + bend, y - slope + bend
+    thick, thin = rng.uniform(2.6, 3.8), rng.uniform(1.6, 2.4)
+    if rng.random() < 0.5:
+        thick, thin = thin, thick
+    upper = [(-6.0, left - thick), (64.0, y), (134.0, right - thin)]
+    lower = [(134.0, right + thin), (64.0, y + thick + thin), (-6.0, left + thick)]
+    outline = smooth(upper, False) + "L" + smooth(lower, False)[1:] + "Z"
+    parts = [path(outline, fill=bark)]
+    leaf = _lit("#4f9a3d", background)
+    for _ in range(int(rng.integers(4, 9))):
+        x = rng.uniform(2, 126)
+        if 44 < x < 84:
+            continue
+        base = (left + (right - left) * x / SIZE) * 0.4 + y * 0.6
+        up = -1.0 if rng.random() < 0.6 else 1.0
+        tip = (x + rng.uniform(-6, 6), base + up * rng.uniform(6, 11))
+        parts.append(line([(x, base), tip], bark, 1.1))
+        turn = float(np.degrees(np.arctan2(tip[1] - base, tip[0] - x)))
+        if background == "snow":
+            parts.append(ellipse(tip[0], tip[1], 2.2, 1.6, turn, fill=WHITE))
+        else:
+            shade = lighter(leaf, rng.uniform(-0.15, 0.2))
+            parts.append(ellipse(tip[0], tip[1], 4.6, 2.3, turn, fill=shade))
+    if background == "snow":
+        top = [(x, yy - 0.6) for x, yy in upper]
+        parts.append(path(smooth(top, False), fill="none", stroke=WHITE, stroke_width=2.0))
+    return "".join(parts)
+
+
+def fence(rng: np.random.Generator, y: float, background: str) -> str:
+    """A wooden fence whose upper rail is at height `y`."""
+    wood = _lit("#b08a5b", background)
+    dark = lighter(wood, -0.3)
+    parts = []
+    for rail in (y, y + 20):
+        parts.append(element("rect", x=-4, y=rail, width=136, height=5.0, fill=wood))
+        parts.append(element("rect", x=-4, y=rail + 4.0, width=136, height=1.2, fill=dark))
+    offset = rng.uniform(6, 20)
+    for x in (offset, offset + 88):
+        post = [(x, 140.0), (x, y - 9), (x + 4.5, y - 14), (x + 9, y - 9), (x + 9, 140.0)]
+        parts.append(polygon(post, fill=lighter(wood, 0.08)))
+        parts.append(
+            polygon([(x + 6.5, 140), (x + 6.5, y - 11), (x + 9, y - 9), (x + 9, 140)], fill=dark)
+        )
+        if background == "snow":
+            parts.append(ellipse(x + 4.5, y - 11.5, 5.2, 2.6, fill=WHITE))
+    return "".join(parts)
+
+
+def rock(rng: np.random.Generator, y: float, background: str) -> str:
+    """A boulder whose top is at height `y`."""
+    stone = _lit("#8d8a86", background)
+    half = rng.uniform(26, 38)
+
+    def knob(x: float, height: float) -> tuple[float, float]:
+        return (64 + x * half + float(rng.normal(0, 1.5)), height + float(rng.normal(0, 1)))
+
+    outline = [
+        knob(-1.25, 132),
+        knob(-0.95, y + 14),
+        knob(-0.45, y + 1.5),
+        (64.0, y),
+        knob(0.5, y + 2),
+        knob(0.98, y + 16),
+        knob(1.25, 132),
+    ]
+    shade = [(64 + half * 0.2, y + 4), (64 + half * 0.9, y + 18), (64 + half * 1.1, 134),
+             (64 + half * 0.3, 134)]  # fmt: skip
+    parts = [
+        path(smooth(outline), fill=stone),
+        path(smooth(shade), fill=lighter(stone, -0.15)),
+        ellipse(64 - half * 0.35, y + 7, half * 0.22, 2.4, -12, fill=lighter(stone, 0.25)),
+    ]
+    if background == "snow":
+        parts.append(ellipse(64, y + 1, half * 0.55, 2.4, fill=WHITE))
+    return "".join(parts)
+
+
+def ground(rng: np.random.Generator, y: float, background: str) -> str:
+    """Grass, or snow, up to height `y`."""
+    snow = background == "snow"
+    grass = hex_colour("#ffffff") if snow else _lit("#6cab3f", background)
+    parts = [hills(rng, y, 0.8, grass, points=5)]
+    blade = hex_colour("#cddbe6") if snow else lighter(grass, -0.22)
+    for _ in range(24):
+        x, base = rng.uniform(0, SIZE), rng.uniform(y + 3, 126)
+        lean, height = rng.uniform(-1.5, 1.5), rng.uniform(2.5, 5)
+        parts.append(line([(x, base), (x + lean, base - height)], blade, 0.9))
+    return "".join(parts)
+
+
+def water(rng: np.random.Generator, y: float, background: str) -> tuple[str, str]:
+    """A lake up to height `y` - 14, and the water in front of a bird that floats at `y`."""
+    colours = {
+        "sky": "#3f8fc9",
+        "forest": "#3f7f78",
+        "sunset": "#a8557a",
+        "snow": "#7fa3bd",
+        "night": "#1d2f6b",
+        "mountains": "#4fa3b5",
+    }
+    lake = hex_colour(colours[background])
+    behind = element("rect", x=-2, y=y - 14, width=132, height=150.0, fill=lake)
+    front = [path(smooth([(-4.0, y + 1), (40.0, y), (90.0, y + 1), (134.0, y)], False)
+                  + "L134 140L-4 140Z", fill=lake)]  # fmt: skip
+    light = lighter(lake, 0.32)
+    for _ in range(12):
+        x, at, length = rng.uniform(-8, 128), rng.uniform(y + 4, 126), rng.uniform(8, 20)
+        ripple = [(x, at), (x + length / 2, at + 1.2), (x + length, at)]
+        front.append(path(smooth(ripple, False), fill="none", stroke=light, stroke_width=1.1))
+    front.append(ellipse(64, y + 1.4, 26, 1.5, fill=light, opacity=0.7))
+    return behind, "".join(front)
