@@ -119,9 +119,7 @@ def accuracy(
     found = classifier.classify(pixels)
     labels = [source.scene(i).labels() for i in range(count)]
     return {
-        name: AttributeAccuracy(
-            float(np.mean(found[name] == [row[name] for row in labels])), count
-        )
+        name: AttributeAccuracy(float(np.mean(found[name] == [row[name] for row in labels])), count)
         for name in ATTRIBUTES
     }
 
@@ -145,7 +143,9 @@ def agreement(
     for name in ATTRIBUTES:
         rows = [i for i, caption in enumerate(captions) if name in caption.states]
         right = [found[name][i] == labels[i][name] for i in rows]
-        result[name] = AttributeAccuracy(float(np.mean(right)) if right else float("nan"), len(rows))
+        result[name] = AttributeAccuracy(
+            float(np.mean(right)) if right else float("nan"), len(rows)
+        )
     return result
 
 

@@ -2,7 +2,7 @@
 
 from galip_edge.data.aviary.captions import Caption, write_caption
 from galip_edge.data.aviary.drawing import draw, to_svg
-from galip_edge.data.aviary.scene import ATTRIBUTES, Scene, random_scene
+from galip_edge.data.aviary.scene import ATTRIBUTES, Scene, random_scene, similar_scene
 from galip_edge.data.aviary.source import AviarySource
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Scene",
     "draw",
     "random_scene",
+    "similar_scene",
     "to_svg",
     "write_caption",
 ]

@@ -72,7 +72,7 @@ class _Writer:
     def __init__(self, scene: Scene, rng: np.random.Generator) -> None:
         self.scene = scene
         self.rng = rng
-        self.detail = rng.choice([0.25, 0.5, 0.75, 0.95])
+        self.detail = rng.choice([0.25, 0.5, 0.75, 0.95, 0.95])
         self.states: set[str] = set()
 
     def caption(self) -> Caption:

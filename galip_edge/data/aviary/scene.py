@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -100,3 +101,20 @@ def random_scene(rng: np.random.Generator) -> Scene:
         background=pick(*ATTRIBUTES["background"]),
         drawing_seed=int(rng.integers(2**32)),
     )
+
+
+def similar_scene(scene: Scene, keep: Iterable[str], rng: np.random.Generator) -> Scene:
+    """Another scene that has `keep`, names of attributes, in common with `scene`.
+
+    What a caption states may be kept, so that it describes both. Raises ValueError for an unknown name.
+    """
+    kept = set(keep)
+    if unknown := kept - set(ATTRIBUTES):
+        raise ValueError(f"unknown attributes {', '.join(sorted(unknown))}")
+    values = {name: getattr(scene, name) for name in kept}
+    if "perch" in kept:
+        values["pose"] = scene.pose
+    elif "pose" in kept:
+        options = PERCHES[scene.pose]
+        values["perch"] = options[int(rng.integers(len(options)))]
+    return replace(random_scene(rng), **values)

@@ -1,0 +1,202 @@
+"""`galip-edge evaluate`: how good a model's pictures are, by named protocols."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from galip_edge.checkpoint import load_checkpoint
+from galip_edge.commands.console import counting_progress
+from galip_edge.commands.options import existing_path, json_option
+from galip_edge.data import DataConfig, build_dataset
+from galip_edge.data.aviary import AviarySource
+from galip_edge.data.dataset import CaptionedImages
+from galip_edge.evaluation.attributes import load_classifier
+from galip_edge.evaluation.clip_space import CLIPScorer
+from galip_edge.evaluation.evaluate import (
+    EvaluationOptions,
+    FeatureExtractor,
+    Judges,
+    append_result,
+    evaluate,
+)
+from galip_edge.evaluation.models import CheckpointModel, open_model
+from galip_edge.training.config import load_config
+from runtime.errors import GalipEdgeError
+
+
+@click.command("evaluate")
+@click.argument("model", type=existing_path)
+@click.option("--reference", type=existing_path, help="A second model, to compare with.")
+@click.option(
+    "--data",
+    metavar="CONFIG",
+    help="Real images and captions: aviary, KIND=FOLDER such as folder=photos, or a training "
+    "configuration, whose [data] is used without augmentation.",
+)
+@click.option(
+    "--captions", "captions_file", type=existing_path, help="Captions, one a line, without images."
+)
+@click.option("--scorer", type=existing_path, help="Checkpoint whose CLIP judges; default: MODEL.")
+@click.option("--clip", type=existing_path, help="CLIP weights, for an original checkpoint.")
+@click.option("--classifier", type=existing_path, help="Checks attributes of the aviary.")
+@click.option("--inception-torchvision", type=existing_path, help="Weights; adds FID and KID.")
+@click.option("--inception-tf", type=existing_path, help="Weights; adds FID and KID.")
+@click.option("--count", type=click.IntRange(min=2), default=1000, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--diversity-captions",
+    type=click.IntRange(min=0),
+    default=EvaluationOptions.diversity_captions,
+    show_default=True,
+    help="Captions whose pictures are compared with each other; 0 for none.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Append to this JSON lines file.")
+@json_option
+def command(
+    model: Path,
+    reference: Path | None,
+    data: str | None,
+    captions_file: Path | None,
+    scorer: Path | None,
+    clip: Path | None,
+    classifier: Path | None,
+    inception_torchvision: Path | None,
+    inception_tf: Path | None,
+    count: int,
+    seed: int,
+    diversity_captions: int,
+    batch_size: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure MODEL, a checkpoint or a bundle, and with --reference compare it with another."""
+    if (data is None) == (captions_file is None):
+        raise click.UsageError("give either --data or --captions")
+    if captions_file and (inception_tf or inception_torchvision):
+        raise click.UsageError("FID and KID need real images: give --data")
+    evaluated = open_model(model, clip)
+    other = open_model(reference, clip) if reference else None
+    inceptions = _inceptions(inception_torchvision, inception_tf)
+    judges = Judges(
+        _scorer(scorer, clip, evaluated, other),
+        load_classifier(classifier) if classifier else None,
+        inceptions,
+    )
+    size = int(evaluated.images(["a bird"], [0], 0).shape[1])
+    captions, real, aviary = _inputs(data, captions_file, size, count)
+    if classifier and aviary is None:
+        raise click.UsageError("--classifier knows the aviary only: give --data aviary")
+    with counting_progress() as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        result = evaluate(
+            evaluated,
+            captions,
+            judges,
+            EvaluationOptions(count, seed, batch_size, diversity_captions),
+            real=real,
+            aviary=aviary,
+            reference=other,
+            progress=report,
+        )
+    result["data"] = data or str(captions_file)
+    if out:
+        append_result(out, result)
+    click.echo(json.dumps(result, indent=1) if as_json else "\n".join(_lines(result)))
+
+
+def _scorer(path: Path | None, clip: Path | None, *models: object) -> CLIPScorer:
+    """The CLIP of `path`, or else that of the first checkpoint among `models`."""
+    if path is not None:
+        return CLIPScorer(load_checkpoint(path, clip).model)
+    for candidate in models:
+        if isinstance(candidate, CheckpointModel):
+            return CLIPScorer(candidate.model)
+    raise GalipEdgeError(
+        "a bundle has no image encoder to judge with: give the checkpoint that it was made from, "
+        "as --scorer or --reference"
+    )
+
+
+def _inceptions(torchvision: Path | None, tf: Path | None) -> dict[str, FeatureExtractor]:
+    """The Inceptions whose weights are given."""
+    if torchvision is None and tf is None:
+        return {}
+    from galip_edge.evaluation.inception import InceptionTF, InceptionTorchvision
+
+    extractors: dict[str, FeatureExtractor] = {}
+    if torchvision is not None:
+        extractors["torchvision"] = InceptionTorchvision(torchvision)
+    if tf is not None:
+        extractors["tf"] = InceptionTF(tf)
+    return extractors
+
+
+def _inputs(
+    data: str | None, captions_file: Path | None, size: int, count: int
+) -> tuple[list[str], Callable[[int], np.ndarray] | None, AviarySource | None]:
+    if captions_file is not None:
+        try:
+            lines = captions_file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise GalipEdgeError(f"{captions_file} is not UTF-8 text: {error.reason}") from error
+        return [line for line in lines if line.strip()], None, None
+    dataset = build_dataset(_data_config(str(data), size, count))
+    if not isinstance(dataset, CaptionedImages):
+        raise GalipEdgeError("web shards cannot be read by number: evaluate on another kind")
+    available = min(count, len(dataset))
+    captions = [dataset.source.captions(i)[0] for i in range(available)]
+
+    def real(index: int) -> np.ndarray:
+        image = dataset[index].image
+        pixels: np.ndarray = ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        return pixels
+
+    source = dataset.source
+    return captions, real, source if isinstance(source, AviarySource) else None
+
+
+def _data_config(data: str, size: int, count: int) -> DataConfig:
+    kind, equals, root = data.partition("=")
+    if kind == "aviary":
+        return DataConfig(
+            kind="aviary", split="test", image_size=size, augment=False, samples=count
+        )
+    if equals:
+        return DataConfig(kind=kind, root=root, image_size=size, augment=False)
+    values = {**load_config(data).data.to_dict(), "augment": False, "image_size": size}
+    if values["kind"] in ("cub", "coco"):
+        values["split"] = "test"
+    return DataConfig(**{**values, "resize": None})
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    """A table: a metric a line, with the reference's beside it."""
+    columns = [result["metrics"]]
+    if "reference" in result:
+        columns.append(result["reference"]["metrics"])
+    lines = []
+    for name, value in columns[0].items():
+        if name == "attributes":
+            for attribute, found in value.items():
+                cells = [f"{column[name][attribute]['right']:10.1%}" for column in columns]
+                lines.append(f"{attribute:24}{''.join(cells)}  of {found['count']}")
+        elif isinstance(value, float):
+            lines.append(f"{name:24}" + "".join(f"{column[name]:10.4f}" for column in columns))
+        else:
+            lines.append(f"{name}: {value}")
+    for name, value in result.get("reference", {}).get("psnr_db", {}).items():
+        lines.append(f"{'PSNR, dB, ' + name:24}{value:10.2f}")
+    return lines

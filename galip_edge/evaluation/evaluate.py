@@ -1,0 +1,305 @@
+"""One pass over captions, real images and one or two models, and every measure of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from galip_edge.data.aviary import AviarySource, Caption, similar_scene
+from galip_edge.data.aviary.drawing import draw
+from galip_edge.evaluation.attributes import AttributeClassifier, agreement
+from galip_edge.evaluation.clip_space import CLIPScorer, clip_score, diversity, r_precision
+from galip_edge.evaluation.frechet import FeatureStatistics, frechet_distance
+from galip_edge.evaluation.kernel import cmmd, squared_mmd_polynomial
+from galip_edge.evaluation.models import EvaluatedModel
+from runtime.errors import GalipEdgeError
+from runtime.version import __version__
+
+Images = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+class FeatureExtractor(Protocol):
+    """An Inception: uint8 images (N,H,W,3) to features (N,D)."""
+
+    def __call__(self, pixels: Images) -> Floats:
+        """Features of `pixels`."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How much is evaluated.
+
+    Attributes:
+        count: captions, and images generated for them (one each), and real images.
+        seed: of the noise.
+        batch_size: images at once; changes no result.
+        diversity_captions, diversity_images: captions, and images of each, for `diversity`; 0
+            captions leave it out.
+    """
+
+    count: int = 1000
+    seed: int = 0
+    batch_size: int = 16
+    diversity_captions: int = 20
+    diversity_images: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("count", 2),
+            ("seed", 0),
+            ("batch_size", 1),
+            ("diversity_captions", 0),
+            ("diversity_images", 2),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The networks that judge.
+
+    Attributes:
+        scorer: the CLIP.
+        classifier: of the aviary's attributes, if the captions are of the aviary.
+        inceptions: by name of their protocol, `torchvision` or `tf`; each gives FID and KID.
+    """
+
+    scorer: CLIPScorer
+    classifier: AttributeClassifier | None = None
+    inceptions: dict[str, FeatureExtractor] = field(default_factory=dict)
+
+
+@dataclass
+class Pass:
+    """What is kept of a set of images: features, never the images themselves."""
+
+    embeddings: list[Floats] = field(default_factory=list)
+    embeddings_original: list[Floats] = field(default_factory=list)
+    features: dict[str, list[Floats]] = field(default_factory=dict)
+    small: list[Images] = field(default_factory=list)
+
+    def add(self, pixels: Images, judges: Judges, keep_pixels: bool = False) -> None:
+        """Look at `pixels`."""
+        self.embeddings.append(judges.scorer.images(pixels))
+        self.embeddings_original.append(judges.scorer.images(pixels, "original"))
+        for name, extractor in judges.inceptions.items():
+            self.features.setdefault(name, []).append(extractor(pixels))
+        if keep_pixels:
+            self.small.append(pixels)
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate(
+    model: EvaluatedModel,
+    captions: Sequence[str],
+    judges: Judges,
+    options: EvaluationOptions,
+    *,
+    real: Callable[[int], Images] | None = None,
+    aviary: AviarySource | None = None,
+    reference: EvaluatedModel | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Measure `model`.
+
+    Args:
+        model: generates one image for each of the first `options.count` captions.
+        captions: at least as many.
+        judges: what to measure with.
+        options: how much.
+        real: real image `i` (H,W,3), for distances between real and generated sets.
+        aviary: where captions and real images come from, if they are drawn; allows attributes to
+            be checked, and diversity to be compared with real images of the same captions.
+        reference: a second model, mostly the same in another precision; PSNR is between the two.
+        progress: told of stage, done and total.
+
+    Returns:
+        Plain values for JSON: `protocol`, `model`, and `metrics` by name.
+
+    Raises:
+        GalipEdgeError: there are fewer captions than `options.count`.
+    """
+    count = options.count
+    if len(captions) < count:
+        raise GalipEdgeError(f"{count} captions are wanted, there are {len(captions)}: lower count")
+    captions = list(captions[:count])
+    sentences = judges.scorer.sentences(captions)
+    real_pass = _real_pass(real, judges, options, progress) if real else None
+
+    metrics, pixels = _measure(
+        model, captions, sentences, judges, options, real_pass, aviary, "model", progress
+    )
+    result: dict[str, Any] = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model": {"name": model.name, "sha256": model.sha256},
+        "protocol": asdict(options),
+        "versions": {
+            "galip-edge": __version__,
+            **{p: version(p) for p in ("torch", "openvino", "numpy")},
+        },
+        "metrics": metrics,
+    }
+    if reference is not None:
+        metrics, theirs = _measure(
+            reference,
+            captions,
+            sentences,
+            judges,
+            options,
+            real_pass,
+            aviary,
+            "reference",
+            progress,
+        )
+        result["reference"] = {
+            "model": {"name": reference.name, "sha256": reference.sha256},
+            "metrics": metrics,
+            "psnr_db": psnr(pixels, theirs),
+        }
+    return result
+
+
+def psnr(images: Images, reference: Images) -> dict[str, float]:
+    """PSNR in dB of uint8 images (N,H,W,3): pooled over all, mean of images, 5 % and worst.
+
+    Raises GalipEdgeError if the two models have different image sizes.
+    """
+    if images.shape != reference.shape:
+        raise GalipEdgeError(
+            f"images of {images.shape[1:]} and {reference.shape[1:]} cannot be compared by pixel"
+        )
+    errors = np.array(
+        [np.square(a.astype(np.float64) - b).mean() for a, b in zip(images, reference)]
+    )
+    each = 10 * np.log10(255**2 / np.maximum(errors, 1e-10))
+    pooled = 10 * np.log10(255**2 / max(float(errors.mean()), 1e-10))
+    return {
+        "pooled": float(pooled),
+        "mean": float(each.mean()),
+        "5%": float(np.quantile(each, 0.05)),
+        "worst": float(each.min()),
+    }
+
+
+def _real_pass(
+    real: Callable[[int], Images], judges: Judges, options: EvaluationOptions, progress: Progress
+) -> Pass:
+    kept = Pass()
+    for at in range(0, options.count, options.batch_size):
+        rows = range(at, min(at + options.batch_size, options.count))
+        kept.add(np.stack([real(i) for i in rows]), judges)
+        progress("real images", rows.stop, options.count)
+    return kept
+
+
+def _measure(
+    model: EvaluatedModel,
+    captions: list[str],
+    sentences: Floats,
+    judges: Judges,
+    options: EvaluationOptions,
+    real: Pass | None,
+    aviary: AviarySource | None,
+    stage: str,
+    progress: Progress,
+) -> tuple[dict[str, Any], Images]:
+    kept = Pass()
+    for at in range(0, options.count, options.batch_size):
+        prompts = captions[at : at + options.batch_size]
+        kept.add(model.images(prompts, [0] * len(prompts), options.seed), judges, True)
+        progress(stage, at + len(prompts), options.count)
+    pixels = np.concatenate(kept.small)
+    embeddings = np.concatenate(kept.embeddings)
+    metrics: dict[str, Any] = {
+        "clip_score": clip_score(embeddings, sentences),
+        "clip_score_original": clip_score(np.concatenate(kept.embeddings_original), sentences),
+        "r_precision": r_precision(embeddings, sentences, captions),
+    }
+    if real is not None:
+        metrics |= _distances(kept, real)
+    if judges.classifier is not None and aviary is not None:
+        metrics["attributes"] = _attributes(judges.classifier, pixels, captions, aviary)
+    if options.diversity_captions:
+        metrics |= _diversity(model, captions, judges, options, aviary)
+    return metrics, pixels
+
+
+def _distances(kept: Pass, real: Pass) -> dict[str, Any]:
+    ours, theirs = np.concatenate(kept.embeddings), np.concatenate(real.embeddings)
+    metrics: dict[str, Any] = {
+        "clip_fd": _frechet(ours, theirs),
+        "cmmd": cmmd(ours, theirs),
+    }
+    for name in kept.features:
+        ours, theirs = np.concatenate(kept.features[name]), np.concatenate(real.features[name])
+        metrics[f"fid_{name}"] = _frechet(ours, theirs)
+        metrics[f"kid_{name}"] = squared_mmd_polynomial(ours, theirs)
+        if len(ours) < ours.shape[1]:
+            metrics[f"fid_{name}_warning"] = (
+                f"{len(ours)} images for {ours.shape[1]} features: too few, the figure is biased"
+            )
+    return metrics
+
+
+def _frechet(a: Floats, b: Floats) -> float:
+    statistics = [FeatureStatistics(), FeatureStatistics()]
+    for each, features in zip(statistics, (a, b)):
+        each.update(features)
+    return frechet_distance(*statistics)
+
+
+def _attributes(
+    classifier: AttributeClassifier, pixels: Images, captions: list[str], aviary: AviarySource
+) -> dict[str, Any]:
+    described: list[Caption] = [aviary.described(i)[0] for i in range(len(captions))]
+    if [caption.text for caption in described] != captions:
+        raise GalipEdgeError("attributes can only be checked for the aviary's own captions")
+    labels = [aviary.scene(i).labels() for i in range(len(captions))]
+    found = agreement(classifier, pixels, labels, described)
+    return {name: asdict(value) for name, value in found.items() if value.count}
+
+
+def _diversity(
+    model: EvaluatedModel,
+    captions: list[str],
+    judges: Judges,
+    options: EvaluationOptions,
+    aviary: AviarySource | None,
+) -> dict[str, float]:
+    chosen, k = captions[: options.diversity_captions], options.diversity_images
+    groups = [model.images([c] * k, range(k), options.seed) for c in chosen]
+    embedding, rms = diversity(groups, judges.scorer)
+    metrics = {"diversity_clip": embedding, "diversity_pixels": rms}
+    if aviary is not None:
+        rng, size = np.random.default_rng(options.seed), groups[0].shape[1]
+        real_groups = []
+        for i in range(len(chosen)):
+            states = aviary.described(i)[0].states
+            scenes = [similar_scene(aviary.scene(i), states, rng) for _ in range(k)]
+            real_groups.append(np.stack([np.asarray(draw(s, size)) for s in scenes]))
+        embedding, rms = diversity(real_groups, judges.scorer)
+        metrics |= {"diversity_clip_real": embedding, "diversity_pixels_real": rms}
+    return metrics
+
+
+def append_result(path: Path, result: dict[str, Any]) -> None:
+    """Add `result` to a file of JSON lines. Raises GalipEdgeError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+    except OSError as error:
+        raise GalipEdgeError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,70 @@
+"""What is evaluated: a PyTorch checkpoint or a bundle, behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from galip_edge.checkpoint import load_checkpoint
+from galip_edge.tokenizer import build_tokenizer
+from runtime.noise import draw_noise
+from runtime.pipeline import Pipeline, PipelineOptions
+
+Images = npt.NDArray[np.uint8]
+
+
+class EvaluatedModel(Protocol):
+    """Prompts to images, the same noise for the same (seed, prompt, index) in every model."""
+
+    name: str
+    """Of the file or folder."""
+
+    sha256: str
+    """Of the checkpoint, or the bundle's model hash."""
+
+    def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
+        """(len(prompts),H,W,3) uint8; `indices` tells which image of its prompt each is."""
+        ...
+
+
+class CheckpointModel:
+    """PyTorch in float32."""
+
+    def __init__(self, path: Path, clip: Path | None = None) -> None:
+        loaded = load_checkpoint(path, clip)
+        self.name, self.sha256, self.model = str(path), loaded.sha256, loaded.model
+        self._tokenize = build_tokenizer(loaded.model.config.clip)
+
+    @torch.inference_mode()
+    def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
+        """See EvaluatedModel."""
+        size = self.model.config.noise_dim
+        noise = np.stack([draw_noise(seed, p, i, size) for p, i in zip(prompts, indices)])
+        sentence = self.model.text_encoder(torch.from_numpy(self._tokenize(list(prompts))))
+        image = self.model.generator(torch.from_numpy(noise), sentence)
+        pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte()
+        return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+class BundleModel:
+    """The CPU runtime, in the precision of the bundle."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pipeline = Pipeline.from_bundle(folder, PipelineOptions(cache=False))
+        self.name, self.sha256 = str(folder), self._pipeline.manifest.model_hash
+
+    def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
+        """See EvaluatedModel."""
+        size = self._pipeline.manifest.noise_dim
+        noise = np.stack([draw_noise(seed, p, i, size) for p, i in zip(prompts, indices)])
+        return self._pipeline.synthesize(self._pipeline.encode(prompts), noise)
+
+
+def open_model(path: Path, clip: Path | None = None) -> CheckpointModel | BundleModel:
+    """A bundle if `path` is a folder, otherwise a checkpoint. Raises GalipEdgeError."""
+    return BundleModel(path) if path.is_dir() else CheckpointModel(path, clip)

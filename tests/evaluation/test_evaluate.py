@@ -1,0 +1,106 @@
+"""The whole evaluation, from a checkpoint to named figures."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from galip_edge.checkpoint import save_checkpoint
+from galip_edge.cli import main
+from galip_edge.evaluation.evaluate import psnr
+from galip_edge.evaluation.models import CheckpointModel
+from galip_edge.models import GALIP, PRESETS
+from runtime.errors import GalipEdgeError
+from runtime.noise import draw_noise
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("evaluate") / "tiny.safetensors"
+    save_checkpoint(GALIP(PRESETS["tiny"]), path)
+    return path
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as exit_:
+        main(["evaluate", *map(str, arguments)])
+    output = capsys.readouterr()
+    return exit_.value.code, output.out, output.err
+
+
+def test_a_model_compared_with_itself_is_the_same(checkpoint, tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    arguments = (checkpoint, "--reference", checkpoint, "--data", "aviary", "--count", 12,
+                 "--diversity-captions", 2)  # fmt: skip
+    status, text, error = run(capsys, *arguments, "--out", out, "--json")
+    assert status == 0, error
+    result = json.loads(text)
+    assert result["metrics"] == result["reference"]["metrics"]
+    assert result["reference"]["psnr_db"]["worst"] > 100
+    assert result["metrics"]["cmmd"] > 0
+    assert result["metrics"]["diversity_pixels_real"] > 0
+    assert json.loads(out.read_text()) == result
+    assert run(capsys, *arguments, "--out", out)[0] == 0
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_the_batch_size_changes_no_figure(checkpoint, tmp_path, capsys):
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(f"bird number {i}" for i in range(12)))
+    figures = []
+    for size in (1, 5):
+        status, text, _ = run(
+            capsys, checkpoint, "--captions", captions, "--count", 12, "--batch-size", size,
+            "--diversity-captions", 2, "--json",
+        )  # fmt: skip
+        assert status == 0
+        figures.append(json.loads(text)["metrics"])
+    for name, value in figures[0].items():
+        assert value == pytest.approx(figures[1][name], rel=1e-3), name
+
+
+def test_images_have_the_noise_of_generate(checkpoint):
+    model = CheckpointModel(checkpoint)
+    config = model.model.config
+    with torch.inference_mode():
+        tokens = torch.from_numpy(model._tokenize(["a bird"]))
+        noise = torch.from_numpy(draw_noise(3, "a bird", 2, config.noise_dim)[None])
+        image = model.model.generator(noise, model.model.text_encoder(tokens)).clamp(-1, 1)
+    expected = ((image + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(model.images(["a bird"], [2], 3), expected)
+
+
+def test_psnr_of_known_errors():
+    images = np.full((2, 4, 4, 3), 100, np.uint8)
+    other = images.copy()
+    other[1] += 10
+    assert psnr(images, other)["worst"] == pytest.approx(10 * np.log10(255**2 / 100))
+    assert psnr(images, other)["pooled"] == pytest.approx(10 * np.log10(255**2 / 50))
+    with pytest.raises(GalipEdgeError, match="cannot be compared"):
+        psnr(images, images[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "--data or --captions"),
+        (("--captions", "missing.txt"), "missing.txt"),
+        (("--data", "folder=nowhere"), "nowhere"),
+        (("--data", "nonsense"), "nonsense"),
+    ],
+)
+def test_mistakes_get_a_sentence(checkpoint, capsys, arguments, sentence):
+    status, _, error = run(capsys, checkpoint, *arguments)
+    assert status != 0
+    assert sentence in error
+    assert "Traceback" not in error
+
+
+def test_too_few_captions(checkpoint, tmp_path, capsys):
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a bird\ntwo birds\n")
+    status, _, error = run(capsys, checkpoint, "--captions", captions, "--count", 5)
+    assert status == 1
+    assert "5 captions are wanted, there are 2" in error
