@@ -31,7 +31,12 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "train": ("train", "train", "Train a model, or resume a run."),
     "train-clip": ("train_clip", "train", "Train a CLIP of one's own on captioned images."),
     "data": ("data", "train", "Check training data before days are spent on it."),
-    "evaluate": ("evaluate", "train", "Measure the quality of a checkpoint or a bundle."),
+    "evaluate": ("evaluate", "evaluate", "Measure the quality of a checkpoint or a bundle."),
+    "train-classifier": (
+        "train_classifier",
+        "train",
+        "Train the judge of the aviary's attributes, for evaluate.",
+    ),
     "init": ("init", "convert", "Make an untrained checkpoint of any size, for tests and latency."),
 }
 

@@ -45,8 +45,16 @@ from runtime.errors import GalipEdgeError
 @click.option("--scorer", type=existing_path, help="Checkpoint whose CLIP judges; default: MODEL.")
 @click.option("--clip", type=existing_path, help="CLIP weights, for an original checkpoint.")
 @click.option("--classifier", type=existing_path, help="Checks attributes of the aviary.")
-@click.option("--inception-torchvision", type=existing_path, help="Weights; adds FID and KID.")
-@click.option("--inception-tf", type=existing_path, help="Weights; adds FID and KID.")
+@click.option(
+    "--inception-torchvision",
+    metavar="FILE|download",
+    help="Weights of torchvision's Inception, as GALIP's paper uses; adds FID and KID.",
+)
+@click.option(
+    "--inception-tf",
+    metavar="FILE|download",
+    help="Weights of the TensorFlow FID's Inception; adds FID and KID.",
+)
 @click.option("--count", type=click.IntRange(min=2), default=1000, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -67,8 +75,8 @@ def command(
     scorer: Path | None,
     clip: Path | None,
     classifier: Path | None,
-    inception_torchvision: Path | None,
-    inception_tf: Path | None,
+    inception_torchvision: str | None,
+    inception_tf: str | None,
     count: int,
     seed: int,
     diversity_captions: int,
@@ -83,7 +91,7 @@ def command(
         raise click.UsageError("FID and KID need real images: give --data")
     evaluated = open_model(model, clip)
     other = open_model(reference, clip) if reference else None
-    inceptions = _inceptions(inception_torchvision, inception_tf)
+    inceptions = _inceptions({"torchvision": inception_torchvision, "tf": inception_tf})
     judges = Judges(
         _scorer(scorer, clip, evaluated, other),
         load_classifier(classifier) if classifier else None,
@@ -130,17 +138,22 @@ def _scorer(path: Path | None, clip: Path | None, *models: object) -> CLIPScorer
     )
 
 
-def _inceptions(torchvision: Path | None, tf: Path | None) -> dict[str, FeatureExtractor]:
-    """The Inceptions whose weights are given."""
-    if torchvision is None and tf is None:
+def _inceptions(given: dict[str, str | None]) -> dict[str, FeatureExtractor]:
+    """The Inceptions whose weights are given, or shall be downloaded."""
+    files = {variant: value for variant, value in given.items() if value}
+    if not files:
         return {}
-    from galip_edge.evaluation.inception import InceptionTF, InceptionTorchvision
+    from galip_edge.evaluation import inception
 
     extractors: dict[str, FeatureExtractor] = {}
-    if torchvision is not None:
-        extractors["torchvision"] = InceptionTorchvision(torchvision)
-    if tf is not None:
-        extractors["tf"] = InceptionTF(tf)
+    for variant, value in files.items():
+        if value == "download":
+            console().print(f"Inception weights from {inception.WEIGHTS[variant].url}")
+            path = inception.fetch_weights(variant)
+        else:
+            path = Path(value)
+        judge = inception.InceptionTF if variant == "tf" else inception.InceptionTorchvision
+        extractors[variant] = judge(path)
     return extractors
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -79,14 +80,21 @@ def train_classifier(
     epochs: int = 6,
     batch_size: int = 64,
     seed: int = 0,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> AttributeClassifier:
-    """A classifier trained on real pictures of the aviary; `report` is told of batches done."""
+    """A classifier trained on real pictures of the aviary.
+
+    Args:
+        source: the pictures; all are held in memory.
+        epochs, batch_size, seed: of the training.
+        report: told of stage, done and total.
+    """
     torch.manual_seed(seed)
     order = np.random.default_rng(seed)
     model = AttributeClassifier().train().to(memory_format=torch.channels_last)
     labels = [source.scene(i).labels() for i in range(len(source))]
-    pixels = np.stack([np.asarray(source.image(i)) for i in range(len(source))])
+    targets = {name: torch.tensor([row[name] for row in labels]) for name in ATTRIBUTES}
+    pixels = _pixels(source, len(source), report)
     steps = epochs * (len(source) // batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
@@ -100,15 +108,24 @@ def train_classifier(
                 images = images.flip(3)
             loss = torch.zeros(())
             for name, logits in model(images).items():
-                target = torch.tensor([labels[i][name] for i in rows])
-                loss = loss + F.cross_entropy(logits, target)
+                loss = loss + F.cross_entropy(logits, targets[name][rows])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             done += 1
-            report(done, steps)
+            report("training", done, steps)
     return model.eval()
+
+
+def _pixels(
+    source: AviarySource, count: int, report: Callable[[str, int, int], None]
+) -> npt.NDArray[np.uint8]:
+    pixels: list[npt.NDArray[np.uint8]] = []
+    for index in range(count):
+        pixels.append(np.asarray(source.image(index)))
+        report("drawing", index + 1, count)
+    return np.stack(pixels)
 
 
 def accuracy(

@@ -47,7 +47,7 @@ class ContrastiveConfig:
         learning_rate, warmup: its peak, and the steps until it is reached; then it falls along a
             half cosine.
         weight_decay: of matrices; norms, biases, embeddings and the logit scale have none.
-        patch_dropout: share of the patches that are left out at random, but for the last fifth of
+        patch_dropout: share of the patches that are left out at random, but for the last tenth of
             the steps (Li et al. 2023): half of them take half of the time, and hardly matter.
         precision, seed: as for `galip-edge train`.
         save_every, log_every: in steps.
@@ -179,7 +179,7 @@ class _ContrastiveRun:
         return self.config.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
     def _patch_dropout(self) -> nn.Module:
-        early = self.step < 0.8 * self.config.steps
+        early = self.step < 0.9 * self.config.steps
         if not self.config.patch_dropout or not early:
             return nn.Identity()
         return PatchDropout(self.config.patch_dropout)

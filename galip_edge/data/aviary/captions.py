@@ -103,7 +103,7 @@ class _Writer:
         scene, words = self.scene, []
         if self._says("size", odds=0.5):
             words.append(self._pick(_SIZE_WORDS[scene.size]))
-        if self._says("body", odds=1.1):
+        if self._says("body", odds=1.4):
             words.append(self._pick(_COLOUR_WORDS[scene.body]))
         words.append(scene.species if self._says("species", odds=0.45) else "bird")
         parts = []
@@ -123,7 +123,7 @@ class _Writer:
         return ""
 
     def _background(self) -> str:
-        if self._says("background"):
+        if self._says("background", odds=0.6):
             return self._pick(_BACKGROUND_WORDS[self.scene.background])
         return ""
 

@@ -1,0 +1,69 @@
+"""`galip-edge train-classifier`: the judge of attributes for `evaluate --classifier`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from galip_edge.commands.console import counting_progress
+from galip_edge.commands.options import json_option
+from galip_edge.data import DataConfig
+from galip_edge.data.aviary import AviarySource
+from galip_edge.evaluation.attributes import accuracy, save_classifier, train_classifier
+
+# It is used on other sizes too: pictures are brought to one size before they are judged.
+_IMAGE_SIZE = 128
+
+
+@click.command("train-classifier")
+@click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--samples", type=click.IntRange(min=64), default=20000, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True)
+@click.option("--held-out", type=click.IntRange(min=1), default=2000, show_default=True)
+@click.option("--cache", help="Folder where drawn pictures are kept.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@json_option
+def command(
+    output: Path,
+    samples: int,
+    epochs: int,
+    held_out: int,
+    cache: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Train a classifier of the aviary's attributes, write OUTPUT (.safetensors), and test it."""
+    train, test = (
+        AviarySource(
+            DataConfig(
+                kind="aviary",
+                split=split,
+                samples=count,
+                image_size=_IMAGE_SIZE,
+                resize=_IMAGE_SIZE,
+                cache=cache,
+            )
+        )
+        for split, count in (("train", samples), ("test", held_out))
+    )
+    with counting_progress() as bars:
+        task = bars.add_task("drawing", total=samples)
+        classifier = train_classifier(
+            train,
+            epochs,
+            seed=seed,
+            report=lambda stage, done, total: bars.update(
+                task, description=stage, completed=done, total=total
+            ),
+        )
+    save_classifier(classifier, output)
+    found = {name: asdict(value) for name, value in accuracy(classifier, test, held_out).items()}
+    if as_json:
+        click.echo(json.dumps({"output": str(output), "held_out": found}, indent=1))
+    else:
+        click.echo(output)
+        for name, value in found.items():
+            click.echo(f"{name:12}{value['right']:8.2%}  of {value['count']} held-out pictures")

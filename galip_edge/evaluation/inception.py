@@ -1,0 +1,153 @@
+"""Inception v3 as judge of FID and KID, in the two variants that published figures use.
+
+They give different figures for the same images: compare only what has the same name. GALIP's own
+figures are by `torchvision`, most other papers' by `tf`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torchvision
+from platformdirs import user_cache_path
+from torch.hub import download_url_to_file
+from torch.nn import functional as F
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from runtime.errors import CheckpointError, GalipEdgeError
+
+Images = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+FEATURES = 2048
+_INPUT_SIZE = 299
+
+
+@dataclass(frozen=True)
+class InceptionWeights:
+    """Where weights come from.
+
+    Attributes:
+        url: of the file.
+        sha256_start: the first digits of its hash, which its name ends with too.
+    """
+
+    url: str
+    sha256_start: str
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return self.url.rpartition("/")[2]
+
+
+WEIGHTS = {
+    "torchvision": InceptionWeights(
+        "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth", "0cc3c7bd"
+    ),
+    "tf": InceptionWeights(
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+        "weights-inception-2015-12-05-6726825d.pth",
+        "6726825d",
+    ),
+}
+
+
+def fetch_weights(variant: str, folder: Path | None = None) -> Path:
+    """The weights' file in `folder`, the user's cache by default; downloaded if it is not there.
+
+    Raises GalipEdgeError if it cannot be downloaded, saying how to supply it by hand.
+    """
+    weights = WEIGHTS[variant]
+    path = (folder or user_cache_path("galip-edge") / "inception") / weights.file
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Writes to a temporary name, checks the hash, then renames.
+        download_url_to_file(weights.url, str(path), weights.sha256_start, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise GalipEdgeError(
+            f"cannot download the Inception weights from {weights.url} ({error}): "
+            f"get the file on another machine, and give it as --inception-{variant} FILE"
+        ) from error
+    return path
+
+
+class InceptionTorchvision:
+    """The Inception that torchvision trained on ImageNet.
+
+    As in the evaluation of GALIP and its forebears: bilinear resize to 299 pixels, values in
+    [-1,1], features after the last average pooling.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        self._network = torchvision.models.inception_v3(weights=None, init_weights=False)
+        _fill(self._network, _read(weights), weights)
+        self._network.fc = torch.nn.Identity()
+        self._network.eval()
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Images) -> Floats:
+        """uint8 images (N,H,W,3) -> features (N,2048)."""
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        size = (_INPUT_SIZE, _INPUT_SIZE)
+        features: torch.Tensor = self._network(F.interpolate(images, size, mode="bilinear"))
+        return features.numpy()
+
+
+class InceptionTF:
+    """The Inception of the TensorFlow FID (Heusel et al. 2017), by torch-fidelity."""
+
+    def __init__(self, weights: Path) -> None:
+        # torch-fidelity would unpickle the file, so it gets a copy of what was read safely.
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "weights.pth"
+            torch.save(_read(weights), copy)
+            try:
+                self._network = FeatureExtractorInceptionV3(
+                    "inception", [str(FEATURES)], feature_extractor_weights_path=str(copy)
+                )
+            except RuntimeError as error:
+                raise _does_not_fit(weights, error) from error
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Images) -> Floats:
+        """uint8 images (N,H,W,3) -> features (N,2048)."""
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        features: torch.Tensor = self._network(images)[0]
+        return features.numpy()
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # of pickle, zipfile, torch: there is no common base
+        raise CheckpointError(
+            f"{path} is not a file of Inception weights, or is damaged: get it again"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} holds more than weights: it is not used")
+    return state
+
+
+def _fill(network: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise _does_not_fit(path, error) from error
+
+
+def _does_not_fit(path: Path, error: RuntimeError) -> CheckpointError:
+    wanted = " or ".join(weights.file for weights in WEIGHTS.values())
+    lines = str(error).splitlines()
+    detail = lines[1].strip()[:120] if len(lines) > 1 else str(error)[:120]
+    return CheckpointError(f"{path} does not fit this Inception ({detail}): wanted is {wanted}")

@@ -1,0 +1,112 @@
+"""Fréchet and kernel distances against values that are known in closed form."""
+
+import numpy as np
+import pytest
+
+from galip_edge.evaluation.frechet import FeatureStatistics, frechet_distance
+from galip_edge.evaluation.kernel import cmmd, squared_mmd_polynomial
+
+
+def statistics(*pieces) -> FeatureStatistics:
+    result = FeatureStatistics()
+    for piece in pieces:
+        result.update(piece)
+    return result
+
+
+def with_moments(rng, mean, covariance, count=64):
+    """Rows whose sample mean and unbiased covariance are exactly these."""
+    rows = rng.standard_normal((count, len(mean)))
+    rows -= rows.mean(0)
+    rows = rows @ np.linalg.inv(np.linalg.cholesky(np.cov(rows.T))).T
+    return rows @ np.linalg.cholesky(covariance).T + mean
+
+
+def test_known_gaussians_that_commute(rng):
+    deviations, others = np.array([1.0, 2.0, 0.5, 3.0]), np.array([2.0, 1.0, 0.25, 3.0])
+    mean, other = np.array([0.0, 1.0, -2.0, 50.0]), np.array([1.0, 1.0, 0.0, 50.0])
+    a = with_moments(rng, mean, np.diag(deviations**2))
+    b = with_moments(rng, other, np.diag(others**2))
+    wanted = np.square(mean - other).sum() + np.square(deviations - others).sum()
+    assert frechet_distance(statistics(a), statistics(b)) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_known_gaussians_that_do_not_commute(rng):
+    # tr (A^½ B A^½)^½ of 2x2 matrices is sqrt(tr(AB) + 2 sqrt(det A det B)).
+    a, b = np.array([[2.0, 0.8], [0.8, 1.0]]), np.array([[1.0, -0.6], [-0.6, 3.0]])
+    overlap = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a) * np.linalg.det(b)))
+    wanted = np.trace(a) + np.trace(b) - 2 * overlap
+    zero = np.zeros(2)
+    found = frechet_distance(
+        statistics(with_moments(rng, zero, a)), statistics(with_moments(rng, zero, b))
+    )
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_set_has_no_distance_from_itself(rng):
+    rows = rng.standard_normal((300, 20)) + 1000
+    assert frechet_distance(statistics(rows), statistics(rows)) == pytest.approx(0, abs=1e-6)
+    assert cmmd(rows, rows) == pytest.approx(0, abs=1e-9)
+    few = rng.standard_normal((10, 20))  # fewer rows than features: a singular covariance
+    assert frechet_distance(statistics(few), statistics(few)) == pytest.approx(0, abs=1e-6)
+
+
+def test_pieces_give_what_the_whole_gives(rng):
+    rows = rng.standard_normal((500, 12)) * 3 + 1e4
+    whole, pieces = statistics(rows), statistics(*np.array_split(rows, [1, 7, 7, 300]))
+    assert pieces.count == 500
+    np.testing.assert_allclose(pieces.mean, rows.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(pieces.covariance, np.cov(rows.T), rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(pieces.covariance, whole.covariance, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        ([np.zeros(3)], "must be"),
+        ([np.zeros((2, 3)), np.zeros((2, 4))], r"\(N,3\)"),
+        ([np.full((2, 3), np.nan)], "finite"),
+    ],
+)
+def test_wrong_features_are_named(pieces, message):
+    with pytest.raises(ValueError, match=message):
+        statistics(*pieces)
+
+
+def test_one_feature_is_no_distribution():
+    with pytest.raises(ValueError, match="at least 2"):
+        frechet_distance(statistics(np.zeros((1, 3))), statistics(np.zeros((2, 3))))
+    with pytest.raises(ValueError, match="at least 2"):
+        cmmd(np.ones((1, 3)), np.ones((2, 3)))
+
+
+def test_kid_by_its_definition(rng):
+    x, y = rng.standard_normal((9, 5)), rng.standard_normal((9, 5)) + 0.3
+
+    def k(u, v):
+        return (u @ v / 5 + 1) ** 3
+
+    within = [np.mean([k(u[i], u[j]) for i in range(9) for j in range(9) if i != j])
+              for u in (x, y)]  # fmt: skip
+    wanted = sum(within) - 2 * np.mean([k(a, b) for a in x for b in y])
+    assert squared_mmd_polynomial(x, y) == pytest.approx(wanted, rel=1e-10)
+
+
+def test_kid_of_one_distribution_is_about_zero_and_of_two_is_not(rng):
+    x, y = rng.standard_normal((2, 600, 16))
+    near = squared_mmd_polynomial(x, y, subsets=20, subset_size=200)
+    far = squared_mmd_polynomial(x, y + 0.5, subsets=20, subset_size=200)
+    assert abs(near) < 0.02 < far
+    assert near == squared_mmd_polynomial(x, y, subsets=20, subset_size=200)  # seeded
+
+
+def test_cmmd_by_its_definition_and_in_chunks(rng):
+    x, y = rng.standard_normal((30, 8)), rng.standard_normal((40, 8)) + 1
+    u, v = (r / np.linalg.norm(r, axis=1, keepdims=True) for r in (x, y))
+
+    def mean(p, q):
+        return np.mean([np.exp(-np.square(a - b).sum() / 200) for a in p for b in q])
+
+    wanted = 1000 * (mean(u, u) + mean(v, v) - 2 * mean(u, v))
+    assert cmmd(x, y) == pytest.approx(wanted, rel=1e-8)
+    assert cmmd(x, y, chunk=7) == pytest.approx(wanted, rel=1e-8)
