@@ -1,0 +1,181 @@
+"""The aviary: what is drawn is what is said, always the same, and never the same twice."""
+
+import re
+from itertools import product
+
+import numpy as np
+import pytest
+
+from galip_edge.data import DataConfig, build_dataset
+from galip_edge.data.aviary import (
+    ATTRIBUTES,
+    AviarySource,
+    Scene,
+    draw,
+    random_scene,
+    similar_scene,
+    to_svg,
+)
+from galip_edge.data.aviary.scene import PERCHES
+
+
+def source(**settings) -> AviarySource:
+    return AviarySource(DataConfig(kind="aviary", image_size=64, resize=64, **settings))
+
+
+def pixels(image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return random_scene(np.random.default_rng(3))
+
+
+def test_a_picture_is_the_same_every_time_and_no_two_are_alike():
+    images = [pixels(source().image(i)) for i in range(12)]
+    again = [pixels(source().image(i)) for i in range(12)]
+    assert all((a == b).all() for a, b in zip(images, again))
+    assert all(np.abs(a - b).mean() > 2 for i, a in enumerate(images) for b in images[:i])
+
+
+def test_training_and_held_out_pictures_differ():
+    train, test = source(split="train"), source(split="test")
+    assert all(train.scene(i) != test.scene(i) for i in range(50))
+    assert train.scene(0) != source(split="train", seed=1).scene(0)
+
+
+@pytest.mark.parametrize(("pose", "species"), [*product(PERCHES, ATTRIBUTES["species"])])
+def test_every_species_can_be_drawn_in_every_pose_and_place(pose, species):
+    rng = np.random.default_rng(0)
+    for perch, background in product(set(PERCHES[pose]), ATTRIBUTES["background"]):
+        chosen = similar_scene(random_scene(rng), (), rng)
+        values = {**vars(chosen), "species": species, "pose": pose, "perch": perch}
+        image = pixels(draw(Scene(**{**values, "background": background}), 48))
+        assert image.shape == (48, 48, 3)
+        assert image.std() > 5
+
+
+def test_size_is_chosen_freely_and_edges_are_smooth(scene):
+    small, large = pixels(draw(scene, 64)), pixels(draw(scene, 256))
+    shrunk = large.reshape(64, 4, 64, 4, 3).mean((1, 3))
+    assert np.abs(small - shrunk).mean() < 4
+    assert len(np.unique(large.reshape(-1, 3), axis=0)) > 200
+
+
+def test_the_body_has_the_colour_that_is_named(scene):
+    # Two scenes that differ in nothing else: the difference is where the body is.
+    values = {**vars(scene), "belly": "plain", "wing": "plain"}
+    red, blue = (pixels(draw(Scene(**{**values, "body": c}), 96)) for c in ("red", "blue"))
+    body = np.abs(red - blue).sum(2) > 100
+    assert 0.01 < body.mean() < 0.6
+    assert red[body][:, 0].mean() > red[body][:, 2].mean() + 50
+    assert blue[body][:, 2].mean() > blue[body][:, 0].mean() + 50
+
+
+def test_a_large_bird_is_larger_than_a_small_one():
+    areas = {"small": [], "large": []}
+    for seed in range(6):
+        base = random_scene(np.random.default_rng(seed))
+        for size in areas:
+            values = {**vars(base), "size": size, "belly": "plain", "wing": "plain"}
+            red, blue = (pixels(draw(Scene(**{**values, "body": c}), 64)) for c in ("red", "blue"))
+            areas[size].append((np.abs(red - blue).sum(2) > 100).mean())
+    assert np.mean(areas["large"]) > 1.4 * np.mean(areas["small"])
+
+
+def test_captions_state_what_is_in_the_scene():
+    birds = "|".join(("bird", *ATTRIBUTES["species"]))
+    patterns = [("body", c, rf"\b{c} ({birds})\b") for c in ATTRIBUTES["body"]] + [
+        ("species", "duck", r"\bduck\b"),
+        ("background", "night", "at night|moonlight"),
+        ("background", "sunset", "at sunset"),
+        ("background", "forest", "in (the|a) forest"),
+        ("pose", "flying", r"\bflying\b"),
+        ("pose", "swimming", r"\bswimming\b"),
+        ("perch", "fence", r"\bfence\b"),
+        ("size", "small", r"\btiny\b"),
+    ]
+    aviary, found = source(), set()
+    for i in range(400):
+        for caption in aviary.described(i):
+            for attribute, value, pattern in patterns:
+                if re.search(pattern, caption.text):
+                    assert getattr(aviary.scene(i), attribute) == value, caption.text
+                    assert attribute in caption.states, caption.text
+                    found.add(pattern)
+    assert len(found) == len(patterns)
+
+
+def test_captions_are_varied_from_terse_to_detailed():
+    captions = [c for i in range(400) for c in source().described(i)]
+    texts = {caption.text for caption in captions}
+    assert len(texts) > 0.6 * len(captions)
+    counts = [len(caption.states) for caption in captions]
+    assert min(counts) == 0
+    assert max(counts) >= 7
+    lengths = [len(text.split()) for text in texts]
+    assert min(lengths) <= 3
+    assert max(lengths) >= 15
+    assert all("  " not in t and t == t.strip() for t in texts)
+    for name in ATTRIBUTES:
+        assert sum(name in caption.states for caption in captions) > 50, name
+
+
+def test_a_similar_scene_keeps_what_it_shall(scene):
+    rng = np.random.default_rng(0)
+    others = [similar_scene(scene, ("body", "pose"), rng) for _ in range(40)]
+    assert {(o.body, o.pose) for o in others} == {(scene.body, scene.pose)}
+    assert len({o.background for o in others}) > 3
+    assert {o.perch for o in others} <= set(PERCHES[scene.pose])
+    with pytest.raises(ValueError, match="colour"):
+        similar_scene(scene, ("colour",), rng)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"body": "pink"}, "pink"), ({"pose": "flying", "perch": "rock"}, "flying.*rock")],
+)
+def test_impossible_scenes_are_refused(scene, change, message):
+    with pytest.raises(ValueError, match=message):
+        Scene(**{**vars(scene), **change})
+
+
+def test_labels_are_places_in_the_list_of_values(scene):
+    labels = scene.labels()
+    assert set(labels) == set(ATTRIBUTES)
+    assert all(ATTRIBUTES[name][at] == getattr(scene, name) for name, at in labels.items())
+
+
+def test_a_cache_gives_the_same_pictures_and_mends_a_broken_file(tmp_path):
+    cached = source(cache=str(tmp_path))
+    first = pixels(cached.image(1234))
+    assert (first == pixels(source().image(1234))).all()
+    (path,) = tmp_path.rglob("*.png")
+    assert (pixels(cached.image(1234)) == first).all()
+    path.write_bytes(path.read_bytes()[:50])
+    assert (pixels(cached.image(1234)) == first).all()
+    assert [p.name for p in tmp_path.rglob("*.*")] == [path.name]
+
+
+def test_it_is_data_for_training_like_any_other():
+    config = DataConfig(kind="aviary", image_size=32, samples=7)
+    dataset = build_dataset(config)
+    assert len(dataset) == 7
+    item = dataset[3]
+    assert item.image.shape == (3, 32, 32)
+    assert "bird" in item.caption or any(s in item.caption for s in ATTRIBUTES["species"])
+
+
+def test_settings_of_the_aviary_are_checked():
+    with pytest.raises(ValueError, match="validation"):
+        DataConfig(kind="aviary", split="validation")
+    with pytest.raises(ValueError, match="samples"):
+        DataConfig(kind="aviary", samples=0)
+
+
+def test_svg_can_be_looked_at_by_itself(scene):
+    svg = to_svg(scene)
+    assert svg.startswith("<svg")
+    assert svg.endswith("</svg>")
+    assert svg == to_svg(scene)

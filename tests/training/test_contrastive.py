@@ -1,0 +1,139 @@
+"""Training a CLIP of one's own: exact rewrites, learning, resuming, settings."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from galip_edge.checkpoint import read_clip
+from galip_edge.cli import main
+from galip_edge.models import CLIPConfig
+from galip_edge.models.clip import build_clip
+from galip_edge.tokenizer import build_tokenizer
+from galip_edge.training.config import ConfigError
+from galip_edge.training.contrastive import (
+    ContrastiveConfig,
+    _with_fast_attention,
+    load_contrastive_config,
+    sentence_embeddings,
+    train_clip,
+)
+from runtime.errors import CheckpointError
+
+SETTINGS = [
+    "batch_size=8", "steps=6", "save_every=3", "log_every=2", "warmup=2",
+    "data.image_size=32", "data.resize=32", "data.samples=64", "data.workers=0",
+    "clip.embedding_dim=16", "clip.image_size=32", "clip.patch_size=16", "clip.vision_width=64",
+    "clip.vision_heads=1", "clip.text_width=64", "clip.text_heads=1", "clip.vocabulary_size=1000",
+]  # fmt: skip
+
+
+def config(folder, *changes) -> ContrastiveConfig:
+    settings = [*SETTINGS, f"output={folder}", f"data.cache={folder.parent / 'cache'}", *changes]
+    return load_contrastive_config("aviary", settings)
+
+
+@pytest.fixture
+def small() -> CLIPConfig:
+    return config_of_clip()
+
+
+def config_of_clip() -> CLIPConfig:
+    return CLIPConfig(embedding_dim=16, image_size=32, patch_size=16, vision_width=64,
+                      vision_heads=1, text_width=64, text_heads=1, vocabulary_size=1000)  # fmt: skip
+
+
+@torch.no_grad()
+def test_the_fast_form_is_the_clip_itself(small):
+    torch.manual_seed(0)
+    clip = build_clip(small).double()
+    fast = _with_fast_attention(clip)
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    captions = ["a bird", "a large red bird with white wings on a branch, in winter", ""]
+    tokens = torch.from_numpy(build_tokenizer(small)(captions))
+    np.testing.assert_allclose(fast.encode_image(images), clip.encode_image(images), rtol=1e-9)
+    np.testing.assert_allclose(
+        sentence_embeddings(fast, tokens), clip.encode_text(tokens), rtol=1e-9, atol=1e-12
+    )
+    for p, q in zip(clip.parameters(), fast.parameters()):
+        assert p is q  # training one trains the other
+
+
+def test_it_learns_to_tell_captions_apart(tmp_path):
+    changes = ("steps=80", "batch_size=8", "data.samples=8", "learning_rate=5e-4", "warmup=10",
+               "patch_dropout=0", "save_every=80", "log_every=10", "data.augment=false")  # fmt: skip
+    train_clip(config(tmp_path / "run", *changes))
+    log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert log[0]["top1"] < 0.3
+    assert log[-1]["top1"] > 0.6
+    assert log[-1]["loss"] < 0.6 * log[0]["loss"]
+
+
+def test_resumed_in_the_middle_it_ends_where_an_unbroken_run_ends(tmp_path):
+    whole = train_clip(config(tmp_path / "whole", "patch_dropout=0"))
+    # The same schedule, stopped by an error after the first save.
+    broken = config(tmp_path / "broken", "patch_dropout=0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "galip_edge.training.contrastive._ContrastiveRun._log",
+            lambda self, *_: (_ for _ in ()).throw(KeyboardInterrupt) if self.step == 4 else None,
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train_clip(broken)
+    a, b = load_file(whole), load_file(train_clip(broken))
+    for name, tensor in a.items():
+        torch.testing.assert_close(tensor, b[name], rtol=1e-4, atol=1e-5)
+
+
+def test_its_weights_serve_galip(tmp_path, small):
+    path = train_clip(config(tmp_path / "run"))
+    tensors = read_clip(path, small)
+    assert tensors["token_embedding.weight"].shape == (1000, 64)
+    assert all(torch.isfinite(t).all() for t in tensors.values())
+
+
+def test_another_run_in_the_folder_is_not_overwritten(tmp_path):
+    path = train_clip(config(tmp_path / "run"))
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match="another run"):
+        train_clip(config(tmp_path / "run", "batch_size=4"))
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    train_clip(config(tmp_path / "run"))
+    state = tmp_path / "run/state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged"):
+        train_clip(config(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("batch_size=1", "batch_size.*1"),
+        ("learning_rate=0", "learning_rate.*0"),
+        ("patch_dropout=1", "patch_dropout.*1"),
+        ("weight_decay=-1", "weight_decay.*-1"),
+        ("steps=0", "steps.*0"),
+        ("speed=3", "speed"),
+    ],
+)
+def test_bad_settings_are_named(setting, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path / "run", setting)
+
+
+def test_an_unknown_configuration_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="aviary"):
+        load_contrastive_config("none-such")
+
+
+def test_the_command_prints_where_the_weights_are(tmp_path, capsys):
+    settings = [*SETTINGS, f"output={tmp_path}/run", f"data.cache={tmp_path}/cache"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["train-clip", "aviary", *(f"--set={s}" for s in settings)])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.strip() == f"{tmp_path}/run/clip.safetensors"
