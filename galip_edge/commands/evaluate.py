@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from galip_edge.checkpoint import load_checkpoint
-from galip_edge.commands.console import counting_progress
+from galip_edge.commands.console import console, counting_progress
 from galip_edge.commands.options import existing_path, json_option
 from galip_edge.data import DataConfig, build_dataset
 from galip_edge.data.aviary import AviarySource
@@ -97,8 +97,7 @@ def command(
         load_classifier(classifier) if classifier else None,
         inceptions,
     )
-    size = int(evaluated.images(["a bird"], [0], 0).shape[1])
-    captions, real, aviary = _inputs(data, captions_file, size, count)
+    captions, real, aviary = _inputs(data, captions_file, evaluated.image_size, count)
     if classifier and aviary is None:
         raise click.UsageError("--classifier knows the aviary only: give --data aviary")
     with counting_progress() as bars:

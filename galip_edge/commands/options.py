@@ -12,6 +12,14 @@ existing_path = click.Path(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
+settings_option = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting, such as batch_size=32 or data.root=photos; may be repeated.",
+)
+
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=0),

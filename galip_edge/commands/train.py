@@ -7,19 +7,14 @@ import os
 
 import click
 
+from galip_edge.commands.options import settings_option
 from galip_edge.training.config import load_config
 from galip_edge.training.run import describe, train
 
 
 @click.command("train")
 @click.argument("config")
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a setting, such as batch_size=32 or data.root=photos; may be repeated.",
-)
+@settings_option
 @click.option("--dry-run", is_flag=True, help="Show the resolved settings and what would be done.")
 def command(config: str, assignments: tuple[str, ...], dry_run: bool) -> None:
     """Train a model as CONFIG says, or resume the run if its folder holds checkpoints.

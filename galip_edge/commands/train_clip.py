@@ -6,18 +6,13 @@ import logging
 
 import click
 
+from galip_edge.commands.options import settings_option
 from galip_edge.training.contrastive import load_contrastive_config, train_clip
 
 
 @click.command("train-clip")
 @click.argument("config")
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a setting, such as steps=500; may be repeated.",
-)
+@settings_option
 def command(config: str, assignments: tuple[str, ...]) -> None:
     """Train a CLIP contrastively as CONFIG says, or resume; its weights then serve `train`.
 

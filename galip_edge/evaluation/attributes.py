@@ -119,7 +119,9 @@ def train_classifier(
 
 
 def _pixels(
-    source: AviarySource, count: int, report: Callable[[str, int, int], None]
+    source: AviarySource,
+    count: int,
+    report: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> npt.NDArray[np.uint8]:
     pixels: list[npt.NDArray[np.uint8]] = []
     for index in range(count):
@@ -132,7 +134,7 @@ def accuracy(
     classifier: AttributeClassifier, source: AviarySource, count: int
 ) -> dict[str, AttributeAccuracy]:
     """On the first `count` real pictures of `source`."""
-    pixels = np.stack([np.asarray(source.image(i)) for i in range(count)])
+    pixels = _pixels(source, count)
     found = classifier.classify(pixels)
     labels = [source.scene(i).labels() for i in range(count)]
     return {

@@ -82,12 +82,12 @@ class Judges:
 
 @dataclass
 class Pass:
-    """What is kept of a set of images: features, never the images themselves."""
+    """What is kept of a set of images: features, and for PSNR and attributes the pixels."""
 
     embeddings: list[Floats] = field(default_factory=list)
     embeddings_original: list[Floats] = field(default_factory=list)
     features: dict[str, list[Floats]] = field(default_factory=dict)
-    small: list[Images] = field(default_factory=list)
+    pixels: list[Images] = field(default_factory=list)
 
     def add(self, pixels: Images, judges: Judges, keep_pixels: bool = False) -> None:
         """Look at `pixels`."""
@@ -96,7 +96,7 @@ class Pass:
         for name, extractor in judges.inceptions.items():
             self.features.setdefault(name, []).append(extractor(pixels))
         if keep_pixels:
-            self.small.append(pixels)
+            self.pixels.append(pixels)
 
 
 Progress = Callable[[str, int, int], None]
@@ -221,7 +221,7 @@ def _measure(
         prompts = captions[at : at + options.batch_size]
         kept.add(model.images(prompts, [0] * len(prompts), options.seed), judges, True)
         progress(stage, at + len(prompts), options.count)
-    pixels = np.concatenate(kept.small)
+    pixels = np.concatenate(kept.pixels)
     embeddings = np.concatenate(kept.embeddings)
     metrics: dict[str, Any] = {
         "clip_score": clip_score(embeddings, sentences),

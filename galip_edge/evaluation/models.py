@@ -27,6 +27,9 @@ class EvaluatedModel(Protocol):
     sha256: str
     """Of the checkpoint, or the bundle's model hash."""
 
+    image_size: int
+    """Side of the images in pixels."""
+
     def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
         """(len(prompts),H,W,3) uint8; `indices` tells which image of its prompt each is."""
         ...
@@ -38,6 +41,7 @@ class CheckpointModel:
     def __init__(self, path: Path, clip: Path | None = None) -> None:
         loaded = load_checkpoint(path, clip)
         self.name, self.sha256, self.model = str(path), loaded.sha256, loaded.model
+        self.image_size = loaded.model.config.image_size
         self._tokenize = build_tokenizer(loaded.model.config.clip)
 
     @torch.inference_mode()
@@ -57,6 +61,7 @@ class BundleModel:
     def __init__(self, folder: Path) -> None:
         self._pipeline = Pipeline.from_bundle(folder, PipelineOptions(cache=False))
         self.name, self.sha256 = str(folder), self._pipeline.manifest.model_hash
+        self.image_size = self._pipeline.manifest.image_size
 
     def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
         """See EvaluatedModel."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import galip_edge
 from galip_edge.data import DataConfig
@@ -14,6 +14,8 @@ from galip_edge.training.losses import LossConfig
 from galip_edge.training.precision import Precision
 from galip_edge.training.settings import build, override, parse_toml
 from runtime.errors import GalipEdgeError
+
+_T = TypeVar("_T")
 
 # The configurations that come with the package, by name: `galip-edge train cub`.
 CONFIGS = Path(galip_edge.__file__).parent / "configs"
@@ -183,14 +185,20 @@ def load_config(config: str, assignments: Iterable[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: there is no such file, or a setting is unknown, missing or invalid.
     """
+    return read_config(CONFIGS, config, assignments, TrainConfig.from_dict)
+
+
+def read_config(
+    folder: Path, config: str, assignments: Iterable[str], make: Callable[[Mapping[str, Any]], _T]
+) -> _T:
+    """`make` from the values of a TOML file, or of one in `folder` by name; see `load_config`."""
     path = Path(config)
-    if not path.is_file() and (CONFIGS / f"{config}.toml").is_file():
-        path = CONFIGS / f"{config}.toml"
+    if not path.is_file() and (folder / f"{config}.toml").is_file():
+        path = folder / f"{config}.toml"
     try:
-        values = parse_toml(path.read_text(encoding="utf-8"))
-        return TrainConfig.from_dict(override(values, assignments))
+        return make(override(parse_toml(path.read_text(encoding="utf-8")), assignments))
     except OSError as error:
-        names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.toml")))
+        names = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
         raise ConfigError(
             f"cannot read {config} ({error.strerror}); give a TOML file or one of {names}"
         ) from error

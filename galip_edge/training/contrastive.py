@@ -23,10 +23,10 @@ from galip_edge.data import DataConfig, Position, build_loader
 from galip_edge.models import CLIPConfig
 from galip_edge.models.clip import build_clip, clip_pixels
 from galip_edge.tokenizer import build_tokenizer
-from galip_edge.training.config import CONFIGS, ConfigError
-from galip_edge.training.frozen import SelfAttention
+from galip_edge.training.config import CONFIGS, read_config
+from galip_edge.training.frozen import use_fast_attention
 from galip_edge.training.precision import Precision, autocast
-from galip_edge.training.settings import build, override, parse_toml
+from galip_edge.training.settings import build
 from runtime.errors import CheckpointError
 from runtime.files import atomic_path
 
@@ -84,19 +84,9 @@ def load_contrastive_config(config: str, assignments: Iterable[str] = ()) -> Con
 
     Raises ConfigError if there is none, or a setting is unknown, missing or invalid.
     """
-    path = Path(config)
-    if not path.is_file() and (CONFIGS / "clip" / f"{config}.toml").is_file():
-        path = CONFIGS / "clip" / f"{config}.toml"
-    try:
-        values = override(parse_toml(path.read_text(encoding="utf-8")), assignments)
-        return build(ContrastiveConfig, values)
-    except OSError as error:
-        names = ", ".join(sorted(p.stem for p in (CONFIGS / "clip").glob("*.toml")))
-        raise ConfigError(
-            f"cannot read {config} ({error.strerror}); give a TOML file or one of {names}"
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"{config}: {error}") from error
+    return read_config(
+        CONFIGS / "clip", config, assignments, lambda values: build(ContrastiveConfig, values)
+    )
 
 
 def train_clip(config: ContrastiveConfig) -> Path:
@@ -243,10 +233,8 @@ def _decays(name: str, parameter: Tensor) -> bool:
 def _with_fast_attention(clip: open_clip.CLIP) -> Any:
     """The same parameters in a module whose attention is faster on a CPU."""
     towers: Any = copy.deepcopy(clip, {id(p): p for p in clip.parameters()})
-    for block in towers.visual.transformer.resblocks:
-        block.attn = SelfAttention(block.attn)
-    for block in towers.transformer.resblocks:
-        block.attn = SelfAttention(block.attn, causal=True)
+    use_fast_attention(towers.visual.transformer)
+    use_fast_attention(towers.transformer, causal=True)
     return towers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,12 @@ class SelfAttention(nn.Module):
         return self.out_proj(attended.reshape(batch, length, width)), None
 
 
+def use_fast_attention(transformer: Any, causal: bool = False) -> None:
+    """Put `SelfAttention` with the same weights into every block of an open_clip transformer."""
+    for block in transformer.resblocks:
+        block.attn = SelfAttention(block.attn, causal)
+
+
 def use_training_copy(model: GALIP, precision: Precision) -> None:
     """Let generator and image encoder read a copy of CLIP's image transformer made for training.
 
@@ -46,8 +53,7 @@ def use_training_copy(model: GALIP, precision: Precision) -> None:
     visual = model.clip.visual
     shared = {} if precision != "float32" else {id(p): p for p in visual.parameters()}
     frozen = copy.deepcopy(visual, shared)
-    for block in frozen.transformer.resblocks:
-        block.attn = SelfAttention(block.attn)
+    use_fast_attention(frozen.transformer)
     if precision != "float32":
         for parameter in frozen.parameters():
             if parameter.ndim > 1:  # layer norms and biases stay exact

@@ -37,12 +37,16 @@ def config(folder, *changes) -> ContrastiveConfig:
 
 @pytest.fixture
 def small() -> CLIPConfig:
-    return config_of_clip()
-
-
-def config_of_clip() -> CLIPConfig:
-    return CLIPConfig(embedding_dim=16, image_size=32, patch_size=16, vision_width=64,
-                      vision_heads=1, text_width=64, text_heads=1, vocabulary_size=1000)  # fmt: skip
+    return CLIPConfig(
+        embedding_dim=16,
+        image_size=32,
+        patch_size=16,
+        vision_width=64,
+        vision_heads=1,
+        text_width=64,
+        text_heads=1,
+        vocabulary_size=1000,
+    )
 
 
 @torch.no_grad()
@@ -63,7 +67,8 @@ def test_the_fast_form_is_the_clip_itself(small):
 
 def test_it_learns_to_tell_captions_apart(tmp_path):
     changes = ("steps=80", "batch_size=8", "data.samples=8", "learning_rate=5e-4", "warmup=10",
-               "patch_dropout=0", "save_every=80", "log_every=10", "data.augment=false")  # fmt: skip
+               "patch_dropout=0", "save_every=80", "log_every=10",
+               "data.augment=false")  # fmt: skip
     train_clip(config(tmp_path / "run", *changes))
     log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert log[0]["top1"] < 0.3

@@ -258,8 +258,14 @@ class _Bird:
         if kind == "spear":
             return polygon([(x, y - h * 0.7), (x + n, y + h * 0.1), (x, y + h * 0.6)], **style)
         if kind == "flat":
-            bill = [(x, y - h * 0.7), (x + n * 0.6, y - h * 0.05), (x + n, y + h * 0.1),
-                    (x + n, y + h * 0.75), (x + n * 0.4, y + h * 0.9), (x, y + h * 0.9)]  # fmt: skip
+            bill = [
+                (x, y - h * 0.7),
+                (x + n * 0.6, y - h * 0.05),
+                (x + n, y + h * 0.1),
+                (x + n, y + h * 0.75),
+                (x + n * 0.4, y + h * 0.9),
+                (x, y + h * 0.9),
+            ]
             return path(smooth(bill), **style)
         hook = [(x - 1, y - h * 1.15), (x + n * 0.75, y - h * 0.6), (x + n * 0.85, y + h * 1.5),
                 (x + n * 0.35, y + h * 0.7), (x - 1, y + h * 0.9)]  # fmt: skip

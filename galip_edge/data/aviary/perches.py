@@ -7,8 +7,8 @@ import numpy as np
 from galip_edge.data.aviary.backgrounds import SIZE, WHITE, hills
 from galip_edge.data.aviary.svg import (
     Colour,
-    ellipse,
     element,
+    ellipse,
     hex_colour,
     lighter,
     line,

@@ -106,7 +106,8 @@ def random_scene(rng: np.random.Generator) -> Scene:
 def similar_scene(scene: Scene, keep: Iterable[str], rng: np.random.Generator) -> Scene:
     """Another scene that has `keep`, names of attributes, in common with `scene`.
 
-    What a caption states may be kept, so that it describes both. Raises ValueError for an unknown name.
+    What a caption states may be kept, so that it describes both. Raises ValueError for an
+    unknown name.
     """
     kept = set(keep)
     if unknown := kept - set(ATTRIBUTES):

@@ -66,7 +66,7 @@ class AviarySource:
             with Image.open(path) as image:
                 return image.convert("RGB")
         except OSError:  # not drawn yet
-            image = draw(self.scene(index), self._size)
+            drawn = draw(self.scene(index), self._size)
             with atomic_path(path) as temporary:
-                image.save(temporary, format="PNG", compress_level=1)
-            return image
+                drawn.save(temporary, format="PNG", compress_level=1)
+            return drawn

@@ -35,7 +35,7 @@ def shifted(colour: Colour, hue: float, saturation: float, value: float) -> Colo
     return colorsys.hsv_to_rgb((h + hue) % 1.0, min(1.0, s * saturation), min(1.0, v * value))
 
 
-def element(tag: str, content: str = "", **attributes: object) -> str:
+def element(tag: str, content: str = "", /, **attributes: object) -> str:
     """One element; `_` in an attribute's name stands for `-`."""
     parts = [f"<{tag}"]
     for name, value in attributes.items():
@@ -49,6 +49,7 @@ def element(tag: str, content: str = "", **attributes: object) -> str:
 
 
 def circle(x: float, y: float, radius: float, **style: object) -> str:
+    """A circle around (x, y)."""
     return element("circle", cx=x, cy=y, r=radius, **style)
 
 
@@ -60,6 +61,7 @@ def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0, **style
 
 
 def polygon(points: Iterable[Point], **style: object) -> str:
+    """A closed polygon."""
     return element("polygon", points=" ".join(f"{x:.2f},{y:.2f}" for x, y in points), **style)
 
 
@@ -95,6 +97,7 @@ def smooth(points: Sequence[Point], closed: bool = True) -> str:
 
 
 def path(data: str, **style: object) -> str:
+    """A path by SVG's commands."""
     return element("path", d=data, **style)
 
 
@@ -105,6 +108,7 @@ def linear_gradient(name: str, stops: Sequence[tuple[float, Colour]]) -> str:
 
 
 def group(content: str, transform: str = "", **style: object) -> str:
+    """Elements that share a transform and a style."""
     if transform:
         style["transform"] = transform
     return element("g", content or " ", **style)
