@@ -7,6 +7,11 @@ from galip_edge.evaluation.frechet import FeatureStatistics, frechet_distance
 from galip_edge.evaluation.kernel import cmmd, squared_mmd_polynomial
 
 
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
 def statistics(*pieces) -> FeatureStatistics:
     result = FeatureStatistics()
     for piece in pieces:
