@@ -91,6 +91,9 @@ class TrainConfig:
             result.
         epochs, steps: when to stop; whichever comes first, at least one is needed.
         precision: of the forward passes; weights and optimizer are float32 in any case.
+        translation: images are moved at random before the discriminator's CLIP sees them, real
+            and generated ones alike, by up to this fraction of their width; 0 as published. With
+            little data or a small CLIP it keeps noise that CLIP overlooks out of the images.
         ema_decay: of the generator's moving average; 0 for none, as published.
         seed: of initial weights and noise, and of the data unless `data.seed` is set.
         device: `auto` takes CUDA where there is any.
@@ -118,6 +121,7 @@ class TrainConfig:
     epochs: int | None = None
     steps: int | None = None
     precision: Precision = "bfloat16"
+    translation: float = 0.0
     ema_decay: float = 0.0
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -137,6 +141,8 @@ class TrainConfig:
                 _at_least(self, 1, name)
         if self.epochs is None and self.steps is None:
             raise ValueError("set epochs or steps: how long to train")
+        if not 0 <= self.translation < 1:
+            raise ValueError(f"translation must be in [0, 1), got {self.translation!r}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay!r}")
         if not self.model.tap_blocks and self.data.image_size != self.model.image_size:

@@ -21,6 +21,7 @@ from galip_edge.training.losses import (
     generator_loss,
 )
 from galip_edge.training.precision import LossScale, autocast
+from galip_edge.training.translation import translate
 from runtime.noise import draw_noise
 
 
@@ -45,6 +46,7 @@ class _Part:
     sentence: Tensor
     mismatched: Tensor
     noise: Tensor
+    shifts: Tensor
     share: float
 
 
@@ -112,7 +114,7 @@ class Trainer:
         self.average = (
             MovingAverage(self.generator.parameters, config.ema_decay) if config.ema_decay else None
         )
-        self._generate = torch.compile(self._synthesize) if config.compile else self._synthesize
+        self._generate = torch.compile(model.generator) if config.compile else model.generator
         world.copy_from_first_([p for n in self.networks for p in n.parameters.values()])
 
     def step(self, number: int, images: Tensor, sentence: Tensor) -> StepReport:
@@ -136,9 +138,9 @@ class Trainer:
         for part in parts:
             with self._autocast():
                 with torch.no_grad():
-                    real, _ = self.model.image_encoder(part.images)
+                    real, _ = self._see(part.images, part.shifts[:, 0])
                 with torch.set_grad_enabled(kept):
-                    fake, embedding = self._generate(part.noise, part.sentence)
+                    fake, embedding = self._look_at_generated(part)
                 d_loss = discriminator_loss(
                     self.model.discriminator,
                     real,
@@ -158,7 +160,7 @@ class Trainer:
         for part in parts:
             with self._autocast():
                 if not kept:
-                    fake, embedding = self._generate(part.noise, part.sentence)
+                    fake, embedding = self._look_at_generated(part)
                 g_loss = generator_loss(
                     self.model.discriminator, fake, embedding, part.sentence, self.config.loss
                 )
@@ -190,10 +192,15 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return autocast(self.world.device, self.config.precision)
 
-    def _synthesize(self, noise: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor]:
+    def _look_at_generated(self, part: _Part) -> tuple[Tensor, Tensor]:
         """Generate, and look at it with CLIP: what the discriminator reads, and the embedding."""
-        image = self.model.generator(noise, sentence).float()
-        seen: tuple[Tensor, Tensor] = self.model.image_encoder(image)
+        image = self._generate(part.noise, part.sentence).float()
+        return self._see(image, part.shifts[:, 1])
+
+    def _see(self, images: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+        if self.config.translation:
+            images = translate(images, shifts)
+        seen: tuple[Tensor, Tensor] = self.model.image_encoder(images)
         return seen
 
     def _split(self, number: int, images: Tensor, sentence: Tensor) -> list[_Part]:
@@ -215,6 +222,8 @@ class Trainer:
         mismatched = self.world.gather(sentence).roll(-1, 0)[first : first + count]
         noise = step_noise(self.config.seed, number, first, count, self.model.config.noise_dim)
         noise = noise.to(device)
+        furthest = round(self.config.translation * images.shape[-1])
+        shifts = step_shifts(self.config.seed, number, first, count, furthest)
         size = self.config.micro_batch_size or count
         return [
             _Part(
@@ -222,6 +231,7 @@ class Trainer:
                 sentence[at : at + size],
                 mismatched[at : at + size],
                 noise[at : at + size],
+                shifts[at : at + size],
                 share=min(size, count - at) / total,
             )
             for at in range(0, count, size)
@@ -231,6 +241,16 @@ class Trainer:
 def step_noise(seed: int, number: int, first: int, count: int, size: int) -> Tensor:
     """Noise (count,size) of samples `first` and following of a step's batch, from N(0,1)."""
     rows = [draw_noise(seed, f"step {number}", first + i, size) for i in range(count)]
+    return torch.from_numpy(np.stack(rows))
+
+
+def step_shifts(seed: int, number: int, first: int, count: int, furthest: int) -> Tensor:
+    """How far a step's images are moved: (count,2,2) pixels, of the real and the generated one,
+    down and to the right, each uniform in [-furthest,furthest]."""
+    rows = [
+        np.random.default_rng([seed, number, first + i]).integers(-furthest, furthest + 1, (2, 2))
+        for i in range(count)
+    ]
     return torch.from_numpy(np.stack(rows))
 
 

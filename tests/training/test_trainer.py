@@ -57,12 +57,19 @@ def assert_same_gradients(actual, expected, tolerance=1e-5):
         assert error < tolerance, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_accumulated_parts_equal_the_whole_batch(make_config, size):
-    whole, whole_report = stepped(make_config())
-    parts, parts_report = stepped(make_config(micro_batch_size=size))
+@pytest.mark.parametrize(("size", "translation"), [(2, 0.0), (3, 0.0), (3, 0.25)])
+def test_accumulated_parts_equal_the_whole_batch(make_config, size, translation):
+    whole, whole_report = stepped(make_config(translation=translation))
+    parts, parts_report = stepped(make_config(translation=translation, micro_batch_size=size))
     assert_same_gradients(gradients(parts), gradients(whole))
     assert parts_report.values == pytest.approx(whole_report.values, rel=1e-4, abs=1e-5)
+
+
+def test_translation_changes_what_the_discriminator_sees(make_config):
+    still, _ = stepped(make_config())
+    moved, _ = stepped(make_config(translation=0.25))
+    with pytest.raises(AssertionError):
+        assert_same_gradients(gradients(moved), gradients(still))
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(make_config, tmp_path):
