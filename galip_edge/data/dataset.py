@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch.utils.data import Dataset
 
 from galip_edge.data.errors import DataError, Problem, SampleError
@@ -54,6 +55,7 @@ class CaptionedImages(Dataset[Sample]):
 
     def _read(self, index: int, chance: Chance, skipped: list[Problem]) -> Sample:
         captions = self.source.captions(index)
+        noise = self.source.noise(index)
         # JPEGs of many megapixels are decoded smaller, but not so small that it could be seen.
         image = self.source.image(index, 2 * self.augmentation.shorter_side)
         return Sample(
@@ -62,4 +64,5 @@ class CaptionedImages(Dataset[Sample]):
             caption=captions[int(chance.caption * len(captions))],
             index=index,
             skipped=tuple(skipped),
+            noise=None if noise is None else torch.from_numpy(noise),
         )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from galip_edge.data.captions import read_captions
@@ -31,6 +33,10 @@ class Source(Protocol):
 
     def image(self, index: int, shorter_side: int | None = None) -> Image.Image:
         """The RGB image; it may be scaled down to a shorter side no less than `shorter_side`."""
+        ...
+
+    def noise(self, index: int) -> npt.NDArray[np.float32] | None:
+        """What a generator should make the image of (Z,), if that is known."""
         ...
 
 
@@ -94,6 +100,9 @@ class RecordSource:
             return crop_around(read_image(record.image, record.key), record.box)
         except ValueError as error:
             raise SampleError("bad bounding box", record.key, str(error)) from error
+
+    def noise(self, index: int) -> None:
+        """Not known of image files."""
 
 
 def _raise_fault(record: Record) -> None:

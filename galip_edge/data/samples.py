@@ -31,6 +31,7 @@ class Sample:
         caption: never empty.
         index: the image's number in its data set; -1 in web shards, which have no numbers.
         skipped: what could not be used before this sample took its place.
+        noise: (Z,) float32, what a generator should make this image of; None if nobody knows.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Sample:
     caption: str
     index: int = -1
     skipped: tuple[Problem, ...] = ()
+    noise: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,14 @@ class Batch:
         images: (B,3,S,S) float32 in [-1,1].
         captions, keys: B each.
         skipped: what could not be used and was replaced in this batch.
+        noise: (B,Z) float32 of the images, or None if it is not known.
     """
 
     images: Tensor
     captions: list[str]
     keys: list[str]
     skipped: list[Problem]
+    noise: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -66,11 +70,13 @@ class Batch:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Put `samples` into one batch; without any, its images are (0,3,0,0)."""
     images = [sample.image for sample in samples]
+    noise = [sample.noise for sample in samples if sample.noise is not None]
     return Batch(
         images=torch.stack(images) if images else torch.empty(0, 3, 0, 0),
         captions=[sample.caption for sample in samples],
         keys=[sample.key for sample in samples],
         skipped=[problem for sample in samples for problem in sample.skipped],
+        noise=torch.stack(noise) if noise else None,
     )
 
 

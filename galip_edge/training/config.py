@@ -9,9 +9,11 @@ from typing import Any, Literal, TypeVar
 
 import galip_edge
 from galip_edge.data import DataConfig
+from galip_edge.data.aviary import NOISE_DIM
 from galip_edge.models import PRESETS, ModelConfig
 from galip_edge.training.losses import LossConfig
 from galip_edge.training.precision import Precision
+from galip_edge.training.regression import RegressionConfig
 from galip_edge.training.settings import build, override, parse_toml
 from runtime.errors import GalipEdgeError
 
@@ -84,13 +86,14 @@ class TrainConfig:
         data: what to train on.
         model: dimensions, and how pixels reach CLIP. In a file, `preset` names the ones to
             start from.
-        loss, optimizer, checkpoint, log: see there.
+        loss, regression, optimizer, checkpoint, log: see there.
         batch_size: samples per step, over all processes.
         micro_batch_size: samples that a process computes at once; by default its whole share of
             the batch. Smaller needs less memory and about a quarter more time, and changes no
             result.
         epochs, steps: when to stop; whichever comes first, at least one is needed.
-        precision: of the forward passes; weights and optimizer are float32 in any case.
+        precision: of the forward passes; weights and optimizer are float32 in any case. A CPU
+            that has no bfloat16 takes float32 in its place.
         translation: images are moved at random before the discriminator's CLIP sees them, real
             and generated ones alike, by up to this fraction of their width; 0 as published. With
             little data or a small CLIP it keeps noise that CLIP overlooks out of the images.
@@ -113,6 +116,7 @@ class TrainConfig:
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -150,6 +154,28 @@ class TrainConfig:
                 f"data.image_size {self.data.image_size} must be the model's "
                 f"{self.model.image_size}, because a discriminator without tap_blocks compares "
                 "pixels"
+            )
+
+        if self.regression.weight:
+            self._check_regression()
+
+    def _check_regression(self) -> None:
+        if self.data.kind != "aviary":
+            raise ValueError(
+                f"regression needs images whose noise is known, which data of kind "
+                f"{self.data.kind!r} has not: leave regression.weight out"
+            )
+        if self.model.noise_dim != NOISE_DIM:
+            raise ValueError(
+                f"model.noise_dim must be the aviary's {NOISE_DIM} for regression, got "
+                f"{self.model.noise_dim}"
+            )
+        sizes = (self.data.image_size, self.data.shorter_side)
+        if sizes != (self.model.image_size,) * 2 or (self.data.augment and self.data.flip):
+            raise ValueError(
+                "regression compares pixels: set data.image_size and data.resize to the model's "
+                f"{self.model.image_size}, and data.flip = false; got sizes {sizes}, "
+                f"flip = {self.data.flip}"
             )
 
     def to_dict(self) -> dict[str, Any]:

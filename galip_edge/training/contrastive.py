@@ -19,14 +19,16 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from galip_edge.data import DataConfig, Position, build_loader
+from galip_edge.data import CaptionedImages, DataConfig, Position, build_loader
 from galip_edge.models import CLIPConfig
 from galip_edge.models.clip import build_clip, clip_pixels
 from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.config import CONFIGS, read_config
 from galip_edge.training.frozen import use_fast_attention
-from galip_edge.training.precision import Precision, autocast
+from galip_edge.training.precision import Precision, autocast, fastest_precision
+from galip_edge.training.sentences import sentence_embeddings
 from galip_edge.training.settings import build
+from galip_edge.training.words import WordsConfig, endless_captions, teach_words
 from runtime.errors import CheckpointError
 from runtime.files import atomic_path
 
@@ -49,6 +51,7 @@ class ContrastiveConfig:
         weight_decay: of matrices; norms, biases, embeddings and the logit scale have none.
         patch_dropout: share of the patches that are left out at random, but for the last tenth of
             the steps (Li et al. 2023): half of them take half of the time, and hardly matter.
+        words: what follows, see there.
         precision, seed: as for `galip-edge train`.
         save_every, log_every: in steps.
     """
@@ -62,6 +65,7 @@ class ContrastiveConfig:
     warmup: int = 100
     weight_decay: float = 0.1
     patch_dropout: float = 0.0
+    words: WordsConfig = field(default_factory=WordsConfig)
     precision: Precision = "bfloat16"
     seed: int = 0
     save_every: int = 200
@@ -75,6 +79,8 @@ class ContrastiveConfig:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout must be in [0, 1), got {self.patch_dropout!r}")
+        if self.words.steps and self.data.kind == "webdataset":
+            raise ValueError("words are taught from captions by number: not from web shards")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay!r}")
 
@@ -104,6 +110,7 @@ def train_clip(config: ContrastiveConfig) -> Path:
 class _ContrastiveRun:
     def __init__(self, config: ContrastiveConfig) -> None:
         self.config = config
+        self.precision = fastest_precision(torch.device("cpu"), config.precision)
         self.folder = Path(config.output)
         torch.manual_seed(config.seed)
         self.clip: Any = build_clip(config.clip).requires_grad_(True).train()
@@ -122,11 +129,21 @@ class _ContrastiveRun:
         self.loader = build_loader(config.data, config.batch_size)
         self.tokenize = build_tokenizer(config.clip)
         self.step = 0
+        self.taught = not config.words.steps
         self._resume()
 
     def go(self) -> Path:
-        loss_of = ClipLoss()
         console = Console(stderr=True)
+        self._contrast(console)
+        if not self.taught:
+            self._teach_words(console)
+            self.taught = True
+            self._save()
+        self.loader.close()
+        return self.folder / "clip.safetensors"
+
+    def _contrast(self, console: Console) -> None:
+        loss_of = ClipLoss()
         losses: list[float] = []
         hits: list[float] = []
         while self.step < self.config.steps:
@@ -135,7 +152,7 @@ class _ContrastiveRun:
                     group["lr"] = self._rate()
                 self.towers.visual.patch_dropout = self._patch_dropout()
                 tokens = torch.from_numpy(self.tokenize(batch.captions))
-                with autocast(torch.device("cpu"), self.config.precision):
+                with autocast(torch.device("cpu"), self.precision):
                     pixels = clip_pixels(batch.images, self.config.clip.image_size)
                     image = nn.functional.normalize(self.towers.encode_image(pixels).float(), dim=1)
                     text = nn.functional.normalize(
@@ -152,6 +169,7 @@ class _ContrastiveRun:
                 losses.append(loss.item())
                 hits.append(found.float().mean().item())
                 self.step += 1
+                self.taught = not self.config.words.steps
                 if self.step % self.config.log_every == 0:
                     self._log(console, sum(losses) / len(losses), sum(hits) / len(hits))
                     losses, hits = [], []
@@ -159,8 +177,25 @@ class _ContrastiveRun:
                     self._save()
                 if self.step == self.config.steps:
                     break
-        self.loader.close()
-        return self.folder / "clip.safetensors"
+
+    def _teach_words(self, console: Console) -> None:
+        dataset = self.loader.dataset
+        assert isinstance(dataset, CaptionedImages)  # the configuration sees to it
+
+        def report(step: int, words: float, distance: float) -> None:
+            if step % self.config.log_every == 0 or step == self.config.words.steps:
+                line = f"words, step {step}/{self.config.words.steps}  loss {words:.3f}"
+                console.print(f"{line}  from before: {distance:.3f}", highlight=False)
+                self._append({"words_step": step, "words": words, "distance": distance})
+
+        teach_words(
+            self.clip,
+            endless_captions(dataset.source, self.config.seed),
+            self.tokenize,
+            self.config.words,
+            self.config.seed,
+            report,
+        )
 
     def _rate(self) -> float:
         if self.step < self.config.warmup:
@@ -180,8 +215,10 @@ class _ContrastiveRun:
             f"right caption of {self.config.batch_size}: {found:.1%}",
             highlight=False,
         )
+        self._append({"step": self.step, "loss": loss, "top1": found})
+
+    def _append(self, record: Mapping[str, float]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        record = {"step": self.step, "loss": loss, "top1": found}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -200,6 +237,7 @@ class _ContrastiveRun:
             "epoch": self.loader.position.epoch,
             "samples": self.loader.position.samples,
             "weights": weights,
+            "taught": self.taught,
             "optimizer": self.optimizer.state_dict(),
         }
         with atomic_path(self.folder / "state.pt") as temporary:
@@ -217,6 +255,7 @@ class _ContrastiveRun:
                 )
             self.clip.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.taught |= state["taught"]
         except (KeyError, RuntimeError, EOFError) as error:
             raise CheckpointError(
                 f"{path} is damaged ({type(error).__name__}): delete it to start again"
@@ -236,24 +275,3 @@ def _with_fast_attention(clip: open_clip.CLIP) -> Any:
     use_fast_attention(towers.visual.transformer)
     use_fast_attention(towers.transformer, causal=True)
     return towers
-
-
-def sentence_embeddings(clip: Any, tokens: Tensor) -> Tensor:
-    """Sentence embeddings (B,E) of tokens (B,77), computed up to the last end of text only.
-
-    Exact, because no token sees a later one; training is twice as fast for short captions.
-    """
-    end = tokens.argmax(dim=1)
-    length = int(end.max()) + 1
-    x = clip.token_embedding(tokens[:, :length]) + clip.positional_embedding[:length]
-    x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
-    out: Tensor = x[torch.arange(len(x)), end] @ clip.text_projection
-    return out
-
-
-__all__ = [
-    "ContrastiveConfig",
-    "load_contrastive_config",
-    "sentence_embeddings",
-    "train_clip",
-]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
+
+_log = logging.getLogger(__name__)
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
@@ -16,6 +19,19 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context of a forward pass; does nothing for float32."""
     dtype = getattr(torch, precision)
     return torch.autocast(device.type, dtype, enabled=precision != "float32")
+
+
+def fastest_precision(device: torch.device, wanted: Precision) -> Precision:
+    """`wanted`, but float32 instead of bfloat16 on a CPU without AVX-512, and a warning.
+
+    Such a CPU emulates bfloat16, up to a hundred times slower.
+    """
+    if device.type != "cpu" or wanted != "bfloat16":
+        return wanted
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return wanted
+    _log.warning("this CPU has no bfloat16: training in float32, which is much faster here")
+    return "float32"
 
 
 class LossScale:

@@ -62,6 +62,14 @@ class Stopwatch:
             self.seconds[activity] = self.seconds.get(activity, 0.0) + spent
 
 
+_SHOWN = {
+    "discriminator/total": "D",
+    "generator/total": "G",
+    "generator/similarity": "similarity",
+    "generator/regression": "regression",
+}
+
+
 class RunRecord:
     """Reports the progress of a run; on all processes but the first it does nothing.
 
@@ -154,11 +162,10 @@ class RunRecord:
         self.watch.reset()
         with self.watch.measure("log"):
             self._append({"step": step, "epoch": epoch, "skipped_images": skipped_images, **means})
-            status = (
-                f"D {means['discriminator/total']:.3f}  G {means['generator/total']:.3f}  "
-                f"similarity {means['generator/similarity']:.3f}  "
-                f"{means['images_per_second']:.1f} images/s"
-            )
+            shown = [
+                f"{label} {means[name]:.3f}" for name, label in _SHOWN.items() if name in means
+            ]
+            status = "  ".join([*shown, f"{means['images_per_second']:.1f} images/s"])
             self._progress.update(self._task, status=status)
             if self._progress.disable:  # no terminal: a line now and then, for log files
                 self._console.print(f"step {step}  epoch {epoch}  {status}", highlight=False)

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from galip_edge.checkpoint import save_checkpoint
 from galip_edge.data import Batch, Loader, Position, build_loader
 from galip_edge.training.config import ConfigError, TrainConfig
 from galip_edge.training.distributed import World, join_world
+from galip_edge.training.precision import fastest_precision
 from galip_edge.training.record import RunRecord
 from galip_edge.training.sentences import SentenceEncoder, clip_hash
 from galip_edge.training.setup import build_model, check_identity, run_identity
@@ -66,6 +67,8 @@ def train(config: TrainConfig) -> RunResult:
             or losses stay non-finite; the message is one sentence.
     """
     with join_world(config.device) as world, _stop_requests() as stop_requested:
+        precision = fastest_precision(world.device, config.precision)
+        config = replace(config, precision=precision)
         return _Run(config, world).go(stop_requested)
 
 
@@ -105,7 +108,8 @@ class _Run:
             while self.step < self.total:
                 with record.watch.measure("data"):
                     batch = next(batches)
-                report = self.trainer.step(self.step, batch.images, self.encode(batch.captions))
+                sentence = self.encode(batch.captions)
+                report = self.trainer.step(self.step, batch.images, sentence, batch.noise)
                 self.step += 1
                 record.step(self.step, self.loader.position.epoch, report, self.loader.skips.total)
                 not_finite = self._check_finite(report, batch, not_finite, record)

@@ -7,6 +7,7 @@ import logging
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,19 @@ def clip_hash(model: GALIP) -> str:
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+def sentence_embeddings(clip: Any, tokens: Tensor) -> Tensor:
+    """Sentence embeddings (B,E) of tokens (B,77), computed up to the last end of text only.
+
+    Exact, because no token sees a later one; training is twice as fast for short captions.
+    """
+    end = tokens.argmax(dim=1)
+    length = int(end.max()) + 1
+    x = clip.token_embedding(tokens[:, :length]) + clip.positional_embedding[:length]
+    x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
+    out: Tensor = x[torch.arange(len(x)), end] @ clip.text_projection
+    return out
 
 
 class SentenceEncoder:
@@ -48,7 +62,7 @@ class SentenceEncoder:
         if new:
             tokens = torch.from_numpy(self._tokenize(new))
             device = next(self._model.parameters()).device
-            rows = self._model.text_encoder(tokens.to(device)).float().cpu().numpy()
+            rows = sentence_embeddings(self._model.clip, tokens.to(device)).float().cpu().numpy()
             known |= (fresh := dict(zip(new, rows, strict=True)))
             if self._cache:
                 self._cache.write(fresh)

@@ -21,6 +21,7 @@ from galip_edge.training.losses import (
     generator_loss,
 )
 from galip_edge.training.precision import LossScale, autocast
+from galip_edge.training.regression import pyramid_distance
 from galip_edge.training.translation import translate
 from runtime.noise import draw_noise
 
@@ -48,6 +49,15 @@ class _Part:
     noise: Tensor
     shifts: Tensor
     share: float
+
+
+@dataclass(frozen=True)
+class _Generated:
+    """Images of a part, and what CLIP sees in them: the discriminator's input, the embedding."""
+
+    images: Tensor
+    features: Tensor
+    embedding: Tensor
 
 
 class Network:
@@ -117,8 +127,10 @@ class Trainer:
         self._generate = torch.compile(model.generator) if config.compile else model.generator
         world.copy_from_first_([p for n in self.networks for p in n.parameters.values()])
 
-    def step(self, number: int, images: Tensor, sentence: Tensor) -> StepReport:
-        """Update both networks once.
+    def step(
+        self, number: int, images: Tensor, sentence: Tensor, noise: Tensor | None = None
+    ) -> StepReport:
+        """Update both networks once; while regression warms up, only the generator.
 
         The result does not depend on how the batch is divided among processes and parts, but for
         rounding.
@@ -127,56 +139,90 @@ class Trainer:
             number: of the step, from 0; with the seed it determines the noise.
             images: (B,3,H,W) in [-1,1], this process's share of the batch; B is the same on all.
             sentence: (B,E) embeddings of their captions.
-        """
-        parts = self._split(number, images, sentence)
-        kept = len(parts) == 1
+            noise: (B,Z) of the images, for regression.
 
-        # Phase 1: the discriminator. With a single part, the generated images' graph is kept for
-        # phase 2; with several it would not fit, and they are generated again.
+        Raises:
+            ValueError: there is regression, and no noise.
+        """
+        parts = self._split(number, images, sentence, noise)
+        if number < self.config.regression.warmup_steps:
+            return self._regress(parts)
+        # With a single part, the generated images' graph is kept for the generator's update; with
+        # several it would not fit, and they are generated again.
+        kept: list[_Generated] = []
+        first = self._update_discriminator(parts, kept)
+        second = self._update_generator(parts, kept)
+        return StepReport(first.values | second.values, first.skipped + second.skipped)
+
+    def _regress(self, parts: list[_Part]) -> StepReport:
+        """Only make of noise and sentence the image that belongs to them."""
+        values = torch.zeros(1, device=self.world.device)
+        for part in parts:
+            with self._autocast():
+                generated = self._generate(part.noise, part.sentence).float()
+            distance = pyramid_distance(generated, part.images)
+            _backward(
+                self.config.regression.weight * distance, part.share * self.generator.scale.value
+            )
+            values += part.share * distance.detach()
+        return self._finish_generator(values, ("regression",))
+
+    def _update_discriminator(self, parts: list[_Part], kept: list[_Generated]) -> StepReport:
+        """Phase 1. What was generated for a single part is put into `kept`."""
+        single = len(parts) == 1
         self.model.discriminator.requires_grad_(True)
-        d_values = torch.zeros(len(_D_TERMS), device=self.world.device)
+        values = torch.zeros(len(_D_TERMS), device=self.world.device)
         for part in parts:
             with self._autocast():
                 with torch.no_grad():
                     real, _ = self._see(part.images, part.shifts[:, 0])
-                with torch.set_grad_enabled(kept):
-                    fake, embedding = self._look_at_generated(part)
-                d_loss = discriminator_loss(
+                with torch.set_grad_enabled(single):
+                    generated = self._generate_part(part)
+                loss = discriminator_loss(
                     self.model.discriminator,
                     real,
-                    fake,
+                    generated.features,
                     part.sentence,
                     part.mismatched,
                     self.config.loss,
                     self.discriminator.scale.value,
                 )
-            _backward(d_loss.total, part.share * self.discriminator.scale.value)
-            d_values += part.share * _values(d_loss, _D_TERMS)
-        d_finite, d_norm = self.discriminator.update(self.world, d_values)
+            _backward(loss.total, part.share * self.discriminator.scale.value)
+            values += part.share * _values(loss, _D_TERMS)
+            if single:
+                kept.append(generated)
+        return _finish(self.discriminator, self.world, values, _D_TERMS)
 
-        # Phase 2: the generator, against the discriminator as it is now.
+    def _update_generator(self, parts: list[_Part], kept: list[_Generated]) -> StepReport:
+        """Phase 2, against the discriminator as it is now."""
         self.model.discriminator.requires_grad_(False)
-        g_values = torch.zeros(len(_G_TERMS), device=self.world.device)
-        for part in parts:
+        weight = self.config.regression.weight
+        terms = (*_G_TERMS, "regression") if weight else _G_TERMS
+        values = torch.zeros(len(terms), device=self.world.device)
+        for index, part in enumerate(parts):
             with self._autocast():
-                if not kept:
-                    fake, embedding = self._look_at_generated(part)
-                g_loss = generator_loss(
-                    self.model.discriminator, fake, embedding, part.sentence, self.config.loss
+                generated = kept[index] if kept else self._generate_part(part)
+                loss = generator_loss(
+                    self.model.discriminator,
+                    generated.features,
+                    generated.embedding,
+                    part.sentence,
+                    self.config.loss,
                 )
-            _backward(g_loss.total, part.share * self.generator.scale.value)
-            g_values += part.share * _values(g_loss, _G_TERMS)
-        g_finite, g_norm = self.generator.update(self.world, g_values)
-        if self.average and g_finite:
-            self.average.update()
+            total, found = loss.total, _values(loss, _G_TERMS)
+            if weight:
+                distance = pyramid_distance(generated.images, part.images)
+                total = total + weight * distance
+                found = torch.cat([found, distance.detach()[None]])
+            _backward(total, part.share * self.generator.scale.value)
+            values += part.share * found
+        return self._finish_generator(values, terms)
 
-        values = {f"discriminator/{n}": v for n, v in zip(_D_TERMS, d_values.tolist(), strict=True)}
-        values |= {f"generator/{n}": v for n, v in zip(_G_TERMS, g_values.tolist(), strict=True)}
-        values |= {"discriminator/norm": d_norm, "generator/norm": g_norm}
-        if self.generator.scale.enabled:
-            values |= {f"{n.name}/loss_scale": n.scale.value for n in self.networks}
-        finite = {"discriminator": d_finite, "generator": g_finite}
-        return StepReport(values, tuple(name for name, good in finite.items() if not good))
+    def _finish_generator(self, values: Tensor, terms: tuple[str, ...]) -> StepReport:
+        report = _finish(self.generator, self.world, values, terms)
+        if self.average and not report.skipped:
+            self.average.update()
+        return report
 
     @torch.no_grad()
     def sample(self, noise: Tensor, sentence: Tensor) -> Tensor:
@@ -192,10 +238,9 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return autocast(self.world.device, self.config.precision)
 
-    def _look_at_generated(self, part: _Part) -> tuple[Tensor, Tensor]:
-        """Generate, and look at it with CLIP: what the discriminator reads, and the embedding."""
-        image = self._generate(part.noise, part.sentence).float()
-        return self._see(image, part.shifts[:, 1])
+    def _generate_part(self, part: _Part) -> _Generated:
+        images = self._generate(part.noise, part.sentence).float()
+        return _Generated(images, *self._see(images, part.shifts[:, 1]))
 
     def _see(self, images: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
         if self.config.translation:
@@ -203,11 +248,13 @@ class Trainer:
         seen: tuple[Tensor, Tensor] = self.model.image_encoder(images)
         return seen
 
-    def _split(self, number: int, images: Tensor, sentence: Tensor) -> list[_Part]:
+    def _split(
+        self, number: int, images: Tensor, sentence: Tensor, noise: Tensor | None
+    ) -> list[_Part]:
         """This process's parts of the batch; only here is the batch seen as a whole.
 
         A mismatched sentence is the next sample's in the whole batch, and noise belongs to the
-        sample's place in it, so neither depends on the division.
+        sample's place in it, unless it belongs to the image; so neither depends on the division.
         """
         device, count = self.world.device, len(images)
         images = images.to(
@@ -220,7 +267,10 @@ class Trainer:
         sentence = sentence.to(device)
         first, total = self.world.rank * count, self.world.size * count
         mismatched = self.world.gather(sentence).roll(-1, 0)[first : first + count]
-        noise = step_noise(self.config.seed, number, first, count, self.model.config.noise_dim)
+        if not self.config.regression.weight:
+            noise = step_noise(self.config.seed, number, first, count, self.model.config.noise_dim)
+        if noise is None:
+            raise ValueError("regression needs the noise of the images")
         noise = noise.to(device)
         furthest = round(self.config.translation * images.shape[-1])
         shifts = step_shifts(self.config.seed, number, first, count, furthest)
@@ -256,6 +306,16 @@ def step_shifts(seed: int, number: int, first: int, count: int, furthest: int) -
 
 _D_TERMS = tuple(f.name for f in fields(DiscriminatorLoss))
 _G_TERMS = tuple(f.name for f in fields(GeneratorLoss))
+
+
+def _finish(network: Network, world: World, values: Tensor, terms: tuple[str, ...]) -> StepReport:
+    """Step along the gradients; `values` are this process's shares of the loss's terms."""
+    finite, norm = network.update(world, values)
+    named = {f"{network.name}/{t}": v for t, v in zip(terms, values.tolist(), strict=True)}
+    named[f"{network.name}/norm"] = norm
+    if network.scale.enabled:
+        named[f"{network.name}/loss_scale"] = network.scale.value
+    return StepReport(named, () if finite else (network.name,))
 
 
 def _backward(loss: Tensor, factor: float) -> None:

@@ -9,6 +9,7 @@ import pytest
 from galip_edge.data import DataConfig, build_dataset
 from galip_edge.data.aviary import (
     ATTRIBUTES,
+    NOISE_DIM,
     AviarySource,
     Scene,
     draw,
@@ -16,6 +17,7 @@ from galip_edge.data.aviary import (
     similar_scene,
     to_svg,
 )
+from galip_edge.data.aviary.chance import ENTRIES, Chances, entries
 from galip_edge.data.aviary.scene import PERCHES
 
 
@@ -27,9 +29,18 @@ def pixels(image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
+def some_noise(*seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(NOISE_DIM, dtype=np.float32)
+
+
 @pytest.fixture
-def scene() -> Scene:
-    return random_scene(np.random.default_rng(3))
+def noise() -> np.ndarray:
+    return some_noise(3)
+
+
+@pytest.fixture
+def scene(noise) -> Scene:
+    return random_scene(noise)
 
 
 def test_a_picture_is_the_same_every_time_and_no_two_are_alike():
@@ -47,26 +58,26 @@ def test_training_and_held_out_pictures_differ():
 
 @pytest.mark.parametrize(("pose", "species"), [*product(PERCHES, ATTRIBUTES["species"])])
 def test_every_species_can_be_drawn_in_every_pose_and_place(pose, species):
-    rng = np.random.default_rng(0)
-    for perch, background in product(set(PERCHES[pose]), ATTRIBUTES["background"]):
-        chosen = similar_scene(random_scene(rng), (), rng)
-        values = {**vars(chosen), "species": species, "pose": pose, "perch": perch}
-        image = pixels(draw(Scene(**{**values, "background": background}), 48))
+    places = product(sorted(set(PERCHES[pose])), ATTRIBUTES["background"])
+    for number, (perch, background) in enumerate(places):
+        noise = some_noise(number)
+        given = {"species": species, "pose": pose, "perch": perch, "background": background}
+        image = pixels(draw(random_scene(noise, given), noise, 48))
         assert image.shape == (48, 48, 3)
         assert image.std() > 5
 
 
-def test_size_is_chosen_freely_and_edges_are_smooth(scene):
-    small, large = pixels(draw(scene, 64)), pixels(draw(scene, 256))
+def test_size_is_chosen_freely_and_edges_are_smooth(scene, noise):
+    small, large = pixels(draw(scene, noise, 64)), pixels(draw(scene, noise, 256))
     shrunk = large.reshape(64, 4, 64, 4, 3).mean((1, 3))
     assert np.abs(small - shrunk).mean() < 4
     assert len(np.unique(large.reshape(-1, 3), axis=0)) > 200
 
 
-def test_the_body_has_the_colour_that_is_named(scene):
+def test_the_body_has_the_colour_that_is_named(scene, noise):
     # Two scenes that differ in nothing else: the difference is where the body is.
     values = {**vars(scene), "belly": "plain", "wing": "plain"}
-    red, blue = (pixels(draw(Scene(**{**values, "body": c}), 96)) for c in ("red", "blue"))
+    red, blue = (pixels(draw(Scene(**{**values, "body": c}), noise, 96)) for c in ("red", "blue"))
     body = np.abs(red - blue).sum(2) > 100
     assert 0.01 < body.mean() < 0.6
     assert red[body][:, 0].mean() > red[body][:, 2].mean() + 50
@@ -76,10 +87,13 @@ def test_the_body_has_the_colour_that_is_named(scene):
 def test_a_large_bird_is_larger_than_a_small_one():
     areas = {"small": [], "large": []}
     for seed in range(6):
-        base = random_scene(np.random.default_rng(seed))
+        noise = some_noise(seed)
         for size in areas:
-            values = {**vars(base), "size": size, "belly": "plain", "wing": "plain"}
-            red, blue = (pixels(draw(Scene(**{**values, "body": c}), 64)) for c in ("red", "blue"))
+            given = {"size": size, "belly": "plain", "wing": "plain"}
+            red, blue = (
+                pixels(draw(random_scene(noise, {**given, "body": body}), noise, 64))
+                for body in ("red", "blue")
+            )
             areas[size].append((np.abs(red - blue).sum(2) > 100).mean())
     assert np.mean(areas["large"]) > 1.4 * np.mean(areas["small"])
 
@@ -123,13 +137,12 @@ def test_captions_are_varied_from_terse_to_detailed():
 
 
 def test_a_similar_scene_keeps_what_it_shall(scene):
-    rng = np.random.default_rng(0)
-    others = [similar_scene(scene, ("body", "pose"), rng) for _ in range(40)]
+    others = [similar_scene(scene, ("body", "pose"), some_noise(i)) for i in range(40)]
     assert {(o.body, o.pose) for o in others} == {(scene.body, scene.pose)}
     assert len({o.background for o in others}) > 3
     assert {o.perch for o in others} <= set(PERCHES[scene.pose])
     with pytest.raises(ValueError, match="colour"):
-        similar_scene(scene, ("colour",), rng)
+        similar_scene(scene, ("colour",), some_noise(0))
 
 
 @pytest.mark.parametrize(
@@ -164,6 +177,7 @@ def test_it_is_data_for_training_like_any_other():
     assert len(dataset) == 7
     item = dataset[3]
     assert item.image.shape == (3, 32, 32)
+    assert (item.noise.numpy() == dataset.source.noise(3)).all()
     assert "bird" in item.caption or any(s in item.caption for s in ATTRIBUTES["species"])
 
 
@@ -174,8 +188,65 @@ def test_settings_of_the_aviary_are_checked():
         DataConfig(kind="aviary", samples=0)
 
 
-def test_svg_can_be_looked_at_by_itself(scene):
-    svg = to_svg(scene)
+def test_svg_can_be_looked_at_by_itself(scene, noise):
+    svg = to_svg(scene, noise)
     assert svg.startswith("<svg")
     assert svg.endswith("</svg>")
-    assert svg == to_svg(scene)
+    assert svg == to_svg(scene, noise)
+
+
+def test_noise_and_stated_attributes_give_the_picture():
+    # What a generator gets, sentence and noise, must decide on all that is in the image.
+    aviary = source()
+    for i in range(20):
+        (caption,) = aviary.described(i)
+        noise = aviary.noise(i)
+        stated = {name: getattr(aviary.scene(i), name) for name in caption.states}
+        again = draw(random_scene(noise, stated), noise, 64)
+        assert (pixels(again) == pixels(aviary.image(i))).all()
+
+
+def test_noise_is_normal_and_does_not_depend_on_the_caption():
+    aviary = source(samples=3000)
+    noise = np.stack([aviary.noise(i) for i in range(3000)])
+    assert noise.dtype == np.float32
+    assert np.abs(noise.mean(0)).max() < 0.1
+    assert np.abs(noise.std(0) - 1).max() < 0.1
+    # Where a colour is told, the entry of that colour is as any other.
+    red = [i for i in range(3000) if "body" in aviary.described(i)[0].states
+           and aviary.scene(i).body == "red"]  # fmt: skip
+    own = [entries(noise[i], "body")[ATTRIBUTES["body"].index("red")] for i in red]
+    assert len(own) > 150
+    assert abs(np.mean(own)) < 0.3
+
+
+def test_what_no_caption_tells_is_decided_by_the_largest_entry(noise):
+    for value, name in ((v, n) for n in ("species", "body", "background") for v in ATTRIBUTES[n]):
+        changed = noise.copy()
+        start = sum(list(ENTRIES.values())[: list(ENTRIES).index(name)])
+        changed[start + ATTRIBUTES[name].index(value)] = 9.0
+        assert getattr(random_scene(changed), name) == value
+
+
+def test_small_changes_of_noise_move_the_picture_little(scene, noise):
+    before = pixels(draw(scene, noise, 64))
+    for scale, most in ((0.001, 0.3), (0.01, 3.0)):
+        after = pixels(draw(scene, noise + scale * some_noise(9), 64))
+        assert 0 < np.abs(before - after).mean() < most
+
+
+def test_chances_have_their_distributions_also_when_entries_serve_again():
+    drawn = []
+    for i in range(2000):
+        chances = Chances(some_noise(i), "place")  # three entries
+        drawn.append([chances.uniform(2, 4) for _ in range(5)])
+        drawn[-1] += [chances.normal(10, 2) for _ in range(2)]
+    drawn = np.array(drawn)
+    assert np.abs(drawn[:, :5].mean(0) - 3).max() < 0.06
+    assert drawn[:, :5].min() >= 2
+    assert drawn[:, :5].max() <= 4
+    assert np.abs(drawn[:, 5:].mean(0) - 10).max() < 0.2
+    assert np.abs(drawn[:, 5:].std(0) - 2).max() < 0.15
+    assert np.abs(np.corrcoef(drawn[:, 0], drawn[:, 3])[0, 1]) < 0.9
+    with pytest.raises(ValueError, match="100"):
+        Chances(np.zeros(16, np.float32), "place")

@@ -17,9 +17,9 @@ from galip_edge.training.contrastive import (
     ContrastiveConfig,
     _with_fast_attention,
     load_contrastive_config,
-    sentence_embeddings,
     train_clip,
 )
+from galip_edge.training.sentences import sentence_embeddings
 from runtime.errors import CheckpointError
 
 SETTINGS = [
@@ -92,6 +92,19 @@ def test_resumed_in_the_middle_it_ends_where_an_unbroken_run_ends(tmp_path):
         torch.testing.assert_close(tensor, b[name], rtol=1e-4, atol=1e-5)
 
 
+def test_words_are_taught_at_last_and_once(tmp_path):
+    changes = ("words.steps=6", "words.batch_size=4", "words.warmup=2")
+    path = train_clip(config(tmp_path / "run", *changes))
+    plain, taught = load_file(train_clip(config(tmp_path / "plain"))), load_file(path)
+    for name, tensor in plain.items():
+        same = torch.equal(tensor, taught[name])
+        assert same == (name.startswith("visual.") or name == "logit_scale"), name
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("words_step") for line in lines][-3:] == [2, 4, 6]
+    assert load_file(train_clip(config(tmp_path / "run", *changes))).keys() == taught.keys()
+    assert (tmp_path / "run/metrics.jsonl").read_text().splitlines() == lines
+
+
 def test_its_weights_serve_galip(tmp_path, small):
     path = train_clip(config(tmp_path / "run"))
     tensors = read_clip(path, small)
@@ -122,6 +135,8 @@ def test_a_damaged_state_is_named(tmp_path):
         ("learning_rate=0", "learning_rate.*0"),
         ("patch_dropout=1", "patch_dropout.*1"),
         ("weight_decay=-1", "weight_decay.*-1"),
+        ("words.steps=-1", "words.*steps.*-1"),
+        ("words.learning_rate=0", "learning_rate.*0"),
         ("steps=0", "steps.*0"),
         ("speed=3", "speed"),
     ],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from galip_edge.data.aviary.chance import Chances
 from galip_edge.data.aviary.scene import Scene
 from galip_edge.data.aviary.svg import (
     Colour,
@@ -81,28 +82,28 @@ class Figure:
     feet: float
 
 
-def draw_bird(scene: Scene, rng: np.random.Generator) -> Figure:
-    """Draw the scene's bird; `rng` varies proportions and shades."""
-    return _Bird(scene, rng).figure()
+def draw_bird(scene: Scene, chances: Chances) -> Figure:
+    """Draw the scene's bird; `chances` varies proportions and shades."""
+    return _Bird(scene, chances).figure()
 
 
 class _Bird:
     """The parts of one bird, which share its measures."""
 
-    def __init__(self, scene: Scene, rng: np.random.Generator) -> None:
+    def __init__(self, scene: Scene, chances: Chances) -> None:
         self.scene = scene
         self.shape = SHAPES[scene.species]
-        self.r = (17.0 if scene.size == "small" else 25.0) * rng.uniform(0.94, 1.06)
+        self.r = (17.0 if scene.size == "small" else 25.0) * chances.uniform(0.94, 1.06)
         if scene.species == "heron":
             self.r *= 0.86
-        vary = rng.uniform(0.94, 1.06, size=4)
+        vary = [chances.uniform(0.94, 1.06) for _ in range(4)]
         self.depth = self.r * self.shape.depth * vary[0]
         self.head_r = self.r * self.shape.head * vary[1]
         self.tail = self.r * self.shape.tail * vary[2]
         self.beak = self.r * self.shape.beak * vary[3]
-        self.flap = rng.uniform(-0.15, 0.35)
-        shade = {"hue": rng.normal(0, 0.006), "saturation": rng.uniform(0.9, 1.08),
-                 "value": rng.uniform(0.92, 1.05)}  # fmt: skip
+        self.flap = chances.uniform(-0.15, 0.35)
+        shade = {"hue": chances.normal(0, 0.006), "saturation": chances.uniform(0.9, 1.08),
+                 "value": chances.uniform(0.92, 1.05)}  # fmt: skip
         self.body = shifted(hex_colour(COLOURS[scene.body]), **shade)
         self.belly = self._part(scene.belly, lighter(self.body, 0.22))
         self.wing = self._part(
@@ -117,7 +118,7 @@ class _Bird:
         rim = 0.45 if scene.body == "black" else -0.45
         self.outline = lighter(self.body, rim)
         tilt = {"perched": 30, "standing": 16, "swimming": 3, "flying": 8}[scene.pose]
-        self.tilt = np.radians(tilt + rng.normal(0, 3))
+        self.tilt = np.radians(tilt + chances.normal(0, 3))
 
     def _part(self, name: str, plain: Colour) -> Colour:
         return plain if name == "plain" else hex_colour(COLOURS[name])

@@ -105,13 +105,13 @@ class _Writer:
             words.append(self._pick(_SIZE_WORDS[scene.size]))
         if self._says("body", odds=1.4):
             words.append(self._pick(_COLOUR_WORDS[scene.body]))
-        words.append(scene.species if self._says("species", odds=0.45) else "bird")
+        words.append(scene.species if self._says("species", odds=0.7) else "bird")
         parts = []
-        if scene.belly != "plain" and self._says("belly", odds=0.7):
+        if scene.belly != "plain" and self._says("belly", odds=0.8):
             parts.append(f"a {scene.belly} {self._pick(('belly', 'breast'))}")
-        if scene.wing != "plain" and self._says("wing", odds=0.7):
+        if scene.wing != "plain" and self._says("wing", odds=0.8):
             parts.append(f"{scene.wing} wings")
-        if self._says("beak", odds=0.3):
+        if self._says("beak", odds=0.4):
             parts.append(_article(f"{scene.beak} beak"))
         if parts:
             words.append("with " + " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]])))

@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
 from PIL import Image
 
 from galip_edge.data.aviary import perches
 from galip_edge.data.aviary.backgrounds import background
 from galip_edge.data.aviary.bird import draw_bird
+from galip_edge.data.aviary.chance import Chances, Noise
 from galip_edge.data.aviary.scene import Scene
 from galip_edge.data.aviary.svg import element, group
 from galip_edge.data.errors import DataError
 
 
-def to_svg(scene: Scene) -> str:
-    """The scene as an SVG document of 128 by 128 units."""
-    rng = np.random.default_rng(scene.drawing_seed)
-    back = background(scene.background, rng)
-    bird = draw_bird(scene, rng)
-    mirrored = rng.random() < 0.5
-    x = 64 + rng.normal(0, 4)
-    front = ""
+def to_svg(scene: Scene, noise: Noise) -> str:
+    """The scene as an SVG document of 128 by 128 units; `noise` (NOISE_DIM,) decides the rest."""
+    back = background(scene.background, Chances(noise, "scenery"))
+    bird = draw_bird(scene, Chances(noise, "bird"))
+    place, floor = Chances(noise, "place"), Chances(noise, "floor")
+    mirrored = place.uniform(0, 1) < 0.5
+    x = place.normal(64, 4)
+    behind, front = "", ""
     if scene.perch == "air":
-        y = rng.uniform(58, 78)
-        behind = ""
+        y = place.uniform(58, 78)
     else:
-        floor = {"branch": 92, "fence": 84, "rock": 90, "ground": 104, "water": 92}[scene.perch]
-        level = floor + rng.uniform(-4, 4)
+        height = {"branch": 92, "fence": 84, "rock": 90, "ground": 104, "water": 92}[scene.perch]
+        level = height + place.uniform(-4, 4)
         y = level + 1 - bird.feet
         if scene.perch == "water":
-            behind, front = perches.water(rng, level, scene.background)
+            behind, front = perches.water(floor, level, scene.background)
         else:
             draw_perch = getattr(perches, scene.perch)
-            behind = draw_perch(rng, level, scene.background)
+            behind = draw_perch(floor, level, scene.background)
     mirror = " scale(-1 1)" if mirrored else ""
     figure = group(bird.svg, transform=f"translate({x:.2f} {y:.2f}){mirror}")
     return element(
@@ -47,7 +46,7 @@ def to_svg(scene: Scene) -> str:
     )
 
 
-def draw(scene: Scene, size: int = 128) -> Image.Image:
+def draw(scene: Scene, noise: Noise, size: int = 128) -> Image.Image:
     """The scene as an RGB image of `size` by `size` pixels, anti-aliased.
 
     Raises DataError if resvg_py is not installed.
@@ -59,6 +58,8 @@ def draw(scene: Scene, size: int = 128) -> Image.Image:
             "the aviary is drawn by resvg_py, which is not installed: "
             "pip install 'galip-edge[train]'"
         ) from error
-    png = svg_to_bytes(svg_string=to_svg(scene), width=size, height=size, skip_system_fonts=True)
+    png = svg_to_bytes(
+        svg_string=to_svg(scene, noise), width=size, height=size, skip_system_fonts=True
+    )
     with Image.open(io.BytesIO(png)) as image:
         return image.convert("RGB")

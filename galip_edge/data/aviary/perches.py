@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from galip_edge.data.aviary.backgrounds import SIZE, WHITE, hills
+from galip_edge.data.aviary.chance import Chances, scattered
 from galip_edge.data.aviary.svg import (
     Colour,
     element,
@@ -34,32 +35,28 @@ def _lit(colour: str, background: str) -> Colour:
     return mix(hex_colour(colour), hex_colour(tint), share)
 
 
-def branch(rng: np.random.Generator, y: float, background: str) -> str:
+def branch(chances: Chances, y: float, background: str) -> str:
     """A branch across the scene, passing under the bird's feet at height `y`."""
     bark = _lit("#6b4a2e", background)
-    slope, bend = rng.uniform(-5, 5), rng.uniform(1, 4)
+    slope, bend = chances.uniform(-5, 5), chances.uniform(1, 4)
     left, right = y + slope + bend, y - slope + bend
-    thick, thin = rng.uniform(2.6, 3.8), rng.uniform(1.6, 2.4)
-    if rng.random() < 0.5:
-        thick, thin = thin, thick
+    thick, thin = chances.uniform(1.6, 3.8), chances.uniform(1.6, 3.8)
     upper = [(-6.0, left - thick), (64.0, y), (134.0, right - thin)]
     lower = [(134.0, right + thin), (64.0, y + thick + thin), (-6.0, left + thick)]
     outline = smooth(upper, False) + "L" + smooth(lower, False)[1:] + "Z"
     parts = [path(outline, fill=bark)]
     leaf = _lit("#4f9a3d", background)
-    for _ in range(int(rng.integers(4, 9))):
-        x = rng.uniform(2, 126)
-        if 44 < x < 84:
-            continue
+    for i, at in enumerate((8.0, 22.0, 36.0, 92.0, 106.0, 120.0)):
+        x = at + chances.uniform(-5, 5)
         base = (left + (right - left) * x / SIZE) * 0.4 + y * 0.6
-        up = -1.0 if rng.random() < 0.6 else 1.0
-        tip = (x + rng.uniform(-6, 6), base + up * rng.uniform(6, 11))
+        up = 1.0 if i in (1, 5) else -1.0
+        tip = (x + chances.uniform(-6, 6), base + up * 8.5)
         parts.append(line([(x, base), tip], bark, 1.1))
         turn = float(np.degrees(np.arctan2(tip[1] - base, tip[0] - x)))
         if background == "snow":
             parts.append(ellipse(tip[0], tip[1], 2.2, 1.6, turn, fill=WHITE))
         else:
-            shade = lighter(leaf, rng.uniform(-0.15, 0.2))
+            shade = lighter(leaf, 0.12 * (i % 3 - 1))
             parts.append(ellipse(tip[0], tip[1], 4.6, 2.3, turn, fill=shade))
     if background == "snow":
         top = [(x, yy - 0.6) for x, yy in upper]
@@ -67,7 +64,7 @@ def branch(rng: np.random.Generator, y: float, background: str) -> str:
     return "".join(parts)
 
 
-def fence(rng: np.random.Generator, y: float, background: str) -> str:
+def fence(chances: Chances, y: float, background: str) -> str:
     """A wooden fence whose upper rail is at height `y`."""
     wood = _lit("#b08a5b", background)
     dark = lighter(wood, -0.3)
@@ -75,7 +72,7 @@ def fence(rng: np.random.Generator, y: float, background: str) -> str:
     for rail in (y, y + 20):
         parts.append(element("rect", x=-4, y=rail, width=136, height=5.0, fill=wood))
         parts.append(element("rect", x=-4, y=rail + 4.0, width=136, height=1.2, fill=dark))
-    offset = rng.uniform(6, 20)
+    offset = chances.uniform(6, 20)
     for x in (offset, offset + 88):
         post = [(x, 140.0), (x, y - 9), (x + 4.5, y - 14), (x + 9, y - 9), (x + 9, 140.0)]
         parts.append(polygon(post, fill=lighter(wood, 0.08)))
@@ -87,13 +84,13 @@ def fence(rng: np.random.Generator, y: float, background: str) -> str:
     return "".join(parts)
 
 
-def rock(rng: np.random.Generator, y: float, background: str) -> str:
+def rock(chances: Chances, y: float, background: str) -> str:
     """A boulder whose top is at height `y`."""
     stone = _lit("#8d8a86", background)
-    half = rng.uniform(26, 38)
+    half = chances.uniform(26, 38)
 
     def knob(x: float, height: float) -> tuple[float, float]:
-        return (64 + x * half + float(rng.normal(0, 1.5)), height + float(rng.normal(0, 1)))
+        return (64 + x * half + chances.normal(0, 1.5), height + chances.normal(0, 1))
 
     outline = [
         knob(-1.25, 132),
@@ -116,20 +113,20 @@ def rock(rng: np.random.Generator, y: float, background: str) -> str:
     return "".join(parts)
 
 
-def ground(rng: np.random.Generator, y: float, background: str) -> str:
+def ground(chances: Chances, y: float, background: str) -> str:
     """Grass, or snow, up to height `y`."""
     snow = background == "snow"
     grass = hex_colour("#ffffff") if snow else _lit("#6cab3f", background)
-    parts = [hills(rng, y, 0.8, grass, points=5)]
+    parts = [hills(chances, y, 0.8, grass, points=5)]
     blade = hex_colour("#cddbe6") if snow else lighter(grass, -0.22)
-    for _ in range(24):
-        x, base = rng.uniform(0, SIZE), rng.uniform(y + 3, 126)
-        lean, height = rng.uniform(-1.5, 1.5), rng.uniform(2.5, 5)
-        parts.append(line([(x, base), (x + lean, base - height)], blade, 0.9))
+    wind, left = chances.uniform(-1.5, 1.5), chances.uniform(-5, 5)
+    for i, (x, depth) in enumerate(scattered(24, seed=3)):
+        foot = (x * SIZE + left, y + 3 + depth * (123 - y))
+        parts.append(line([foot, (foot[0] + wind, foot[1] - 3 - i % 3)], blade, 0.9))
     return "".join(parts)
 
 
-def water(rng: np.random.Generator, y: float, background: str) -> tuple[str, str]:
+def water(chances: Chances, y: float, background: str) -> tuple[str, str]:
     """A lake up to height `y` - 14, and the water in front of a bird that floats at `y`."""
     colours = {
         "sky": "#3f8fc9",
@@ -144,8 +141,9 @@ def water(rng: np.random.Generator, y: float, background: str) -> tuple[str, str
     front = [path(smooth([(-4.0, y + 1), (40.0, y), (90.0, y + 1), (134.0, y)], False)
                   + "L134 140L-4 140Z", fill=lake)]  # fmt: skip
     light = lighter(lake, 0.32)
-    for _ in range(12):
-        x, at, length = rng.uniform(-8, 128), rng.uniform(y + 4, 126), rng.uniform(8, 20)
+    drift = chances.uniform(-10, 10)
+    for i, (across, depth) in enumerate(scattered(12, seed=4)):
+        x, at, length = across * 136 - 8 + drift, y + 4 + depth * (122 - y), 8.0 + 4 * (i % 4)
         ripple = [(x, at), (x + length / 2, at + 1.2), (x + length, at)]
         front.append(path(smooth(ripple, False), fill="none", stroke=light, stroke_width=1.1))
     front.append(ellipse(64, y + 1.4, 26, 1.5, fill=light, opacity=0.7))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
-import numpy as np
+from galip_edge.data.aviary.chance import Noise, choose
 
 # The values of every attribute, in the order of a classifier's outputs.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -28,7 +29,9 @@ PERCHES: dict[str, tuple[str, ...]] = {
     "flying": ("air",),
 }
 
-_POSES = ("perched", "perched", "standing", "standing", "flying", "flying", "swimming")
+# So much is added to the noise of what shall be more frequent: half of all parts are plain, and
+# two in three that swim are ducks, as a person would expect.
+_PLAIN, _DUCK = 1.1, 1.9
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,8 @@ class Scene:
 
     Attributes:
         species, body, belly, wing, beak, size, pose, perch, background: see ATTRIBUTES; a `plain`
-            belly or wing has the colour of the body.
-        drawing_seed: decides all that captions do not speak of: proportions, position, direction,
-            shades, clouds, leaves.
+            belly or wing has the colour of the body. All that captions do not speak of (position,
+            direction, shades, clouds) is decided by the noise with which a scene is drawn.
 
     Raises:
         ValueError: an attribute has no such value, or the pose is not possible on the perch.
@@ -54,7 +56,6 @@ class Scene:
     pose: str
     perch: str
     background: str
-    drawing_seed: int = 0
 
     def __post_init__(self) -> None:
         for name, values in ATTRIBUTES.items():
@@ -67,43 +68,37 @@ class Scene:
 
     def labels(self) -> dict[str, int]:
         """Each attribute's number in ATTRIBUTES."""
-        return {
-            f.name: ATTRIBUTES[f.name].index(getattr(self, f.name))
-            for f in fields(self)
-            if f.name in ATTRIBUTES
-        }
+        return {name: ATTRIBUTES[name].index(value) for name, value in asdict(self).items()}
 
 
-def random_scene(rng: np.random.Generator) -> Scene:
-    """Any scene; colours are drawn so that every part can be told from the body."""
+def random_scene(noise: Noise, given: Mapping[str, str] = MappingProxyType({})) -> Scene:
+    """The scene that `noise` decides on, as far as it is not `given`.
 
-    def pick(*values: str) -> str:
-        return values[int(rng.integers(len(values)))]
+    Colours are such that every part can be told from the body, unless that is given otherwise.
+    """
 
-    def part(name: str, body: str) -> str:
-        others = [c for c in ATTRIBUTES[name][1:] if c != body]
-        return "plain" if rng.random() < 0.5 else pick(*others)
+    def pick(name: str, values: tuple[str, ...], bonus: Mapping[str, float]) -> str:
+        return given.get(name) or choose(noise, name, values, bonus)
 
-    body = pick(*ATTRIBUTES["body"])
-    pose = pick(*_POSES)
-    species = ATTRIBUTES["species"]
-    if pose == "swimming":  # mostly a duck, as a person would expect
-        species = ("duck", "duck", "duck", *species)
+    def part(name: str) -> str:
+        return pick(name, ATTRIBUTES[name], {"plain": _PLAIN, body: -100.0})
+
+    body = pick("body", ATTRIBUTES["body"], {})
+    pose = pick("pose", ATTRIBUTES["pose"], {})
     return Scene(
-        species=pick(*species),
+        species=pick("species", ATTRIBUTES["species"], {"duck": _DUCK * (pose == "swimming")}),
         body=body,
-        belly=part("belly", body),
-        wing=part("wing", body),
-        beak=pick(*ATTRIBUTES["beak"]),
-        size=pick(*ATTRIBUTES["size"]),
+        belly=part("belly"),
+        wing=part("wing"),
+        beak=pick("beak", ATTRIBUTES["beak"], {}),
+        size=pick("size", ATTRIBUTES["size"], {}),
         pose=pose,
-        perch=pick(*PERCHES[pose]),
-        background=pick(*ATTRIBUTES["background"]),
-        drawing_seed=int(rng.integers(2**32)),
+        perch=pick("perch", PERCHES[pose], {}),
+        background=pick("background", ATTRIBUTES["background"], {}),
     )
 
 
-def similar_scene(scene: Scene, keep: Iterable[str], rng: np.random.Generator) -> Scene:
+def similar_scene(scene: Scene, keep: Iterable[str], noise: Noise) -> Scene:
     """Another scene that has `keep`, names of attributes, in common with `scene`.
 
     What a caption states may be kept, so that it describes both. Raises ValueError for an
@@ -112,10 +107,6 @@ def similar_scene(scene: Scene, keep: Iterable[str], rng: np.random.Generator) -
     kept = set(keep)
     if unknown := kept - set(ATTRIBUTES):
         raise ValueError(f"unknown attributes {', '.join(sorted(unknown))}")
-    values = {name: getattr(scene, name) for name in kept}
-    if "perch" in kept:
-        values["pose"] = scene.pose
-    elif "pose" in kept:
-        options = PERCHES[scene.pose]
-        values["perch"] = options[int(rng.integers(len(options)))]
-    return replace(random_scene(rng), **values)
+    if "perch" in kept:  # it is possible in one pose only
+        kept.add("pose")
+    return random_scene(noise, {name: getattr(scene, name) for name in kept})

@@ -8,20 +8,22 @@ import numpy as np
 from PIL import Image
 
 from galip_edge.data.aviary.captions import Caption, write_caption
+from galip_edge.data.aviary.chance import NOISE_DIM, Noise
 from galip_edge.data.aviary.drawing import draw
-from galip_edge.data.aviary.scene import Scene, random_scene
+from galip_edge.data.aviary.scene import Scene, random_scene, similar_scene
 from galip_edge.data.config import DataConfig
 from runtime.files import atomic_path
 
-CAPTIONS_PER_IMAGE = 5
-
 # Training and held-out pictures come from streams of random numbers that never meet.
 _STREAMS = {"train": 1, "test": 2}
-_PICTURE, _WORDS = 0, 1
 
 
 class AviarySource:
-    """Drawn birds by number.
+    """Drawn birds by number, each with one caption.
+
+    Of what is in a picture, the caption states a part, and noise decides the rest. The noise does
+    not depend on the caption, so both together are what a generator gets, and the picture is what
+    it should make of them.
 
     Args:
         config: of kind `aviary`. `samples` is the number of pictures, `split` and `seed` choose
@@ -46,27 +48,41 @@ class AviarySource:
 
     def scene(self, index: int) -> Scene:
         """What is in the picture."""
-        return random_scene(np.random.default_rng((*self._key, index, _PICTURE)))
+        return self._item(index)[0]
+
+    def noise(self, index: int) -> Noise:
+        """What decided on all that the caption does not state: (NOISE_DIM,) from N(0,1)."""
+        return self._item(index)[1]
 
     def described(self, index: int) -> tuple[Caption, ...]:
-        """The captions, with the attributes that each states."""
-        scene, rng = self.scene(index), np.random.default_rng((*self._key, index, _WORDS))
-        return tuple(write_caption(scene, rng) for _ in range(CAPTIONS_PER_IMAGE))
+        """The caption, with the attributes that it states."""
+        return (self._item(index)[2],)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The words of the captions."""
+        """The words of the caption."""
         return tuple(caption.text for caption in self.described(index))
+
+    def _item(self, index: int) -> tuple[Scene, Noise, Caption]:
+        rng = np.random.default_rng((*self._key, index))
+        told, noise = rng.standard_normal((2, NOISE_DIM), dtype=np.float32)
+        scene = random_scene(told)
+        caption = write_caption(scene, rng)
+        return similar_scene(scene, caption.states, noise), noise, caption
+
+    def _draw(self, index: int) -> Image.Image:
+        scene, noise, _ = self._item(index)
+        return draw(scene, noise, self._size)
 
     def image(self, index: int, shorter_side: int | None = None) -> Image.Image:
         """The picture, drawn at the size that the configuration wants."""
         if self._kept is None:
-            return draw(self.scene(index), self._size)
+            return self._draw(index)
         path = self._kept / f"{index // 1000:03d}" / f"{index:06d}.png"
         try:
             with Image.open(path) as image:
                 return image.convert("RGB")
         except OSError:  # not drawn yet
-            drawn = draw(self.scene(index), self._size)
+            drawn = self._draw(index)
             with atomic_path(path) as temporary:
                 drawn.save(temporary, format="PNG", compress_level=1)
             return drawn

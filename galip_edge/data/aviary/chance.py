@@ -1,0 +1,89 @@
+"""What is left to chance in a picture, as a noise vector like the generator's.
+
+Which entries decide what is the same in every scene, and the picture follows them without jumps
+where it can. So a generator can be shown, for its own noise, the picture that it should make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+Noise = npt.NDArray[np.float32]
+
+# Entries by what they decide. Attributes have one for each value, and the largest wins.
+ENTRIES: dict[str, int] = {
+    "species": 5,
+    "body": 9,
+    "belly": 5,
+    "wing": 6,
+    "beak": 4,
+    "size": 2,
+    "pose": 4,
+    "perch": 3,
+    "background": 6,
+    # Drawing:
+    "bird": 10,
+    "place": 3,
+    "floor": 16,
+    "scenery": 27,
+}
+NOISE_DIM = sum(ENTRIES.values())
+
+_STARTS = dict(zip(ENTRIES, np.cumsum([0, *ENTRIES.values()]).tolist()))
+_NORMAL = NormalDist()
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+def entries(noise: Noise, name: str) -> list[float]:
+    """The part of the noise (NOISE_DIM,) that decides `name`. Raises ValueError."""
+    if noise.shape != (NOISE_DIM,):
+        raise ValueError(f"the aviary's noise has {NOISE_DIM} entries, got shape {noise.shape}")
+    start = _STARTS[name]
+    return noise[start : start + ENTRIES[name]].tolist()
+
+
+def choose(
+    noise: Noise, name: str, values: Sequence[str], bonus: Mapping[str, float] | None = None
+) -> str:
+    """The value whose entry is largest, after adding its `bonus`."""
+    scores = [
+        entry + (bonus or {}).get(value, 0.0) for entry, value in zip(entries(noise, name), values)
+    ]
+    return values[int(np.argmax(scores))]
+
+
+class Chances:
+    """Numbers of wanted distributions, from the entries of `name` one after the other.
+
+    If there are too few, they serve again, shifted and reflected.
+    """
+
+    def __init__(self, noise: Noise, name: str) -> None:
+        self._uniform = self._endless([_NORMAL.cdf(entry) for entry in entries(noise, name)])
+
+    @staticmethod
+    def _endless(values: list[float]) -> Iterator[float]:
+        shift = 0.0
+        while True:
+            yield from (1 - abs(1 - (value + shift) % 2) for value in values)
+            shift += 2 * _GOLDEN
+
+    def uniform(self, low: float, high: float) -> float:
+        """Uniform between `low` and `high`."""
+        return low + (high - low) * next(self._uniform)
+
+    def normal(self, mean: float, deviation: float) -> float:
+        """Normal, but never further than three deviations away."""
+        share = min(max(next(self._uniform), 0.00135), 0.99865)
+        return mean + deviation * _NORMAL.inv_cdf(share)
+
+
+def scattered(count: int, seed: int) -> list[tuple[float, float]]:
+    """Points (x, y) in the unit square, the same in every picture: for what is too small and too
+    many to be told by noise, such as stars."""
+    points: list[tuple[float, float]] = np.random.default_rng(seed).random((count, 2)).tolist()
+    return points

@@ -1,0 +1,139 @@
+"""Regression: the generator learns from images whose noise is known, alone or beside the game."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from galip_edge.models import GALIP
+from galip_edge.training.config import ConfigError, load_config
+from galip_edge.training.distributed import World
+from galip_edge.training.regression import pyramid_distance
+from galip_edge.training.run import train
+from galip_edge.training.trainer import Trainer
+
+SETTINGS = [
+    "model.preset=tiny", "data.image_size=64", "data.resize=64", "data.workers=0",
+    "data.samples=64", "precision=float32", "clip=random", "text_cache=none", "batch_size=4",
+    "log.tensorboard=false", "log.samples_every=0", "log.every=1", "translation=0",
+    "model.noise_dim=100", "steps=4", "regression.warmup_steps=2", "checkpoint.every=2",
+]  # fmt: skip
+
+
+def config(tmp_path, *changes):
+    """The aviary's, with the tiny model."""
+    text = """
+[model]
+[data]
+kind = "aviary"
+flip = false
+[regression]
+weight = 10.0
+"""
+    path = tmp_path / "aviary.toml"
+    path.write_text(text)
+    return load_config(str(path), [*SETTINGS, f"output={tmp_path}/run", *changes])
+
+
+def batch(count=6):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(count, 3, 64, 64, generator=generator) * 2 - 1
+    return (images, torch.randn(count, 32, generator=generator),
+            torch.randn(count, 100, generator=generator))  # fmt: skip
+
+
+def trainer(config) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(GALIP(config.model), config, World())
+
+
+def test_the_distance_is_that_of_laplacian_pyramids():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 2, 3, 16, 16))
+
+    def pyramid(x, levels):
+        if levels == 1:
+            return [x]
+        small = x.reshape(2, 3, x.shape[2] // 2, 2, x.shape[3] // 2, 2).mean((3, 5))
+        # Bilinear by hand: pixels of the half size lie at a quarter and three quarters.
+        for axis in (2, 3):
+            n = small.shape[axis]
+            before, after = np.clip([np.arange(n) - 1, np.arange(n) + 1], 0, n - 1)
+            pair = [0.75 * small + 0.25 * small.take(side, axis) for side in (before, after)]
+            wide = np.stack(pair, axis + 1)
+            small = wide.reshape(*small.shape[:axis], 2 * n, *small.shape[axis + 1 :])
+        half = x.reshape(2, 3, x.shape[2] // 2, 2, x.shape[3] // 2, 2).mean((3, 5))
+        return [x - small, *pyramid(half, levels - 1)]
+
+    expected = np.mean([np.abs(p - q).mean() for p, q in zip(pyramid(a, 3), pyramid(b, 3))])
+    found = pyramid_distance(torch.from_numpy(a), torch.from_numpy(b), levels=3)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+    assert pyramid_distance(torch.from_numpy(a), torch.from_numpy(a)).item() == 0
+
+
+def test_warming_up_changes_the_generator_alone_and_learns(tmp_path):
+    mine = trainer(config(tmp_path, "regression.warmup_steps=1000"))
+    before = [p.clone() for p in mine.discriminator.parameters.values()]
+    images, sentence, noise = batch()
+    first = mine.step(0, images, sentence, noise).values
+    assert set(first) == {"generator/regression", "generator/norm"}
+    for number in range(1, 40):
+        last = mine.step(number, images, sentence, noise).values
+    assert last["generator/regression"] < 0.9 * first["generator/regression"]
+    assert all(torch.equal(a, b) for a, b in zip(before, mine.discriminator.parameters.values()))
+
+
+def test_after_that_both_losses_act(tmp_path):
+    reports = {}
+    for weight in (10.0, 20.0):
+        mine = trainer(config(tmp_path, "regression.warmup_steps=0", f"regression.weight={weight}"))
+        reports[weight] = mine.step(0, *batch()).values
+    assert reports[10.0]["generator/regression"] == reports[20.0]["generator/regression"]
+    assert reports[10.0]["generator/norm"] != pytest.approx(reports[20.0]["generator/norm"])
+    assert reports[10.0]["discriminator/total"] == reports[20.0]["discriminator/total"]
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_parts_equal_the_whole_batch(tmp_path, warmup):
+    values = []
+    for size in ("6", "4"):
+        settings = (f"micro_batch_size={size}", f"regression.warmup_steps={warmup}")
+        values.append(trainer(config(tmp_path, *settings)).step(0, *batch()).values)
+    assert values[1] == pytest.approx(values[0], rel=1e-4, abs=1e-5)
+
+
+def test_without_noise_it_is_refused(tmp_path):
+    images, sentence, _ = batch()
+    with pytest.raises(ValueError, match="noise"):
+        trainer(config(tmp_path)).step(0, images, sentence)
+
+
+def test_a_run_warms_up_and_goes_on(tmp_path):
+    result = train(config(tmp_path))
+    assert result.finished
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert ["discriminator/total" in record for record in records] == [False, False, True, True]
+    assert all("generator/regression" in record for record in records)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.flip=true", "flip"),
+        ("data.resize=80", "resize.*80"),
+        ("model.noise_dim=16", "noise_dim.*100.*16"),
+        ("regression.weight=-1", "weight.*-1"),
+        ("regression.weight=0", "warmup_steps"),
+        ("regression.warmup_steps=-1", "warmup_steps.*-1"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, change)
+
+
+def test_other_data_has_no_noise(tmp_path):
+    with pytest.raises(ConfigError, match="regression"):
+        load_config("cub", ["data.root=x", "regression.weight=1"])
