@@ -24,16 +24,24 @@ class RegressionConfig:
         weight: of the distance between what is generated and the image that has its noise.
         warmup_steps: at the beginning, so many steps have this loss alone; they take less than
             half of the time.
+        warmup_rate, warmup_betas: Adam's in them. There is no opponent yet, and a smoother
+            gradient is worth more than a fresh one.
     """
 
     weight: float = 0.0
     warmup_steps: int = 0
+    warmup_rate: float = 3e-4
+    warmup_betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise ValueError(f"weight must not be negative, got {self.weight!r}")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps!r}")
+        if not self.warmup_rate > 0:
+            raise ValueError(f"warmup_rate must be positive, got {self.warmup_rate!r}")
+        if not all(0 <= beta < 1 for beta in self.warmup_betas):
+            raise ValueError(f"warmup_betas must be in [0, 1), got {self.warmup_betas}")
         if self.warmup_steps and not self.weight:
             raise ValueError(
                 f"warmup_steps is {self.warmup_steps}: set weight, or they would learn nothing"

@@ -73,6 +73,11 @@ class Network:
         )
         self.scale = LossScale(config.precision)
 
+    def use(self, rate: float, betas: tuple[float, float]) -> None:
+        """Let the optimizer go on with other settings."""
+        for group in self.optimizer.param_groups:
+            group["lr"], group["betas"] = rate, betas
+
     def update(self, world: World, losses: Tensor) -> tuple[bool, float]:
         """Step along the gradients of all processes together.
 
@@ -145,8 +150,11 @@ class Trainer:
             ValueError: there is regression, and no noise.
         """
         parts = self._split(number, images, sentence, noise)
-        if number < self.config.regression.warmup_steps:
+        regression, usual = self.config.regression, self.config.optimizer
+        if number < regression.warmup_steps:
+            self.generator.use(regression.warmup_rate, regression.warmup_betas)
             return self._regress(parts)
+        self.generator.use(usual.generator_rate, usual.betas)
         # With a single part, the generated images' graph is kept for the generator's update; with
         # several it would not fit, and they are generated again.
         kept: list[_Generated] = []

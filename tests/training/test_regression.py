@@ -38,7 +38,8 @@ weight = 10.0
 
 def batch(count=6):
     generator = torch.Generator().manual_seed(1)
-    images = torch.rand(count, 3, 64, 64, generator=generator) * 2 - 1
+    squares = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1
+    images = torch.nn.functional.interpolate(squares, size=(64, 64))
     return (images, torch.randn(count, 32, generator=generator),
             torch.randn(count, 100, generator=generator))  # fmt: skip
 
@@ -73,7 +74,8 @@ def test_the_distance_is_that_of_laplacian_pyramids():
 
 
 def test_warming_up_changes_the_generator_alone_and_learns(tmp_path):
-    mine = trainer(config(tmp_path, "regression.warmup_steps=1000"))
+    settings = ("regression.warmup_steps=1000", "regression.warmup_rate=2e-3")
+    mine = trainer(config(tmp_path, *settings))
     before = [p.clone() for p in mine.discriminator.parameters.values()]
     images, sentence, noise = batch()
     first = mine.step(0, images, sentence, noise).values
@@ -82,6 +84,17 @@ def test_warming_up_changes_the_generator_alone_and_learns(tmp_path):
         last = mine.step(number, images, sentence, noise).values
     assert last["generator/regression"] < 0.9 * first["generator/regression"]
     assert all(torch.equal(a, b) for a, b in zip(before, mine.discriminator.parameters.values()))
+
+
+def test_the_optimizer_changes_when_the_game_begins(tmp_path):
+    settings = ("regression.warmup_steps=1", "regression.warmup_rate=2e-3")
+    mine, seen = trainer(config(tmp_path, *settings)), []
+    for number in range(2):
+        mine.step(number, *batch())
+        group = mine.generator.optimizer.param_groups[0]
+        seen.append((group["lr"], group["betas"]))
+    usual = config(tmp_path).optimizer
+    assert seen == [(2e-3, (0.9, 0.999)), (usual.generator_rate, usual.betas)]
 
 
 def test_after_that_both_losses_act(tmp_path):
@@ -127,6 +140,8 @@ def test_a_run_warms_up_and_goes_on(tmp_path):
         ("regression.weight=-1", "weight.*-1"),
         ("regression.weight=0", "warmup_steps"),
         ("regression.warmup_steps=-1", "warmup_steps.*-1"),
+        ("regression.warmup_rate=0", "warmup_rate.*0"),
+        ("regression.warmup_betas=[0.9, 1.0]", "warmup_betas.*1.0"),
     ],
 )
 def test_settings_that_cannot_work_are_named(tmp_path, change, message):

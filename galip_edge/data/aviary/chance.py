@@ -6,7 +6,7 @@ where it can. So a generator can be shown, for its own noise, the picture that i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -35,7 +35,6 @@ NOISE_DIM = sum(ENTRIES.values())
 
 _STARTS = dict(zip(ENTRIES, np.cumsum([0, *ENTRIES.values()]).tolist()))
 _NORMAL = NormalDist()
-_GOLDEN = (5**0.5 - 1) / 2
 
 
 def entries(noise: Noise, name: str) -> list[float]:
@@ -59,18 +58,11 @@ def choose(
 class Chances:
     """Numbers of wanted distributions, from the entries of `name` one after the other.
 
-    If there are too few, they serve again, shifted and reflected.
+    There are as many as ENTRIES says; asking for more raises StopIteration.
     """
 
     def __init__(self, noise: Noise, name: str) -> None:
-        self._uniform = self._endless([_NORMAL.cdf(entry) for entry in entries(noise, name)])
-
-    @staticmethod
-    def _endless(values: list[float]) -> Iterator[float]:
-        shift = 0.0
-        while True:
-            yield from (1 - abs(1 - (value + shift) % 2) for value in values)
-            shift += 2 * _GOLDEN
+        self._uniform = map(_NORMAL.cdf, entries(noise, name))
 
     def uniform(self, low: float, high: float) -> float:
         """Uniform between `low` and `high`."""

@@ -1,0 +1,49 @@
+"""The embedded model: it comes with the package, and its pictures are what their captions say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from galip_edge.commands.options import default_model
+from galip_edge.data import DataConfig
+from galip_edge.data.aviary import AviarySource
+from galip_edge.evaluation.attributes import agreement, load_classifier
+from runtime import Pipeline
+
+MODELS = Path(__file__).parents[2] / "models"
+COUNT = 150
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.from_bundle(default_model())
+
+
+def test_it_is_small_enough_to_come_with_the_package(pipeline):
+    size = sum(file.stat().st_size for file in default_model().iterdir())
+    assert size <= 15e6
+    assert (MODELS / "aviary.safetensors").stat().st_size <= 40e6
+    assert pipeline.manifest.precision == "int8"
+    assert pipeline.manifest.image_size >= 128
+
+
+def test_seeds_give_different_birds(pipeline):
+    images = pipeline.generate(["a bird on a branch"], n=8, seed=3).astype(int)
+    for i in range(8):
+        for j in range(i):
+            assert np.abs(images[i] - images[j]).mean() > 8, (i, j)
+
+
+def test_pictures_show_what_captions_say(pipeline):
+    source = AviarySource(
+        DataConfig(kind="aviary", split="test", image_size=128, augment=False, samples=COUNT)
+    )
+    captions = [source.described(i)[0] for i in range(COUNT)]
+    pixels = np.concatenate([pipeline.generate([caption.text]) for caption in captions])
+    labels = [source.scene(i).labels() for i in range(COUNT)]
+    judge = load_classifier(MODELS / "aviary-classifier.safetensors")
+    found = agreement(judge, pixels, labels, captions)
+    # A little below what 1,000 captions gave (docs/embedded-model.md).
+    for name, least in (("body", 0.85), ("pose", 0.8), ("background", 0.85)):
+        assert found[name].right >= least, (name, found[name])
