@@ -7,6 +7,7 @@ from typing import Any
 
 import nncf
 import numpy.typing as npt
+from nncf.quantization.advanced_parameters import OverflowFix
 
 from convert.quiet import quiet
 
@@ -54,6 +55,11 @@ def quantize(model: Any, samples: Sequence[tuple[npt.NDArray[Any], ...]]) -> Any
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(samples),
+            # Half of the range for weights: without VNNI, a CPU adds products in 16 bits, which
+            # whole ones overflow, and a bundle may be copied to any box.
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=OverflowFix.ENABLE
+            ),
         )
 
 

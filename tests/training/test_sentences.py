@@ -7,7 +7,7 @@ import torch
 
 from galip_edge.models import GALIP, PRESETS
 from galip_edge.tokenizer import build_tokenizer
-from galip_edge.training.sentences import SentenceEncoder, clip_hash
+from galip_edge.training.sentences import SentenceEncoder, clip_hash, sentence_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,9 @@ def test_cached_captions_are_not_computed_again(model, tmp_path, monkeypatch):
     SentenceEncoder(model, tmp_path, "a" * 64)(["a bird", "a bus"])
     again = SentenceEncoder(model, tmp_path, "a" * 64)
     calls = []
-    forward = model.text_encoder.forward
     monkeypatch.setattr(
-        model.text_encoder,
-        "forward",
-        lambda tokens: (calls.append(len(tokens)), forward(tokens))[1],
+        "galip_edge.training.sentences.sentence_embeddings",
+        lambda clip, tokens: (calls.append(len(tokens)), sentence_embeddings(clip, tokens))[1],
     )
     again(["a bus", "a bird"])
     assert calls == []
