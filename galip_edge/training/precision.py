@@ -26,12 +26,14 @@ def fastest_precision(device: torch.device, wanted: Precision) -> Precision:
 
     Such a CPU emulates bfloat16, up to a hundred times slower.
     """
-    if device.type != "cpu" or wanted != "bfloat16":
-        return wanted
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device.type != "cpu" or wanted != "bfloat16" or _cpu_has_bfloat16():
         return wanted
     _log.warning("this CPU has no bfloat16: training in float32, which is much faster here")
     return "float32"
+
+
+def _cpu_has_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class LossScale:

@@ -14,7 +14,7 @@ import torch
 
 from galip_edge.models import GALIP
 from galip_edge.training.distributed import World
-from galip_edge.training.precision import LossScale
+from galip_edge.training.precision import LossScale, fastest_precision
 from galip_edge.training.trainer import Trainer, step_noise
 
 BATCH = 8
@@ -132,6 +132,16 @@ def test_images_that_are_not_finite_only_stop_the_discriminator(make_config):
     images, sentence = batch()
     images[0, 0, 0, 0] = float("inf")
     assert trainer.step(1, images, sentence).skipped == ("discriminator",)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_is_left_where_a_cpu_would_emulate_it(monkeypatch, caplog, fast):
+    monkeypatch.setattr("galip_edge.training.precision._cpu_has_bfloat16", lambda: fast)
+    cpu = torch.device("cpu")
+    assert fastest_precision(cpu, "bfloat16") == ("bfloat16" if fast else "float32")
+    assert ("bfloat16" in caplog.text) == (not fast)
+    assert fastest_precision(cpu, "float16") == "float16"
+    assert fastest_precision(torch.device("cuda"), "bfloat16") == "bfloat16"
 
 
 def test_loss_scale_follows_the_published_rule():
