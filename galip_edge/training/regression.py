@@ -22,8 +22,8 @@ class RegressionConfig:
 
     Attributes:
         weight: of the distance between what is generated and the image that has its noise.
-        warmup_steps: at the beginning, so many steps have this loss alone; they take less than
-            half of the time.
+        warmup_steps: at the beginning, so many steps have this loss alone; they take about half
+            of the time.
         warmup_rate, warmup_betas: Adam's in them. There is no opponent yet, and a smoother
             gradient is worth more than a fresh one.
     """
