@@ -155,7 +155,6 @@ class TrainConfig:
                 f"{self.model.image_size}, because a discriminator without tap_blocks compares "
                 "pixels"
             )
-
         if self.regression.weight:
             self._check_regression()
 

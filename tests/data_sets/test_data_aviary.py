@@ -17,8 +17,8 @@ from galip_edge.data.aviary import (
     similar_scene,
     to_svg,
 )
+from galip_edge.data.aviary.attributes import PERCHES
 from galip_edge.data.aviary.chance import ENTRIES, Chances, entries
-from galip_edge.data.aviary.scene import PERCHES
 
 
 def source(**settings) -> AviarySource:

@@ -1,9 +1,10 @@
 """The aviary: drawn scenes of birds with captions and known attributes, without end or download."""
 
+from galip_edge.data.aviary.attributes import ATTRIBUTES
 from galip_edge.data.aviary.captions import Caption, write_caption
 from galip_edge.data.aviary.chance import NOISE_DIM
 from galip_edge.data.aviary.drawing import draw, to_svg
-from galip_edge.data.aviary.scene import ATTRIBUTES, Scene, random_scene, similar_scene
+from galip_edge.data.aviary.scene import Scene, random_scene, similar_scene
 from galip_edge.data.aviary.source import AviarySource
 
 __all__ = [

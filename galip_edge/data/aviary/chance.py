@@ -12,19 +12,15 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from galip_edge.data.aviary.attributes import ATTRIBUTES, PERCHES
+
 Noise = npt.NDArray[np.float32]
 
-# Entries by what they decide. Attributes have one for each value, and the largest wins.
+# Entries by what they decide. Attributes have one for each value, and the largest wins; a perch has
+# as many as one pose has.
 ENTRIES: dict[str, int] = {
-    "species": 5,
-    "body": 9,
-    "belly": 5,
-    "wing": 6,
-    "beak": 4,
-    "size": 2,
-    "pose": 4,
-    "perch": 3,
-    "background": 6,
+    **{name: len(values) for name, values in ATTRIBUTES.items()},
+    "perch": max(map(len, PERCHES.values())),
     # Drawing:
     "bird": 10,
     "place": 3,

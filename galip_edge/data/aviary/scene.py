@@ -6,28 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
+from galip_edge.data.aviary.attributes import ATTRIBUTES, PERCHES
 from galip_edge.data.aviary.chance import Noise, choose
-
-# The values of every attribute, in the order of a classifier's outputs.
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "species": ("songbird", "magpie", "parrot", "duck", "heron"),
-    "body": ("red", "orange", "yellow", "green", "blue", "purple", "white", "black", "brown"),
-    "belly": ("plain", "white", "yellow", "red", "blue"),
-    "wing": ("plain", "white", "black", "yellow", "blue", "red"),
-    "beak": ("orange", "yellow", "black", "red"),
-    "size": ("small", "large"),
-    "pose": ("perched", "standing", "swimming", "flying"),
-    "perch": ("branch", "fence", "rock", "ground", "water", "air"),
-    "background": ("sky", "forest", "sunset", "snow", "night", "mountains"),
-}
-
-# What a bird in each pose is on.
-PERCHES: dict[str, tuple[str, ...]] = {
-    "perched": ("branch", "branch", "fence"),
-    "standing": ("rock", "ground"),
-    "swimming": ("water",),
-    "flying": ("air",),
-}
 
 # So much is added to the noise of what shall be more frequent: half of all parts are plain, and
 # two in three that swim are ducks, as a person would expect.

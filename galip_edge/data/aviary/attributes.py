@@ -1,0 +1,24 @@
+"""The attributes that captions speak of and that can be measured."""
+
+from __future__ import annotations
+
+# The values of every attribute, in the order of a classifier's outputs.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "species": ("songbird", "magpie", "parrot", "duck", "heron"),
+    "body": ("red", "orange", "yellow", "green", "blue", "purple", "white", "black", "brown"),
+    "belly": ("plain", "white", "yellow", "red", "blue"),
+    "wing": ("plain", "white", "black", "yellow", "blue", "red"),
+    "beak": ("orange", "yellow", "black", "red"),
+    "size": ("small", "large"),
+    "pose": ("perched", "standing", "swimming", "flying"),
+    "perch": ("branch", "fence", "rock", "ground", "water", "air"),
+    "background": ("sky", "forest", "sunset", "snow", "night", "mountains"),
+}
+
+# What a bird in each pose is on.
+PERCHES: dict[str, tuple[str, ...]] = {
+    "perched": ("branch", "branch", "fence"),
+    "standing": ("rock", "ground"),
+    "swimming": ("water",),
+    "flying": ("air",),
+}
