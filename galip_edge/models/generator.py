@@ -88,8 +88,11 @@ class Generator(nn.Module):
 
     def synthesize(self, noise: Tensor, condition: Tensor) -> Tensor:
         """noise (B,noise_dim), condition (B,D) -> images (B,3,H,W)."""
-        x = self.visual_features(noise, condition)
+        return self.paint(self.visual_features(noise, condition), condition)
+
+    def paint(self, features: Tensor, condition: Tensor) -> Tensor:
+        """The upsampling blocks: features (B,block_channels[0],grid,grid) -> images (B,3,H,W)."""
         for block in self.upsampling:
-            x = block(x, condition)
-        image: Tensor = self.to_rgb(leaky_relu(x))
+            features = block(features, condition)
+        image: Tensor = self.to_rgb(leaky_relu(features))
         return image

@@ -176,6 +176,12 @@ class TrainConfig:
                 f"{self.model.image_size}, and data.flip = false; got sizes {sizes}, "
                 f"flip = {self.data.flip}"
             )
+        halvings, rest = divmod(self.model.image_size, self.model.clip.grid)
+        if self.regression.encodes and (rest or halvings & (halvings - 1)):
+            raise ValueError(
+                f"autoencoder_steps need an image size that halves to CLIP's grid, and "
+                f"{self.model.image_size} does not halve to {self.model.clip.grid}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` is the inverse."""

@@ -23,7 +23,7 @@ from torch import Tensor
 import galip_edge
 from galip_edge.training.config import ConfigError, TrainConfig
 from galip_edge.training.distributed import World
-from galip_edge.training.trainer import StepReport
+from galip_edge.training.network import StepReport
 from runtime.cpu import available_cores, cpu_name
 from runtime.files import atomic_path
 from runtime.images import contact_sheet, save_sheet
@@ -66,6 +66,8 @@ _SHOWN = {
     "discriminator/total": "D",
     "generator/total": "G",
     "generator/similarity": "similarity",
+    "generator/reconstruction": "reconstruction",
+    "generator/features": "features",
     "generator/regression": "regression",
 }
 

@@ -22,30 +22,45 @@ class RegressionConfig:
 
     Attributes:
         weight: of the distance between what is generated and the image that has its noise.
-        warmup_steps: at the beginning, so many steps have this loss alone; they take about half
-            of the time.
+        autoencoder_steps, features_steps, warmup_steps: of the phases before the game, see
+            warmup.py. The last have this loss alone.
         warmup_rate, warmup_betas: Adam's in them. There is no opponent yet, and a smoother
             gradient is worth more than a fresh one.
     """
 
     weight: float = 0.0
+    autoencoder_steps: int = 0
+    features_steps: int = 0
     warmup_steps: int = 0
-    warmup_rate: float = 3e-4
+    warmup_rate: float = 8e-4
     warmup_betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise ValueError(f"weight must not be negative, got {self.weight!r}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps!r}")
+        steps = {
+            name: getattr(self, name)
+            for name in ("autoencoder_steps", "features_steps", "warmup_steps")
+        }
+        for name, count in steps.items():
+            if count < 0:
+                raise ValueError(f"{name} must not be negative, got {count!r}")
+            if count and not self.weight:
+                raise ValueError(f"{name} is {count}: set weight, or they would learn nothing")
+        if self.features_steps and not self.autoencoder_steps:
+            raise ValueError(
+                f"features_steps is {self.features_steps}, but no encoder has learned what "
+                "features to want: set autoencoder_steps"
+            )
         if not self.warmup_rate > 0:
             raise ValueError(f"warmup_rate must be positive, got {self.warmup_rate!r}")
         if not all(0 <= beta < 1 for beta in self.warmup_betas):
             raise ValueError(f"warmup_betas must be in [0, 1), got {self.warmup_betas}")
-        if self.warmup_steps and not self.weight:
-            raise ValueError(
-                f"warmup_steps is {self.warmup_steps}: set weight, or they would learn nothing"
-            )
+
+    @property
+    def encodes(self) -> bool:
+        """Whether an encoder learns at the beginning."""
+        return self.autoencoder_steps > 0
 
 
 def pyramid_distance(generated: Tensor, images: Tensor, levels: int = 4) -> Tensor:
@@ -67,6 +82,11 @@ def pyramid_distance(generated: Tensor, images: Tensor, levels: int = 4) -> Tens
     for _ in range(levels - 1):
         smaller = F.avg_pool2d(difference, 2)
         larger = F.interpolate(smaller, size=difference.shape[-2:], mode="bilinear")
-        total = total + (difference - larger).abs().mean()
+        total = total + _mean_error(difference - larger)
         difference = smaller
-    return torch.as_tensor((total + difference.abs().mean()) / levels)
+    return torch.as_tensor((total + _mean_error(difference)) / levels)
+
+
+def _mean_error(difference: Tensor) -> Tensor:
+    """Mean of absolute values, but squares below a tenth: nearly right is left alone."""
+    return F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=0.1)

@@ -19,6 +19,7 @@ from galip_edge.checkpoint import save_checkpoint
 from galip_edge.data import Batch, Loader, Position, build_loader
 from galip_edge.training.config import ConfigError, TrainConfig
 from galip_edge.training.distributed import World, join_world
+from galip_edge.training.network import StepReport
 from galip_edge.training.precision import fastest_precision
 from galip_edge.training.record import RunRecord
 from galip_edge.training.sentences import SentenceEncoder, clip_hash
@@ -30,7 +31,7 @@ from galip_edge.training.state import (
     save_state,
     writing,
 )
-from galip_edge.training.trainer import StepReport, Trainer
+from galip_edge.training.trainer import Trainer
 from runtime.cache import cache_folder
 from runtime.errors import GalipEdgeError
 from runtime.noise import draw_noise

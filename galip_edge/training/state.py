@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError
 
 from galip_edge.data import Position
-from galip_edge.training.trainer import Network, Trainer
+from galip_edge.training.network import Network
+from galip_edge.training.trainer import Trainer
 from galip_edge.weights import read_weights
 from runtime.errors import CheckpointError, GalipEdgeError
 from runtime.files import atomic_folder, sha256_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from galip_edge.models import GALIP
 from galip_edge.training.config import TrainConfig
@@ -20,35 +20,12 @@ from galip_edge.training.losses import (
     discriminator_loss,
     generator_loss,
 )
-from galip_edge.training.precision import LossScale, autocast
+from galip_edge.training.network import Network, Part, StepReport, backward, finish
+from galip_edge.training.precision import autocast
 from galip_edge.training.regression import pyramid_distance
 from galip_edge.training.translation import translate
+from galip_edge.training.warmup import WarmUp, phase_of
 from runtime.noise import draw_noise
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What came of a step.
-
-    Attributes:
-        values: losses, their terms, and gradient norms, over the whole batch; by name.
-        skipped: the networks that were not updated because a value was not finite.
-    """
-
-    values: dict[str, float]
-    skipped: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """As much of the batch as is computed at once; `share` is its fraction of the whole."""
-
-    images: Tensor
-    sentence: Tensor
-    mismatched: Tensor
-    noise: Tensor
-    shifts: Tensor
-    share: float
 
 
 @dataclass(frozen=True)
@@ -58,50 +35,6 @@ class _Generated:
     images: Tensor
     features: Tensor
     embedding: Tensor
-
-
-class Network:
-    """A network in training: its trainable parameters by name, its optimizer and loss scale."""
-
-    def __init__(self, name: str, module: nn.Module, rate: float, config: TrainConfig) -> None:
-        self.name = name
-        self.parameters = {
-            f"{name}.{key}": p for key, p in module.named_parameters() if p.requires_grad
-        }
-        self.optimizer = torch.optim.Adam(
-            self.parameters.values(), lr=rate, betas=config.optimizer.betas, fused=True
-        )
-        self.scale = LossScale(config.precision)
-
-    def use(self, rate: float, betas: tuple[float, float]) -> None:
-        """Let the optimizer go on with other settings."""
-        for group in self.optimizer.param_groups:
-            group["lr"], group["betas"] = rate, betas
-
-    def update(self, world: World, losses: Tensor) -> tuple[bool, float]:
-        """Step along the gradients of all processes together.
-
-        Args:
-            world: the processes.
-            losses: (n,) values whose sums over all processes are wanted as well; in place.
-
-        Returns:
-            Whether all values were finite, otherwise nothing was changed; and the gradients'
-            norm.
-        """
-        for parameter in self.parameters.values():
-            if parameter.grad is None:  # alike on all processes
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        world.sum_([*gradients, losses])
-        torch._foreach_mul_(gradients, 1 / self.scale.value)
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        finite = bool((norm + losses.sum()).isfinite())
-        if finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.scale.update(finite)
-        return finite, norm.item()
 
 
 class Trainer:
@@ -125,7 +58,8 @@ class Trainer:
         self.discriminator = Network(
             "discriminator", model.discriminator, rates.discriminator_rate, config
         )
-        self.networks = (self.generator, self.discriminator)
+        self.warmup = WarmUp(model, config, world, self.generator)
+        self.networks = (self.generator, self.discriminator, *self.warmup.networks)
         self.average = (
             MovingAverage(self.generator.parameters, config.ema_decay) if config.ema_decay else None
         )
@@ -150,10 +84,9 @@ class Trainer:
             ValueError: there is regression, and no noise.
         """
         parts = self._split(number, images, sentence, noise)
-        regression, usual = self.config.regression, self.config.optimizer
-        if number < regression.warmup_steps:
-            self.generator.use(regression.warmup_rate, regression.warmup_betas)
-            return self._regress(parts)
+        usual = self.config.optimizer
+        if phase := phase_of(number, self.config.regression):
+            return self._averaging(self.warmup.step(phase, number, parts))
         self.generator.use(usual.generator_rate, usual.betas)
         # With a single part, the generated images' graph is kept for the generator's update; with
         # several it would not fit, and they are generated again.
@@ -162,20 +95,7 @@ class Trainer:
         second = self._update_generator(parts, kept)
         return StepReport(first.values | second.values, first.skipped + second.skipped)
 
-    def _regress(self, parts: list[_Part]) -> StepReport:
-        """Only make of noise and sentence the image that belongs to them."""
-        values = torch.zeros(1, device=self.world.device)
-        for part in parts:
-            with self._autocast():
-                generated = self._generate(part.noise, part.sentence).float()
-            distance = pyramid_distance(generated, part.images)
-            _backward(
-                self.config.regression.weight * distance, part.share * self.generator.scale.value
-            )
-            values += part.share * distance.detach()
-        return self._finish_generator(values, ("regression",))
-
-    def _update_discriminator(self, parts: list[_Part], kept: list[_Generated]) -> StepReport:
+    def _update_discriminator(self, parts: list[Part], kept: list[_Generated]) -> StepReport:
         """Phase 1. What was generated for a single part is put into `kept`."""
         single = len(parts) == 1
         self.model.discriminator.requires_grad_(True)
@@ -195,13 +115,13 @@ class Trainer:
                     self.config.loss,
                     self.discriminator.scale.value,
                 )
-            _backward(loss.total, part.share * self.discriminator.scale.value)
+            backward(loss.total, part.share * self.discriminator.scale.value)
             values += part.share * _values(loss, _D_TERMS)
             if single:
                 kept.append(generated)
-        return _finish(self.discriminator, self.world, values, _D_TERMS)
+        return finish(self.discriminator, self.world, values, _D_TERMS)
 
-    def _update_generator(self, parts: list[_Part], kept: list[_Generated]) -> StepReport:
+    def _update_generator(self, parts: list[Part], kept: list[_Generated]) -> StepReport:
         """Phase 2, against the discriminator as it is now."""
         self.model.discriminator.requires_grad_(False)
         weight = self.config.regression.weight
@@ -222,12 +142,11 @@ class Trainer:
                 distance = pyramid_distance(generated.images, part.images)
                 total = total + weight * distance
                 found = torch.cat([found, distance.detach()[None]])
-            _backward(total, part.share * self.generator.scale.value)
+            backward(total, part.share * self.generator.scale.value)
             values += part.share * found
-        return self._finish_generator(values, terms)
+        return self._averaging(finish(self.generator, self.world, values, terms))
 
-    def _finish_generator(self, values: Tensor, terms: tuple[str, ...]) -> StepReport:
-        report = _finish(self.generator, self.world, values, terms)
+    def _averaging(self, report: StepReport) -> StepReport:
         if self.average and not report.skipped:
             self.average.update()
         return report
@@ -246,7 +165,7 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return autocast(self.world.device, self.config.precision)
 
-    def _generate_part(self, part: _Part) -> _Generated:
+    def _generate_part(self, part: Part) -> _Generated:
         images = self._generate(part.noise, part.sentence).float()
         return _Generated(images, *self._see(images, part.shifts[:, 1]))
 
@@ -258,7 +177,7 @@ class Trainer:
 
     def _split(
         self, number: int, images: Tensor, sentence: Tensor, noise: Tensor | None
-    ) -> list[_Part]:
+    ) -> list[Part]:
         """This process's parts of the batch; only here is the batch seen as a whole.
 
         A mismatched sentence is the next sample's in the whole batch, and noise belongs to the
@@ -284,13 +203,14 @@ class Trainer:
         shifts = step_shifts(self.config.seed, number, first, count, furthest)
         size = self.config.micro_batch_size or count
         return [
-            _Part(
+            Part(
                 images[at : at + size],
                 sentence[at : at + size],
                 mismatched[at : at + size],
                 noise[at : at + size],
                 shifts[at : at + size],
                 share=min(size, count - at) / total,
+                first=first + at,
             )
             for at in range(0, count, size)
         ]
@@ -314,20 +234,6 @@ def step_shifts(seed: int, number: int, first: int, count: int, furthest: int) -
 
 _D_TERMS = tuple(f.name for f in fields(DiscriminatorLoss))
 _G_TERMS = tuple(f.name for f in fields(GeneratorLoss))
-
-
-def _finish(network: Network, world: World, values: Tensor, terms: tuple[str, ...]) -> StepReport:
-    """Step along the gradients; `values` are this process's shares of the loss's terms."""
-    finite, norm = network.update(world, values)
-    named = {f"{network.name}/{t}": v for t, v in zip(terms, values.tolist(), strict=True)}
-    named[f"{network.name}/norm"] = norm
-    if network.scale.enabled:
-        named[f"{network.name}/loss_scale"] = network.scale.value
-    return StepReport(named, () if finite else (network.name,))
-
-
-def _backward(loss: Tensor, factor: float) -> None:
-    torch.autograd.backward(loss * factor)
 
 
 def _values(loss: DiscriminatorLoss | GeneratorLoss, terms: tuple[str, ...]) -> Tensor:

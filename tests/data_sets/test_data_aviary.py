@@ -13,6 +13,7 @@ from galip_edge.data.aviary import (
     AviarySource,
     Scene,
     draw,
+    imagined_scene,
     random_scene,
     similar_scene,
     to_svg,
@@ -202,8 +203,29 @@ def test_noise_and_stated_attributes_give_the_picture():
         (caption,) = aviary.described(i)
         noise = aviary.noise(i)
         stated = {name: getattr(aviary.scene(i), name) for name in caption.states}
-        again = draw(random_scene(noise, stated), noise, 64)
+        again = draw(imagined_scene(noise, stated), noise, 64)
         assert (pixels(again) == pixels(aviary.image(i))).all()
+
+
+def test_what_nobody_speaks_of_is_as_usual():
+    scenes = [imagined_scene(some_noise(i), {"pose": "swimming"}) for i in range(60)]
+    assert {(scene.belly, scene.wing, scene.pose) for scene in scenes} == {
+        ("plain", "plain", "swimming")
+    }
+    beaks = {(scene.species, scene.beak) for scene in scenes}
+    assert len(beaks) == len({species for species, _ in beaks}) > 2
+    told = imagined_scene(some_noise(1), {"belly": "red", "wing": "blue", "beak": "black"})
+    assert (told.belly, told.wing, told.beak) == ("red", "blue", "black")
+
+
+def test_less_variety_stays_near_a_usual_number():
+    whole = [Chances(some_noise(i), "place").uniform(0, 1) for i in range(500)]
+    near = [Chances(some_noise(i), "place", 0.2, usual=4).uniform(0, 1) for i in range(500)]
+    assert 0.01 < np.std(near) < 0.4 * np.std(whole)
+    other = Chances(some_noise(0), "place", 0.0, usual=5).uniform(0, 1)
+    assert abs(other - np.mean(near)) > 0.02
+    (same,) = {Chances(some_noise(i), "place", 0.0, usual=4).uniform(0, 1) for i in range(5)}
+    assert same == pytest.approx(np.mean(near), abs=0.05)
 
 
 def test_noise_is_normal_and_does_not_depend_on_the_caption():
@@ -239,13 +261,13 @@ def test_chances_have_their_distributions():
     drawn = []
     for i in range(2000):
         chances = Chances(some_noise(i), "place")
-        drawn.append([chances.uniform(2, 4), chances.uniform(2, 4), chances.normal(10, 2)])
+        drawn.append([chances.uniform(2, 4), chances.normal(10, 2)])
         with pytest.raises(StopIteration):  # these were all
             chances.uniform(0, 1)
-    flat, normal = np.array(drawn)[:, :2], np.array(drawn)[:, 2]
-    assert np.abs(np.quantile(flat, [0.25, 0.5, 0.75], axis=0).T - [2.5, 3, 3.5]).max() < 0.08
+    flat, normal = np.array(drawn).T
+    assert np.abs(np.quantile(flat, [0.25, 0.5, 0.75]) - [2.5, 3, 3.5]).max() < 0.08
     assert (flat.min(), flat.max()) == pytest.approx((2, 4), abs=0.01)
     assert (normal.mean(), normal.std()) == pytest.approx((10, 2), abs=0.15)
-    assert np.abs(np.corrcoef(np.array(drawn).T) - np.eye(3)).max() < 0.08
+    assert np.abs(np.corrcoef(np.array(drawn).T) - np.eye(2)).max() < 0.08
     with pytest.raises(ValueError, match="100"):
         Chances(np.zeros(16, np.float32), "place")

@@ -4,7 +4,7 @@ from galip_edge.data.aviary.attributes import ATTRIBUTES
 from galip_edge.data.aviary.captions import Caption, write_caption
 from galip_edge.data.aviary.chance import NOISE_DIM
 from galip_edge.data.aviary.drawing import draw, to_svg
-from galip_edge.data.aviary.scene import Scene, random_scene, similar_scene
+from galip_edge.data.aviary.scene import Scene, imagined_scene, random_scene, similar_scene
 from galip_edge.data.aviary.source import AviarySource
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Caption",
     "Scene",
     "draw",
+    "imagined_scene",
     "random_scene",
     "similar_scene",
     "to_svg",

@@ -1,4 +1,4 @@
-"""The bird, drawn from the side and facing right; scenes mirror it."""
+"""The bird, drawn from the side and facing right."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ where it can. So a generator can be shown, for its own noise, the picture that i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
@@ -23,9 +24,9 @@ ENTRIES: dict[str, int] = {
     "perch": max(map(len, PERCHES.values())),
     # Drawing:
     "bird": 10,
-    "place": 3,
+    "place": 2,
     "floor": 16,
-    "scenery": 27,
+    "scenery": 28,
 }
 NOISE_DIM = sum(ENTRIES.values())
 
@@ -55,10 +56,18 @@ class Chances:
     """Numbers of wanted distributions, from the entries of `name` one after the other.
 
     There are as many as ENTRIES says; asking for more raises StopIteration.
+
+    Args:
+        variety: 1 for numbers of the whole distribution. Smaller, they stay near one of its
+            members, the same in every picture, so that there is less for a generator to learn.
+        usual: chooses that member.
     """
 
-    def __init__(self, noise: Noise, name: str) -> None:
-        self._uniform = map(_NORMAL.cdf, entries(noise, name))
+    def __init__(self, noise: Noise, name: str, variety: float = 1.0, usual: int = 0) -> None:
+        own = entries(noise, name)
+        member = np.random.default_rng(usual).standard_normal(len(own)).tolist()
+        stays = math.sqrt(1 - variety**2)
+        self._uniform = (_NORMAL.cdf(variety * a + stays * b) for a, b in zip(own, member))
 
     def uniform(self, low: float, high: float) -> float:
         """Uniform between `low` and `high`."""

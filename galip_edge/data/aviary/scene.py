@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
 from galip_edge.data.aviary.attributes import ATTRIBUTES, PERCHES
@@ -12,6 +12,14 @@ from galip_edge.data.aviary.chance import Noise, choose
 # So much is added to the noise of what shall be more frequent: half of all parts are plain, and
 # two in three that swim are ducks, as a person would expect.
 _PLAIN, _DUCK = 1.1, 1.9
+
+_USUAL_BEAK = {
+    "songbird": "orange",
+    "magpie": "black",
+    "parrot": "red",
+    "duck": "orange",
+    "heron": "yellow",
+}
 
 
 @dataclass(frozen=True)
@@ -81,12 +89,22 @@ def random_scene(noise: Noise, given: Mapping[str, str] = MappingProxyType({})) 
 def similar_scene(scene: Scene, keep: Iterable[str], noise: Noise) -> Scene:
     """Another scene that has `keep`, names of attributes, in common with `scene`.
 
-    What a caption states may be kept, so that it describes both. Raises ValueError for an
-    unknown name.
+    What a caption states may be kept, so that it describes both; see `imagined_scene` for the
+    rest. Raises ValueError for an unknown name.
     """
     kept = set(keep)
     if unknown := kept - set(ATTRIBUTES):
         raise ValueError(f"unknown attributes {', '.join(sorted(unknown))}")
     if "perch" in kept:  # it is possible in one pose only
         kept.add("pose")
-    return random_scene(noise, {name: getattr(scene, name) for name in kept})
+    return imagined_scene(noise, {name: getattr(scene, name) for name in kept})
+
+
+def imagined_scene(noise: Noise, told: Mapping[str, str]) -> Scene:
+    """The scene of one who is `told` these attributes only.
+
+    Parts that are not spoken of are as usual: belly and wing plain, the beak that of the species.
+    Noise decides the rest.
+    """
+    scene = random_scene(noise, {"belly": "plain", "wing": "plain", **told})
+    return scene if "beak" in told else replace(scene, beak=_USUAL_BEAK[scene.species])

@@ -1,0 +1,155 @@
+"""The warm-up: first painting is learned, then what to paint, then both together."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from galip_edge.models import GALIP, ModelConfig
+from galip_edge.training.config import ConfigError, load_config
+from galip_edge.training.distributed import World
+from galip_edge.training.regression import RegressionConfig
+from galip_edge.training.run import train
+from galip_edge.training.trainer import Trainer
+from galip_edge.training.warmup import FeatureEncoder, feature_noise, phase_of
+
+SETTINGS = [
+    "model.preset=tiny", "data.image_size=64", "data.resize=64", "data.workers=0",
+    "data.samples=64", "precision=float32", "clip=random", "text_cache=none", "batch_size=4",
+    "log.tensorboard=false", "log.samples_every=0", "log.every=1", "translation=0",
+    "model.noise_dim=100", "steps=8", "checkpoint.every=2", "regression.warmup_rate=2e-3",
+    "regression.autoencoder_steps=2", "regression.features_steps=2", "regression.warmup_steps=2",
+]  # fmt: skip
+
+
+def config(tmp_path, *changes):
+    path = tmp_path / "aviary.toml"
+    path.write_text('[model]\n[data]\nkind = "aviary"\nflip = false\n[regression]\nweight = 10.0\n')
+    return load_config(str(path), [*SETTINGS, f"output={tmp_path}/run", *changes])
+
+
+def trainer(config) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(GALIP(config.model), config, World())
+
+
+def batch(count=6):
+    generator = torch.Generator().manual_seed(1)
+    squares = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1
+    images = torch.nn.functional.interpolate(squares, size=(64, 64))
+    return (images, torch.randn(count, 32, generator=generator),
+            torch.randn(count, 100, generator=generator))  # fmt: skip
+
+
+def changed_parts(before, mine) -> set[str]:
+    """The networks, and of the generator the halves, that differ from `before`."""
+    found = set()
+    for network in mine.networks:
+        for name, parameter in network.parameters.items():
+            if not torch.equal(before[name], parameter):
+                paints = name.startswith(("generator.upsampling", "generator.to_rgb"))
+                half = "paint" if paints else "features"
+                found.add(half if network.name == "generator" else network.name)
+    return found
+
+
+def snapshot(mine):
+    return {k: p.detach().clone() for n in mine.networks for k, p in n.parameters.items()}
+
+
+def test_phases_follow_one_another():
+    config = RegressionConfig(weight=1, autoencoder_steps=2, features_steps=3, warmup_steps=1)
+    names = [phase and phase.name for phase in (phase_of(i, config) for i in range(7))]
+    assert names == [*["autoencoder"] * 2, *["features"] * 3, "all", None]
+    assert phase_of(0, RegressionConfig()) is None
+
+
+def test_the_rate_rises_stays_and_falls_in_each_phase():
+    config = RegressionConfig(weight=1, autoencoder_steps=100, warmup_steps=1000)
+    for first, steps in ((0, 100), (100, 1000)):
+        factors = [phase_of(first + i, config).rate_factor for i in range(steps)]
+        assert 0 < factors[0] <= 0.5
+        assert factors[steps // 10] == factors[steps // 2] == 1
+        assert 0 < factors[-1] < 0.03
+        top = factors.index(1)
+        assert factors[top:] == sorted(factors[top:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("phase", "term", "moved"),
+    [
+        ("autoencoder_steps=40", "reconstruction", {"paint", "feature_encoder"}),
+        ("features_steps=40", "features", {"features"}),
+        ("warmup_steps=40", "regression", {"paint", "features"}),
+    ],
+)
+def test_each_phase_learns_its_own_part(tmp_path, phase, term, moved):
+    before_it = ["autoencoder_steps=2", "features_steps=0", "warmup_steps=0"]
+    settings = [*before_it, phase]
+    mine = trainer(config(tmp_path, *(f"regression.{s}" for s in settings)))
+    first = 0 if phase.startswith("autoencoder") else 2
+    for number in range(first):
+        mine.step(number, *batch())
+    before = snapshot(mine)
+    reports = [mine.step(first + i, *batch()).values for i in range(40)]
+    assert set(reports[0]) == {f"generator/{term}", "generator/norm"}
+    assert reports[-1][f"generator/{term}"] < 0.8 * reports[0][f"generator/{term}"]
+    assert changed_parts(before, mine) == moved
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_parts_equal_the_whole_batch(tmp_path, first):
+    values = []
+    for size in ("6", "4"):
+        mine = trainer(config(tmp_path, f"micro_batch_size={size}"))
+        values.append([mine.step(i, *batch()).values for i in range(first + 1)][-1])
+    assert values[1] == pytest.approx(values[0], rel=1e-3, abs=1e-5)
+
+
+def test_noise_on_features_belongs_to_the_sample():
+    whole = feature_noise(1, 7, 0, torch.Size((4, 3, 2, 2)))
+    assert torch.equal(whole[2:], feature_noise(1, 7, 2, torch.Size((2, 3, 2, 2))))
+    assert not torch.equal(whole, feature_noise(1, 8, 0, torch.Size((4, 3, 2, 2))))
+    many = feature_noise(1, 7, 0, torch.Size((8, 64, 8, 8)))
+    assert abs(many.mean()) < 0.02
+    assert many.std() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_the_encoder_has_the_size_and_scale_of_features(size):
+    tiny = ModelConfig.from_dict(
+        {"clip": {"image_size": 64, "patch_size": 16, "vision_width": 32, "vision_heads": 2},
+         "block_sizes": [size], "block_channels": [24, 8]}
+    )  # fmt: skip
+    features = FeatureEncoder(tiny)(torch.rand(2, 3, size, size) * 2 - 1)
+    assert features.shape == (2, 24, 4, 4)
+    assert features.square().mean(1).detach() == pytest.approx(torch.ones(2, 4, 4), abs=1e-3)
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path):
+    whole = train(config(tmp_path, "steps=8"))
+    (tmp_path / "again").mkdir()
+    for steps in (1, 3, 5, 8):  # in the middle of phases, and at their borders
+        train(config(tmp_path, f"steps={steps}", f"output={tmp_path}/again"))
+    again = load_file(tmp_path / "again/model.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in load_file(whole.model).items())
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    terms = [set(json.loads(line)) for line in lines]
+    for at, term in enumerate(("reconstruction", "features", "regression")):
+        assert f"generator/{term}" in terms[2 * at]
+    assert "discriminator/total" in terms[6]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["regression.autoencoder_steps=-1"], "autoencoder_steps.*-1"),
+        (["regression.autoencoder_steps=0"], "features_steps.*autoencoder_steps"),
+        (["regression.weight=0"], "autoencoder_steps is 2.*weight"),
+        (["model.block_sizes=[8,16,32,48]", "data.image_size=48", "data.resize=48"], "48.*4"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, *changes)
