@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
 from galip_edge.data.aviary.attributes import ATTRIBUTES, PERCHES
@@ -13,6 +13,16 @@ from galip_edge.data.aviary.chance import Noise, choose
 # two in three that swim are ducks, as a person would expect.
 _PLAIN, _DUCK = 1.1, 1.9
 
+# What is imagined of a bird of which nothing is told.
+_USUAL: dict[str, tuple[str, ...]] = {
+    "species": ("songbird", "parrot"),
+    "body": ("red", "yellow", "green", "blue"),
+    "belly": ("plain",),
+    "wing": ("plain",),
+    "size": ("small", "large"),
+    "pose": ("perched", "flying"),
+    "background": ("sky", "forest"),
+}
 _USUAL_BEAK = {
     "songbird": "orange",
     "magpie": "black",
@@ -101,10 +111,14 @@ def similar_scene(scene: Scene, keep: Iterable[str], noise: Noise) -> Scene:
 
 
 def imagined_scene(noise: Noise, told: Mapping[str, str]) -> Scene:
-    """The scene of one who is `told` these attributes only.
+    """The scene of one who is `told` these attributes only, and imagines the usual beside them.
 
-    Parts that are not spoken of are as usual: belly and wing plain, the beak that of the species.
-    Noise decides the rest.
+    Noise decides where more than one value is usual. The fewer there are, the sooner a generator
+    learns which of them it is.
     """
-    scene = random_scene(noise, {"belly": "plain", "wing": "plain", **told})
-    return scene if "beak" in told else replace(scene, beak=_USUAL_BEAK[scene.species])
+    scene = {name: choose(noise, name, values) for name, values in _USUAL.items()} | dict(told)
+    scene.setdefault("perch", PERCHES[scene["pose"]][0])
+    if scene["pose"] == "swimming" and "species" not in told:
+        scene["species"] = "duck"
+    scene.setdefault("beak", _USUAL_BEAK[scene["species"]])
+    return Scene(**scene)
