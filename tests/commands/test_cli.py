@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from galip_edge.commands import options
+from runtime.errors import GalipEdgeError
 from runtime.images import read_metadata
 
 
@@ -135,9 +137,16 @@ def test_truncated_and_flipped_bundle(tiny_bundle, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_without_a_model_the_way_to_one_is_told(tmp_path):
+def test_without_a_model_the_embedded_one_is_used(tmp_path):
     result = galip_edge("generate", "a bird", "--out", tmp_path)
-    assert_one_clear_sentence(result, "give a bundle with --model")
+    assert result.returncode == 0, result.stderr
+    assert read_metadata(Path(result.stdout.strip())).model == "aviary"
+
+
+def test_where_none_is_embedded_the_way_to_one_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(options, "__file__", str(tmp_path / "commands/options.py"))
+    with pytest.raises(GalipEdgeError, match="--model .*galip-edge convert"):
+        options.default_model()
 
 
 def test_output_folder_that_is_a_file(tiny_bundles, tmp_path):
