@@ -54,5 +54,5 @@ def test_pictures_show_what_captions_say(pipeline):
     judge = load_classifier(MODELS / "aviary-classifier.safetensors")
     found = agreement(judge, pixels, labels, captions)
     # A little below what 1,000 captions gave (docs/embedded-model.md).
-    for name, least in (("body", 0.8), ("pose", 0.9), ("background", 0.95)):
+    for name, least in (("body", 0.85), ("pose", 0.9), ("background", 0.95)):
         assert found[name].right >= least, (name, found[name])
