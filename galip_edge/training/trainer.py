@@ -58,12 +58,12 @@ class Trainer:
         self.discriminator = Network(
             "discriminator", model.discriminator, rates.discriminator_rate, config
         )
-        self.warmup = WarmUp(model, config, world, self.generator)
+        self._generate = torch.compile(model.generator) if config.compile else model.generator
+        self.warmup = WarmUp(model, config, world, self.generator, self._generate)
         self.networks = (self.generator, self.discriminator, *self.warmup.networks)
         self.average = (
             MovingAverage(self.generator.parameters, config.ema_decay) if config.ema_decay else None
         )
-        self._generate = torch.compile(model.generator) if config.compile else model.generator
         world.copy_from_first_([p for n in self.networks for p in n.parameters.values()])
 
     def step(

@@ -9,6 +9,7 @@ models are trained (Rombach et al. 2022, https://arxiv.org/abs/2112.10752, secti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,13 +99,22 @@ class WarmUp:
     Args:
         model, config, world: as the trainer's.
         generator: which learns, and goes on to the game.
+        generate: noise and sentence to images, by that generator; it may be compiled.
     """
 
-    def __init__(self, model: GALIP, config: TrainConfig, world: World, generator: Network) -> None:
+    def __init__(
+        self,
+        model: GALIP,
+        config: TrainConfig,
+        world: World,
+        generator: Network,
+        generate: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
         self.model = model
         self.config = config
         self.world = world
         self.generator = generator
+        self._generate = generate
         self.networks: tuple[Network, ...] = ()
         if config.regression.encodes:
             with torch.random.fork_rng(devices=[]):
@@ -164,7 +174,7 @@ class WarmUp:
 
     def _regression(self, part: Part, number: int) -> Tensor:
         """The image from noise and sentence."""
-        generated = self.model.generator(part.noise, part.sentence)
+        generated = self._generate(part.noise, part.sentence)
         return pyramid_distance(generated.float(), part.images)
 
 

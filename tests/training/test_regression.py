@@ -5,48 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from aviary_pairs import aviary_config, batch, trainer
 
-from galip_edge.models import GALIP
 from galip_edge.training.config import ConfigError, load_config
-from galip_edge.training.distributed import World
 from galip_edge.training.regression import pyramid_distance
 from galip_edge.training.run import train
-from galip_edge.training.trainer import Trainer
-
-SETTINGS = [
-    "model.preset=tiny", "data.image_size=64", "data.resize=64", "data.workers=0",
-    "data.samples=64", "precision=float32", "clip=random", "text_cache=none", "batch_size=4",
-    "log.tensorboard=false", "log.samples_every=0", "log.every=1", "translation=0",
-    "model.noise_dim=100", "steps=4", "regression.warmup_steps=2", "checkpoint.every=2",
-]  # fmt: skip
 
 
 def config(tmp_path, *changes):
-    """The aviary's, with the tiny model."""
-    text = """
-[model]
-[data]
-kind = "aviary"
-flip = false
-[regression]
-weight = 10.0
-"""
-    path = tmp_path / "aviary.toml"
-    path.write_text(text)
-    return load_config(str(path), [*SETTINGS, f"output={tmp_path}/run", *changes])
-
-
-def batch(count=6):
-    generator = torch.Generator().manual_seed(1)
-    squares = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1
-    images = torch.nn.functional.interpolate(squares, size=(64, 64))
-    return (images, torch.randn(count, 32, generator=generator),
-            torch.randn(count, 100, generator=generator))  # fmt: skip
-
-
-def trainer(config) -> Trainer:
-    torch.manual_seed(0)
-    return Trainer(GALIP(config.model), config, World())
+    return aviary_config(tmp_path, "steps=4", "regression.warmup_steps=2", *changes)
 
 
 def test_the_distance_is_that_of_laplacian_pyramids():

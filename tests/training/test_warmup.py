@@ -4,42 +4,23 @@ import json
 
 import pytest
 import torch
+from aviary_pairs import aviary_config, batch, trainer
 from safetensors.torch import load_file
 
-from galip_edge.models import GALIP, ModelConfig
-from galip_edge.training.config import ConfigError, load_config
-from galip_edge.training.distributed import World
+from galip_edge.models import ModelConfig
+from galip_edge.training.config import ConfigError
 from galip_edge.training.regression import RegressionConfig
 from galip_edge.training.run import train
-from galip_edge.training.trainer import Trainer
 from galip_edge.training.warmup import FeatureEncoder, feature_noise, phase_of
 
 SETTINGS = [
-    "model.preset=tiny", "data.image_size=64", "data.resize=64", "data.workers=0",
-    "data.samples=64", "precision=float32", "clip=random", "text_cache=none", "batch_size=4",
-    "log.tensorboard=false", "log.samples_every=0", "log.every=1", "translation=0",
-    "model.noise_dim=100", "steps=8", "checkpoint.every=2", "regression.warmup_rate=2e-3",
+    "steps=8", "regression.warmup_rate=2e-3",
     "regression.autoencoder_steps=2", "regression.features_steps=2", "regression.warmup_steps=2",
 ]  # fmt: skip
 
 
 def config(tmp_path, *changes):
-    path = tmp_path / "aviary.toml"
-    path.write_text('[model]\n[data]\nkind = "aviary"\nflip = false\n[regression]\nweight = 10.0\n')
-    return load_config(str(path), [*SETTINGS, f"output={tmp_path}/run", *changes])
-
-
-def trainer(config) -> Trainer:
-    torch.manual_seed(0)
-    return Trainer(GALIP(config.model), config, World())
-
-
-def batch(count=6):
-    generator = torch.Generator().manual_seed(1)
-    squares = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1
-    images = torch.nn.functional.interpolate(squares, size=(64, 64))
-    return (images, torch.randn(count, 32, generator=generator),
-            torch.randn(count, 100, generator=generator))  # fmt: skip
+    return aviary_config(tmp_path, *SETTINGS, *changes)
 
 
 def changed_parts(before, mine) -> set[str]:
