@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convert.quiet import quiet
-from convert.rewrite import merge_affines
+from convert.rewrite import deployed, read_any_length
 from galip_edge.models import GALIP
 from runtime.errors import ConversionError
 
@@ -43,7 +43,9 @@ class OnnxFiles:
 
 
 def export_onnx(model: GALIP, folder: Path) -> OnnxFiles:
-    """Write both models to `folder` as ONNX files with a dynamic batch, and check them.
+    """Write both models to `folder` as ONNX files, rewritten for deployment, and check them.
+
+    The batch is dynamic, and so is the number of tokens that the text encoder reads.
 
     Raises ConversionError if PyTorch cannot export them or onnx.checker objects.
     """
@@ -51,27 +53,33 @@ def export_onnx(model: GALIP, folder: Path) -> OnnxFiles:
     files = OnnxFiles(folder / TEXT_ENCODER_ONNX, folder / GENERATOR_ONNX)
     # Two rows: torch.export would take a batch of one for a constant.
     tokens = torch.ones(2, config.clip.context_length, dtype=torch.int64)
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    length = torch.export.Dim("length", min=2, max=config.clip.context_length)
     noise = torch.zeros(2, config.noise_dim)
     sentence = torch.zeros(2, config.clip.embedding_dim)
-    _export(model.text_encoder, (tokens,), ["tokens"], "sentence", files.text_encoder)
-    generator = DeployedGenerator(merge_affines(model.generator)).eval()
-    _export(generator, (noise, sentence), ["noise", "sentence"], "image", files.generator)
+    text_encoder = read_any_length(model.text_encoder)
+    _export(
+        text_encoder, {"tokens": (tokens, {0: batch, 1: length})}, "sentence", files.text_encoder
+    )
+    generator = DeployedGenerator(deployed(model.generator)).eval()
+    inputs = {"noise": (noise, {0: batch}), "sentence": (sentence, {0: batch})}
+    _export(generator, inputs, "image", files.generator)
     return files
 
 
 def _export(
-    module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], output: str, path: Path
+    module: nn.Module, inputs: dict[str, tuple[Tensor, dict[int, Any]]], output: str, path: Path
 ) -> None:
-    batch = torch.export.Dim("batch", min=1, max=1024)
+    """`inputs`: an example of each by name, and its dynamic dimensions."""
     try:
         with torch.no_grad(), quiet("torch.onnx"):
             program = torch.onnx.export(
                 module,
-                inputs,
+                tuple(example for example, _ in inputs.values()),
                 dynamo=True,
-                input_names=names,
+                input_names=list(inputs),
                 output_names=[output],
-                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                dynamic_shapes=tuple(dynamic for _, dynamic in inputs.values()),
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,

@@ -7,12 +7,15 @@ but for floating-point rounding.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from galip_edge.models import Generator
-from galip_edge.models.blocks import Affine
+from galip_edge.models.blocks import Affine, UpsamplingBlock
+from galip_edge.models.clip import CLIPTextEncoder, PromptedViT, embed_patches
 
 
 class _Slice(nn.Module):
@@ -52,7 +55,7 @@ def merge_affines(generator: Generator) -> MergedAffines:
     network into a kernel of its own, which it does or leaves depending on the number of threads:
     pictures would depend on it, and the fused INT8 kernel of some widths is wrong (2026.4).
     """
-    generator = copy.deepcopy(generator, {id(generator.vit): generator.vit})
+    generator = _copy(generator)
     affines = [module for module in generator.modules() if isinstance(module, Affine)]
     predictors = [(affine, name) for affine in affines for name in ("gamma", "beta")]
     weights, biases, first = [], [], 0
@@ -73,3 +76,141 @@ def merge_affines(generator: Generator) -> MergedAffines:
             first, first + generator.config.condition_dim, generator.prompt_predictor
         )
     return MergedAffines(generator, hidden).eval()
+
+
+class PhaseConvolution(nn.Module):
+    """A 3x3 convolution of an image doubled by nearest resize, computed before the doubling.
+
+    In an image where each pixel is there twice, three neighbours are two different pixels, so each
+    of the four phases of the output is a 2x2 convolution of the small image, whose kernel has sums
+    of the original taps: 16 products in place of 36. All four are one convolution; with the phases
+    in reverse order, depth to space and a crop of one pixel on each side put each in its place.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        weight = conv.weight.detach()
+        # Rows: taps of the small image, columns: taps of the doubled one. An output of phase 1 has
+        # its last tap in the next small pixel, one of phase 0 its first in the one before.
+        phase1 = weight.new_tensor([[1, 1, 0], [0, 0, 1]])
+        phase0 = weight.new_tensor([[1, 0, 0], [0, 1, 1]])
+        kernels = [
+            torch.einsum("ya,xb,oiab->oiyx", rows, columns, weight)
+            for rows in (phase1, phase0)
+            for columns in (phase1, phase0)
+        ]
+        self.conv = nn.Conv2d(conv.in_channels, 4 * conv.out_channels, 2, padding=1).to(weight)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.stack(kernels, 1).flatten(0, 1))
+            bias = conv.bias if conv.bias is not None else weight.new_zeros(conv.out_channels)
+            self.conv.bias.copy_(bias.repeat_interleave(4))  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C_in,h,w) -> (B,C_out,2h,2w)."""
+        return F.pixel_shuffle(self.conv(x), 2)[:, :, 1:-1, 1:-1]
+
+
+class PhasedBlock(nn.Module):
+    """An upsampling block that doubles the size. Made by `convolve_before_doubling`."""
+
+    def __init__(self, block: UpsamplingBlock) -> None:
+        super().__init__()
+        self.block = block
+        self.conv1 = PhaseConvolution(block.conv1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """As `UpsamplingBlock.forward`."""
+        block = self.block
+        residual = self.conv1(block.fusion1(x, condition))
+        residual = block.conv2(block.fusion2(residual, condition))
+        return block.resize(block.shortcut(x)) + residual
+
+
+def convolve_before_doubling(generator: Generator) -> Generator:
+    """Use `PhaseConvolution` in each block that doubles the size; others stay as they are."""
+    generator = _copy(generator)
+    sizes = (generator.config.clip.grid, *generator.config.block_sizes)
+    for index, block in enumerate(generator.upsampling):
+        if isinstance(block, UpsamplingBlock) and block.size == 2 * sizes[index]:
+            generator.upsampling[index] = PhasedBlock(block)
+    return generator
+
+
+class LeanViT(nn.Module):
+    """A prompted ViT that computes no token which nobody reads. Made by `read_tokens_only`."""
+
+    def __init__(self, vit: PromptedViT) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, bridge: Tensor, prompts: Tensor) -> Tensor:
+        """As `PromptedViT.forward`."""
+        visual: Any = self.vit.visual
+        tokens = embed_patches(visual, bridge.flatten(2).transpose(1, 2))
+        last = len(visual.transformer.resblocks) - 1
+        for index, block in enumerate(visual.transformer.resblocks):
+            seen = tokens
+            if index in self.vit.prompt_blocks:
+                k = self.vit.prompt_blocks.index(index)
+                seen = torch.cat([tokens, prompts[:, k : k + 1]], dim=1)
+            # Nobody reads the prompt token again, nor, in the end, the class token, which is first.
+            first = 1 if index == last else 0
+            read = slice(first, tokens.shape[1])
+            tokens = tokens[:, read] + _attention(block.attn, block.ln_1(seen), read)
+            tokens = tokens + block.mlp(block.ln_2(tokens))
+        features = tokens.transpose(1, 2)
+        return features.reshape(*features.shape[:2], *bridge.shape[2:])
+
+
+def _attention(attention: nn.MultiheadAttention, tokens: Tensor, read: slice) -> Tensor:
+    """What the tokens `read` of (B,L,C) take from all of them."""
+    width, heads = attention.embed_dim, attention.num_heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    query = F.linear(tokens[:, read], weight[:width], bias[:width])
+    key, value = F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1)
+    query, key, value = (
+        x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value)
+    )
+    attended = F.scaled_dot_product_attention(query, key, value)
+    out: Tensor = attention.out_proj(attended.transpose(1, 2).flatten(2))
+    return out
+
+
+def read_tokens_only(generator: Generator) -> Generator:
+    """Compute only those tokens of the ViT that somebody reads."""
+    generator = _copy(generator)
+    generator.vit = LeanViT(generator.vit)  # type: ignore[assignment]
+    return generator
+
+
+class ShortTextEncoder(nn.Module):
+    """A text encoder for as many tokens as there are. Made by `read_any_length`."""
+
+    def __init__(self, text_encoder: CLIPTextEncoder) -> None:
+        super().__init__()
+        self.clip = text_encoder.clip
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B,L) int64 up to the end of text or further, L at most 77 -> (B,E)."""
+        clip: Any = self.clip
+        length = tokens.shape[1]
+        x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
+        x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
+        end = tokens.argmax(dim=1)
+        sentence: Tensor = x[torch.arange(x.shape[0]), end] @ clip.text_projection
+        return sentence
+
+
+def read_any_length(text_encoder: CLIPTextEncoder) -> ShortTextEncoder:
+    """Let the text encoder read fewer than 77 tokens: none sees those that come after it."""
+    return ShortTextEncoder(text_encoder).eval()
+
+
+def deployed(generator: Generator) -> nn.Module:
+    """The generator with all rewrites: noise (B,Z), sentence (B,E) -> images (B,3,H,W)."""
+    return merge_affines(read_tokens_only(convolve_before_doubling(generator)))
+
+
+def _copy(generator: Generator) -> Generator:
+    """A copy to change, which shares the ViT: it is large, and nobody changes it."""
+    return copy.deepcopy(generator, {id(generator.vit): generator.vit})

@@ -72,7 +72,7 @@ def _patch_tokens_as_feature(tokens: Tensor, grid: int) -> Tensor:
     return patches.reshape(patches.shape[0], patches.shape[1], grid, grid)
 
 
-def _embed_patches(visual: Any, patches: Tensor) -> Tensor:
+def embed_patches(visual: Any, patches: Tensor) -> Tensor:
     """Patch embeddings (B,grid²,C) -> input of the first block (B,1+grid²,C)."""
     class_token = visual.class_embedding.expand(patches.shape[0], 1, -1).to(patches.dtype)
     tokens = torch.cat([class_token, patches], dim=1)
@@ -118,7 +118,7 @@ class CLIPImageEncoder(nn.Module):
         """
         visual: Any = self.visual
         pixels = clip_pixels(images, self.config.image_size, self.form)
-        tokens = _embed_patches(visual, visual.conv1(pixels).flatten(2).transpose(1, 2))
+        tokens = embed_patches(visual, visual.conv1(pixels).flatten(2).transpose(1, 2))
         features = []
         for index, block in enumerate(visual.transformer.resblocks):
             tokens = block(tokens)
@@ -142,7 +142,7 @@ class PromptedViT(nn.Module):
     def forward(self, bridge: Tensor, prompts: Tensor) -> Tensor:
         """Bridge (B,C,grid,grid), prompts (B,len(prompt_blocks),C) -> (B,C,grid,grid)."""
         visual: Any = self.visual
-        tokens = _embed_patches(visual, bridge.flatten(2).transpose(1, 2))
+        tokens = embed_patches(visual, bridge.flatten(2).transpose(1, 2))
         length = tokens.shape[1]
         for index, block in enumerate(visual.transformer.resblocks):
             if index in self.prompt_blocks:
