@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +47,10 @@ class ImageMetadata:
         )
 
 
+# An image, how it was made, and its file.
+Item: TypeAlias = tuple[Images, ImageMetadata, Path]
+
+
 def file_name(metadata: ImageMetadata) -> str:
     """A name that sorts by prompt, seed and index, and that no other image of any model has."""
     words = re.sub(r"[^\w]+", "-", metadata.prompt.lower()).strip("-_")[:40].rstrip("-_")
@@ -62,6 +69,30 @@ def save_png(image: Images, path: Path, metadata: ImageMetadata) -> None:
     info.add_text(JSON_CHUNK, json.dumps(asdict(metadata)))
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info, compress_level=4)
+
+
+def save_each(images: Iterable[tuple[Images, ImageMetadata]], folder: Path) -> Iterator[Item]:
+    """Write images to `folder` under their names; each is given on once its file is there.
+
+    Files are written beside the work of whoever makes `images`, which is to take a little longer.
+    Raises GalipEdgeError if one cannot be written.
+    """
+    with ThreadPoolExecutor(1) as writer:
+        pending: deque[tuple[Future[None], Item]] = deque()
+        for image, metadata in images:
+            path = folder / file_name(metadata)
+            written = writer.submit(save_png, image, path, metadata)
+            pending.append((written, (image, metadata, path)))
+            if len(pending) > 1:
+                yield _when_written(pending.popleft())
+        while pending:
+            yield _when_written(pending.popleft())
+
+
+def _when_written(entry: tuple[Future[None], Item]) -> Item:
+    written, item = entry
+    written.result()
+    return item
 
 
 def read_metadata(path: Path) -> ImageMetadata | None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +15,22 @@ import openvino as ov
 
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, read_manifest, verify_files
 from runtime.cache import Stamps, cache_folder, compiled_model_folder
+from runtime.compiled import CompiledModel, CompileOptions
 from runtime.cpu import available_cores, cpu_name, instruction_sets
 from runtime.errors import BundleError
 from runtime.noise import draw_noise
 from runtime.prompts import checked_prompt
 from runtime.tokenizer import Tokenizer
+
+# The text encoder is compiled for so many tokens, when a prompt needs it, and for all that it may
+# have: short prompts are the usual ones, and each length costs memory.
+_TEXT_LENGTHS = (16, 32)
+
+# From so many images for each core on, they are calculated side by side.
+_MANY = 2
+
+# Sentence embeddings of the latest prompts.
+_KEPT_SENTENCES = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -34,16 +44,17 @@ class PipelineOptions:
 
     Attributes:
         threads: cores to use; 0 means all that the process and its container may use.
-        streams: images calculated side by side, each with its share of the threads.
+        streams: images calculated side by side, each with its share of the threads; 0 chooses by
+            the number of images, for the least latency of few and the most throughput of many.
         cache: keep compiled models and verified hashes in the user's cache folder.
     """
 
     threads: int = 0
-    streams: int = 1
+    streams: int = 0
     cache: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 0), ("streams", 1)):
+        for name, least in (("threads", 0), ("streams", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
@@ -67,10 +78,16 @@ class Pipeline:
         self.options = options
         self._core = ov.Core()
         self._compiled_folder = self._cache_for(manifest) if options.cache else None
+        self._threads = options.threads or available_cores()
+        self._precision = self._inference_precision()
         merges = (folder / MERGES).read_text(encoding="utf-8").splitlines()
         self.tokenizer = Tokenizer(merges, manifest.context_length)
-        self._text_encoder = self._compile(folder / TEXT_ENCODER)
-        self._generator = self._compile(folder / GENERATOR)
+        self._text_model = self._core.read_model(folder / TEXT_ENCODER)
+        self._generator_model = self._core.read_model(folder / GENERATOR)
+        # Compiled when they are needed: by number of tokens, and by number of streams.
+        self._text_encoders: dict[int, CompiledModel] = {}
+        self._generators: dict[int, CompiledModel] = {}
+        self._sentences: OrderedDict[str, Floats] = OrderedDict()
 
     @classmethod
     def from_bundle(cls, path: str | Path, options: PipelineOptions | None = None) -> Pipeline:
@@ -99,9 +116,23 @@ class Pipeline:
         Raises:
             PromptError: a prompt is empty, too long or no valid text.
         """
-        distinct = {checked_prompt(prompt): i for i, prompt in enumerate(dict.fromkeys(prompts))}
-        sentences = self._run(self._text_encoder, self.tokenizer(list(distinct)))
-        return sentences[[distinct[prompt] for prompt in prompts]]
+        distinct = dict.fromkeys(map(checked_prompt, prompts))
+        self._encode_new([prompt for prompt in distinct if prompt not in self._sentences])
+        for prompt in distinct:
+            self._sentences.move_to_end(prompt)
+        sentences = np.stack([self._sentences[checked_prompt(prompt)] for prompt in prompts])
+        while len(self._sentences) > _KEPT_SENTENCES:
+            self._sentences.popitem(last=False)
+        return sentences
+
+    def _encode_new(self, prompts: list[str]) -> None:
+        if not prompts:
+            return
+        tokens = self.tokenizer(prompts)
+        for prompt, row, end in zip(prompts, tokens, tokens.argmax(axis=1)):
+            # The length depends on the prompt alone, and so does the embedding, to the bit.
+            length = self._text_length(int(end) + 1)
+            self._sentences[prompt] = self._text_encoder(length).row(row[:length])
 
     def synthesize(self, sentence: npt.ArrayLike, noise: npt.ArrayLike) -> Images:
         """Images from sentence embeddings and noise.
@@ -123,7 +154,7 @@ class Pipeline:
                 f"noise must be (B,{self.manifest.noise_dim}) and sentence "
                 f"(B,{self.manifest.embedding_dim}), got {noise.shape} and {sentence.shape}"
             )
-        return self._run(self._generator, noise, sentence)
+        return self._generator(len(noise)).all(noise, sentence)
 
     def generate(self, prompts: str | Sequence[str], n: int = 1, seed: int = 0) -> Images:
         """`n` images of each prompt, in order.
@@ -147,56 +178,46 @@ class Pipeline:
             raise ValueError(f"n must be at least 1, got {n}")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         sentences = self.encode(prompts)
+        size = self.manifest.noise_dim
         jobs = [(row, prompt, i) for row, prompt in enumerate(prompts) for i in range(n)]
-        step = self.options.streams
-        for start in range(0, len(jobs), step):
-            part = jobs[start : start + step]
-            noise = [draw_noise(seed, prompt, i, self.manifest.noise_dim) for _, prompt, i in part]
-            images = self.synthesize(sentences[[row for row, _, _ in part]], np.stack(noise))
-            for (_, prompt, i), image in zip(part, images):
-                yield Generated(prompt, seed, i, image)
+        rows = ((draw_noise(seed, prompt, i, size), sentences[row]) for row, prompt, i in jobs)
+        images = self._generator(len(jobs)).each(rows)
+        for (_, prompt, i), image in zip(jobs, images):
+            yield Generated(prompt, seed, i, image)
 
-    def _run(self, model: Any, *inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Run a compiled model over each row of `inputs`; rows run side by side in the streams.
+    def _text_length(self, count: int) -> int:
+        """For how many tokens to compile the text encoder that reads `count`."""
+        fixed = self._text_model.input(0).partial_shape[1]
+        if fixed.is_static:  # bundles made before lengths could differ
+            return int(fixed.get_length())
+        lengths = (*_TEXT_LENGTHS, self.manifest.context_length)
+        return next(length for length in lengths if length >= count)
 
-        The batch is always one. A larger one is hardly faster, and some operations round
-        differently in it, so that a picture would depend on what is generated beside it.
-        """
-        rows = len(inputs[0])
-        output = model.output(0)
-        dtype = output.get_element_type().to_dtype()
-        results = np.empty((rows, *list(output.shape)[1:]), dtype)
+    def _text_encoder(self, length: int) -> CompiledModel:
+        if length not in self._text_encoders:
+            options = self._compile_options(streams=1)
+            self._text_encoders[length] = CompiledModel(
+                self._core, self._text_model, options, length
+            )
+        return self._text_encoders[length]
 
-        def run_every(first: int, step: int) -> None:
-            request = model.create_infer_request()
-            for row in range(first, rows, step):
-                request.infer([array[row : row + 1] for array in inputs])
-                results[row] = request.get_output_tensor().data[0]
+    def _generator(self, count: int) -> CompiledModel:
+        """For `count` images: all cores for each, or many images side by side."""
+        streams = self._streams(count)
+        if streams not in self._generators:
+            options = self._compile_options(streams)
+            self._generators[streams] = CompiledModel(self._core, self._generator_model, options)
+        return self._generators[streams]
 
-        streams = min(self.options.streams, rows)
-        if streams <= 1:
-            run_every(0, 1)
-            return results
-        # Threads, since `infer` lets go of the interpreter lock; OpenVINO's own queue with Python
-        # callbacks was seen to deadlock when it is destroyed.
-        with ThreadPoolExecutor(streams) as pool:
-            for future in [pool.submit(run_every, first, streams) for first in range(streams)]:
-                future.result()
-        return results
+    def _streams(self, count: int) -> int:
+        if self.options.streams:
+            return self.options.streams
+        # In float32, sums depend on the number of threads, and the picture would on `count`.
+        exact = self.manifest.precision == "int8" or self._precision == "bf16"
+        return self._threads if exact and count >= _MANY * self._threads else 1
 
-    def _compile(self, path: Path) -> Any:
-        model = self._core.read_model(path)
-        # Static shapes: a dynamic batch costs speed and memory.
-        model.reshape({i: [1, *list(i.partial_shape)[1:]] for i in model.inputs})
-        config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": self._inference_precision(),
-            "PERFORMANCE_HINT": "LATENCY" if self.options.streams == 1 else "THROUGHPUT",
-            "NUM_STREAMS": self.options.streams,
-            "INFERENCE_NUM_THREADS": self.options.threads or available_cores(),
-        }
-        if self._compiled_folder is not None:
-            config["CACHE_DIR"] = str(self._compiled_folder)
-        return self._core.compile_model(model, "CPU", config)
+    def _compile_options(self, streams: int) -> CompileOptions:
+        return CompileOptions(self._threads, streams, self._precision, self._compiled_folder)
 
     def _inference_precision(self) -> str:
         wanted = self.manifest.inference_precision

@@ -17,7 +17,7 @@ from galip_edge.commands.options import (
     json_option,
     threads_option,
 )
-from runtime.images import ImageMetadata, contact_sheet, file_name, save_png, save_sheet
+from runtime.images import ImageMetadata, contact_sheet, file_name, save_each, save_sheet
 from runtime.noise import MAX_SEED
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.prompts import checked_prompt
@@ -43,7 +43,12 @@ from runtime.prompts import checked_prompt
 )
 @click.option("--grid", is_flag=True, help="Also write a contact sheet, one row for each prompt.")
 @threads_option
-@click.option("--streams", type=click.IntRange(min=1), default=1, help="Images side by side.")
+@click.option(
+    "--streams",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Images side by side; default: one, or with many images one for each core.",
+)
 @cache_option
 @json_option
 def command(
@@ -70,19 +75,19 @@ def command(
         pipeline = Pipeline.from_bundle(model or default_model(), options)
     manifest = pipeline.manifest
     _warn_of_cut_prompts(pipeline, prompts)
+    identity = manifest.name, manifest.model_hash
     images = []
     with counting_progress() as progress:
         task = progress.add_task("generating", total=len(prompts) * count)
-        for item in pipeline.generate_each(prompts, count, seed):
-            metadata = ImageMetadata(
-                item.prompt, item.seed, item.index, manifest.name, manifest.model_hash
-            )
-            path = out / file_name(metadata)
-            save_png(item.image, path, metadata)
+        made = (
+            (item.image, ImageMetadata(item.prompt, item.seed, item.index, *identity))
+            for item in pipeline.generate_each(prompts, count, seed)
+        )
+        for image, metadata, path in save_each(made, out):
             click.echo(json.dumps({"path": str(path), **asdict(metadata)}) if as_json else path)
             progress.advance(task)
             if grid:
-                images.append(item.image)
+                images.append(image)
     if grid:
         sheet = out / _sheet_name(prompts, count, seed, manifest.model_hash)
         save_sheet(contact_sheet(images, count if len(prompts) > 1 else _columns(count)), sheet)

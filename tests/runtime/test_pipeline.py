@@ -62,13 +62,56 @@ def test_generate_is_encode_and_synthesize(pipeline):
     )
 
 
-def test_equal_prompts_are_encoded_once(pipeline, monkeypatch):
-    asked = []
+def test_equal_prompts_are_encoded_once(tiny_bundles, monkeypatch):
+    pipeline, asked = Pipeline.from_bundle(tiny_bundles["int8"]), []
     tokenize = pipeline.tokenizer
     monkeypatch.setattr(pipeline, "tokenizer", lambda texts: asked.extend(texts) or tokenize(texts))
     sentence = pipeline.encode(PROMPTS)
     assert asked == PROMPTS[:2]
     np.testing.assert_array_equal(sentence[0], sentence[2])
+
+
+def test_a_sentence_is_kept_for_the_next_time(tiny_bundles, monkeypatch):
+    from runtime import pipeline as module
+
+    monkeypatch.setattr(module, "_KEPT_SENTENCES", 2)
+    pipeline, asked = Pipeline.from_bundle(tiny_bundles["int8"]), []
+    tokenize = pipeline.tokenizer
+    monkeypatch.setattr(pipeline, "tokenizer", lambda texts: asked.extend(texts) or tokenize(texts))
+    first = pipeline.encode(["one", "two", "three"])  # more than are kept, all are given
+    np.testing.assert_array_equal(pipeline.encode(["three", "two"]), first[[2, 1]])
+    assert asked == ["one", "two", "three"]
+    np.testing.assert_array_equal(pipeline.encode(["one"]), first[:1])
+    assert asked == ["one", "two", "three", "one"]
+
+
+@pytest.mark.parametrize("words", [1, 13, 14, 15, 29, 30, 31, 75, 90])
+def test_a_short_prompt_is_read_as_with_all_its_padding(words, tiny_bundles):
+    prompt = " ".join(["bird"] * words)
+    pipeline = Pipeline.from_bundle(tiny_bundles["fp32"])
+    sentence = pipeline.encode(["two dogs", prompt])[1]
+    whole = pipeline._text_encoder(77).row(pipeline.tokenizer([prompt])[0])
+    np.testing.assert_allclose(sentence, whole, atol=1e-4)
+    assert (Pipeline.from_bundle(tiny_bundles["fp32"]).encode([prompt])[0] == sentence).all()
+
+
+def test_few_images_get_all_cores_and_many_one_each(tiny_bundles):
+    for precision, many in (("int8", 2), ("fp32", 1)):
+        pipeline = Pipeline.from_bundle(tiny_bundles[precision], PipelineOptions(threads=2))
+        few = pipeline.generate("a bird", n=3)
+        assert list(pipeline._generators) == [1]
+        np.testing.assert_array_equal(pipeline.generate("a bird", n=4)[:3], few)
+        assert set(pipeline._generators) == {1, many}
+    pipeline = Pipeline.from_bundle(tiny_bundles["int8"], PipelineOptions(threads=2, streams=1))
+    pipeline.generate("a bird", n=4)
+    assert list(pipeline._generators) == [1]
+
+
+def test_one_who_wants_no_more_images_does_not_wait_for_them(pipeline):
+    images = pipeline.generate_each("a bird", n=100_000)
+    next(images)
+    images.close()
+    assert pipeline.generate("a bird").shape == (1, 64, 64, 3)
 
 
 def test_images_come_one_by_one(pipeline):
@@ -94,7 +137,7 @@ def test_bad_requests_are_refused(pipeline):
         pipeline.generate("a bird", seed=-1)
 
 
-@pytest.mark.parametrize("settings", [{"threads": -1}, {"streams": 0}, {"streams": 1.5}])
+@pytest.mark.parametrize("settings", [{"threads": -1}, {"streams": -1}, {"streams": 1.5}])
 def test_invalid_options_are_named(settings):
     (name, value), *_ = settings.items()
     with pytest.raises(ValueError, match=f"{name} must be an integer .* got {value}"):

@@ -1,0 +1,123 @@
+"""One model of a bundle, compiled by OpenVINO for rows of a batch of one."""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from runtime.errors import BundleError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """How OpenVINO uses the CPU.
+
+    Attributes:
+        threads: cores, for all streams together.
+        streams: rows calculated side by side, each with its share of the threads.
+        precision: in which to calculate what is not int8, f32 or bf16.
+        cache: folder for compiled models, if they shall be kept.
+    """
+
+    threads: int
+    streams: int
+    precision: str
+    cache: Path | None
+
+    def properties(self) -> dict[str, Any]:
+        """OpenVINO's."""
+        properties: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "PERFORMANCE_HINT": "LATENCY" if self.streams == 1 else "THROUGHPUT",
+            "NUM_STREAMS": self.streams,
+            "INFERENCE_NUM_THREADS": self.threads,
+            # Pinned threads of two processes on one box would queue for the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        return properties | ({"CACHE_DIR": str(self.cache)} if self.cache else {})
+
+
+class CompiledModel:
+    """A function from the rows of arrays to a row.
+
+    The batch is always one. A larger one is hardly faster, and some operations round differently in
+    it, so that a picture would depend on what is generated beside it.
+
+    Args:
+        core: OpenVINO's.
+        model: with a dynamic batch; not changed.
+        options: see there.
+        columns: the length of the inputs' rows, if the model leaves it open.
+
+    Raises:
+        BundleError: OpenVINO cannot compile it.
+    """
+
+    def __init__(
+        self, core: ov.Core, model: ov.Model, options: CompileOptions, columns: int | None = None
+    ) -> None:
+        model = model.clone()
+        # Static shapes: a dynamic batch costs speed and memory.
+        model.reshape(
+            {i: [1, *([columns] if columns else list(i.partial_shape)[1:])] for i in model.inputs}
+        )
+        try:
+            self._compiled = core.compile_model(model, "CPU", options.properties())
+        except RuntimeError as error:
+            raise BundleError(
+                f"the model {model.get_friendly_name()!r} cannot be compiled by OpenVINO "
+                f"{ov.__version__}: {str(error).strip().splitlines()[-1]}"
+            ) from error
+        self._streams = options.streams
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(options.streams):
+            self._requests.put(self._compiled.create_infer_request())
+
+    def row(self, *inputs: Array) -> Array:
+        """Run on one row of each input, without the batch dimension."""
+        request = self._requests.get()
+        try:
+            request.infer([array[None] for array in inputs])
+            result: Array = request.get_output_tensor().data[0].copy()
+        finally:
+            self._requests.put(request)
+        return result
+
+    def each(self, rows: Iterable[tuple[Array, ...]]) -> Iterator[Array]:
+        """The results of `row`, in order; some rows ahead are calculated side by side.
+
+        `rows` are taken as they are needed, so that there may be any number of them.
+        """
+        if self._streams == 1:
+            for row in rows:
+                yield self.row(*row)
+            return
+        # Threads, since `infer` lets go of the interpreter lock; OpenVINO's own queue with Python
+        # callbacks was seen to deadlock when it is destroyed.
+        pending: deque[Future[Array]] = deque()
+        with ThreadPoolExecutor(self._streams) as pool:
+            try:
+                for row in rows:
+                    pending.append(pool.submit(self.row, *row))
+                    if len(pending) > 2 * self._streams:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:  # of one who wants no more
+                    future.cancel()
+
+    def all(self, *inputs: Array) -> Array:
+        """The results (B,...) of inputs (B,...)."""
+        return np.stack(list(self.each(zip(*inputs))))
