@@ -106,6 +106,15 @@ def untrained_checkpoint(path: Path) -> Path:
     return path
 
 
+def default_bundle() -> Path:
+    """The INT8 bundle of an untrained model of the published size, made once."""
+    from runtime.cache import cache_folder
+
+    work = cache_folder() / "benchmarks"
+    work.mkdir(parents=True, exist_ok=True)
+    return build_bundles(untrained_checkpoint(work / "untrained.safetensors"), None, work)["int8"]
+
+
 def percentile(values: list[float], share: float) -> float:
     """The value that `share` of all values do not exceed."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]

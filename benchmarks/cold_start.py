@@ -1,0 +1,124 @@
+"""From the start of a process to the first PNG on disk, by phase, with a cold and a warm cache.
+
+    python benchmarks/cold_start.py [BUNDLE] [--json]
+
+Without a bundle it is the untrained one of the published size that cpu_latency.py makes. Every
+measurement is a process of its own. Cold: nothing has been verified or compiled before. Warm: a
+process before it has. The file system's cache is warm in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from cpu_latency import default_bundle, environment
+
+PROMPT = "a bird on a branch"
+PHASES = ("interpreter", "import", "verify and read", "encode", "generate", "write PNG")
+
+# What `galip-edge generate` does, with a look at the clock between its parts. perf_counter is the
+# same clock in all processes of a machine.
+_CHILD = """
+import sys, time
+times = [float(sys.argv[1]), time.perf_counter()]
+def tick(): times.append(time.perf_counter())
+from pathlib import Path
+from runtime.images import ImageMetadata, save_png
+from runtime.pipeline import Pipeline
+tick()
+pipeline = Pipeline.from_bundle(sys.argv[2])
+tick()
+pipeline.encode([sys.argv[3]])
+tick()
+image = pipeline.generate(sys.argv[3])[0]
+tick()
+save_png(image, Path(sys.argv[4]), ImageMetadata(sys.argv[3], 0, 0, "benchmark", ""))
+tick()
+print(*(b - a for a, b in zip(times, times[1:])))
+"""
+
+
+def phases(bundle: Path, cache: str) -> list[float]:
+    """Seconds of each phase in a new process."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", _CHILD, str(time.perf_counter()), str(bundle), PROMPT]
+        done = subprocess.run(
+            [*command, f"{folder}/image.png"],
+            env={**os.environ, "GALIP_EDGE_CACHE": cache},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    return [float(seconds) for seconds in done.stdout.split()]
+
+
+def command_line(bundle: Path, cache: str) -> float:
+    """Seconds of the whole `galip-edge generate`."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "galip_edge", "generate", PROMPT]
+        start = time.perf_counter()
+        subprocess.run(
+            [*command, "--model", str(bundle), "--out", folder],
+            env={**os.environ, "GALIP_EDGE_CACHE": cache},
+            check=True,
+            capture_output=True,
+        )
+        return time.perf_counter() - start
+
+
+def measure(bundle: Path, runs: int) -> dict[str, dict[str, float]]:
+    """Medians in seconds, cold and warm in turns."""
+    found: dict[str, dict[str, list[float]]] = {"cold": {}, "warm": {}}
+
+    def note(kind: str, name: str, seconds: float) -> None:
+        found[kind].setdefault(name, []).append(seconds)
+
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory() as cache:
+            for kind in found:
+                seconds = phases(bundle, cache)
+                for name, value in zip(PHASES, seconds, strict=True):
+                    note(kind, name, value)
+                note(kind, "all phases", sum(seconds))
+        with tempfile.TemporaryDirectory() as cache:
+            for kind in found:
+                note(kind, "galip-edge generate, to its exit", command_line(bundle, cache))
+    return {
+        kind: {name: statistics.median(values) for name, values in by_name.items()}
+        for kind, by_name in found.items()
+    }
+
+
+def print_table(results: dict[str, dict[str, float]], env: dict[str, Any]) -> None:
+    """Markdown."""
+    print(f"{env['cpu']}, {env['cores']} cores, OpenVINO {env['openvino']}; medians\n")
+    print("| | cold | warm |\n|---|---|---|")
+    for name in results["cold"]:
+        cold, warm = results["cold"][name], results["warm"][name]
+        print(f"| {name} | {cold * 1e3:.0f} ms | {warm * 1e3:.0f} ms |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("bundle", type=Path, nargs="?", help="default: an untrained one")
+    parser.add_argument("--runs", type=int, default=7, help="processes of each kind")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    args = parser.parse_args()
+    results, env = measure(args.bundle or default_bundle(), args.runs), environment()
+    if args.json:
+        print(json.dumps({"environment": env, "seconds": results}, indent=1))
+    else:
+        print_table(results, env)
+
+
+if __name__ == "__main__":
+    main()

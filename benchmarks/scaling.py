@@ -1,0 +1,142 @@
+"""Images a second over threads, streams and number of images, and memory, which stays flat.
+
+    python benchmarks/scaling.py [BUNDLE] [--json]
+
+Without a bundle it is the untrained one of the published size that cpu_latency.py makes. Every
+setting lives in a process of its own; they take turns, so that a slow moment hits all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from cpu_latency import default_bundle, environment
+
+PROMPT = "a small red bird with a yellow beak, sitting on a rock near the sea"
+
+
+def worker(bundle: str, threads: int, streams: int, connection: Any) -> None:
+    """Generate as many images as asked for; answers with seconds and peak memory in bytes."""
+    from runtime import Pipeline, PipelineOptions
+
+    pipeline = Pipeline.from_bundle(bundle, PipelineOptions(threads, streams))
+    pipeline.generate(PROMPT, n=max(streams, 1))
+    connection.send("ready")
+    while n := connection.recv():
+        start = time.perf_counter()
+        for _ in pipeline.generate_each(PROMPT, n=n):
+            pass  # not kept, as a job would not
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        connection.send((seconds, peak))
+
+
+class Setting:
+    """A process with its own threads and streams."""
+
+    def __init__(self, bundle: Path, threads: int, streams: int) -> None:
+        self.threads, self.streams = threads, streams
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=worker, args=(str(bundle), threads, streams, theirs), daemon=True
+        )
+        self._process.start()
+        self._connection.recv()
+
+    def ask(self, n: int) -> tuple[float, int]:
+        """Seconds for `n` images, and the process's peak memory so far in bytes."""
+        self._connection.send(n)
+        seconds, peak = self._connection.recv()
+        return seconds, peak
+
+    def end(self) -> None:
+        self._connection.send(0)
+        self._process.join()
+
+
+def over_settings(bundle: Path, n: int, runs: int) -> list[dict[str, float]]:
+    """Throughput of every sensible pair of threads and streams."""
+    from runtime.cpu import available_cores
+
+    cores = available_cores()
+    counts = sorted({1, 2, 4, cores // 2, cores} & set(range(1, cores + 1)))
+    settings = [
+        Setting(bundle, threads, streams)
+        for threads in counts
+        for streams in sorted({1, max(1, threads // 2), threads, 2 * threads})
+    ]
+    seconds: dict[Setting, list[float]] = {setting: [] for setting in settings}
+    for _ in range(runs):
+        for setting in settings:
+            seconds[setting].append(setting.ask(n)[0])
+    results = [
+        {
+            "threads": setting.threads,
+            "streams": setting.streams,
+            "images_per_second": n / statistics.median(seconds[setting]),
+            "peak_memory_bytes": setting.ask(n)[1],
+        }
+        for setting in settings
+    ]
+    for setting in settings:
+        setting.end()
+    return results
+
+
+def over_counts(bundle: Path, most: int) -> list[dict[str, float]]:
+    """What a user gets without any option, from one image on."""
+    setting = Setting(bundle, 0, 0)
+    results = []
+    for n in (1, 2, 4, 8, 16, 64, 256, 1000):
+        if n <= most:
+            setting.ask(n)  # the streams for this number are compiled now
+            seconds, peak = setting.ask(n)
+            results.append({"n": n, "images_per_second": n / seconds, "peak_memory_bytes": peak})
+    setting.end()
+    return results
+
+
+def print_tables(results: dict[str, Any], env: dict[str, Any]) -> None:
+    """Markdown."""
+    print(f"{env['cpu']}, {env['cores']} cores, OpenVINO {env['openvino']}\n")
+    print("| threads | streams | images/s | peak memory |\n|---|---|---|---|")
+    for r in results["settings"]:
+        memory = r["peak_memory_bytes"] / 1e6
+        print(
+            f"| {r['threads']} | {r['streams']} | {r['images_per_second']:.2f} | {memory:.0f} MB |"
+        )
+    print("\n| n, options chosen by it | images/s | peak memory so far |\n|---|---|---|")
+    for r in results["counts"]:
+        memory = r["peak_memory_bytes"] / 1e6
+        print(f"| {r['n']} | {r['images_per_second']:.2f} | {memory:.0f} MB |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("bundle", type=Path, nargs="?", help="default: an untrained one")
+    parser.add_argument("-n", type=int, default=16, help="images of each measurement of a setting")
+    parser.add_argument("--most", type=int, default=1000, help="largest number of images")
+    parser.add_argument("--runs", type=int, default=5, help="measurements of each setting")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
+    args = parser.parse_args()
+    bundle = args.bundle or default_bundle()
+    results = {
+        "settings": over_settings(bundle, args.n, args.runs),
+        "counts": over_counts(bundle, args.most),
+    }
+    if args.json:
+        print(json.dumps({"environment": environment(), **results}, indent=1))
+    else:
+        print_tables(results, environment())
+
+
+if __name__ == "__main__":
+    main()
