@@ -142,38 +142,61 @@ class LeanViT(nn.Module):
     def __init__(self, vit: PromptedViT) -> None:
         super().__init__()
         self.vit = vit
+        visual: Any = vit.visual
+        blocks = visual.transformer.resblocks
+        # Nobody reads the prompt token again, nor, in the end, the class token, which is first.
+        self.attentions = nn.ModuleList(
+            LeanAttention(block.attn, first=1 if block is blocks[-1] else 0) for block in blocks
+        )
 
     def forward(self, bridge: Tensor, prompts: Tensor) -> Tensor:
         """As `PromptedViT.forward`."""
         visual: Any = self.vit.visual
         tokens = embed_patches(visual, bridge.flatten(2).transpose(1, 2))
-        last = len(visual.transformer.resblocks) - 1
+        last, count = len(self.attentions) - 1, tokens.shape[1]
         for index, block in enumerate(visual.transformer.resblocks):
             seen = tokens
             if index in self.vit.prompt_blocks:
                 k = self.vit.prompt_blocks.index(index)
                 seen = torch.cat([tokens, prompts[:, k : k + 1]], dim=1)
-            # Nobody reads the prompt token again, nor, in the end, the class token, which is first.
-            first = 1 if index == last else 0
-            read = slice(first, tokens.shape[1])
-            tokens = tokens[:, read] + _attention(block.attn, block.ln_1(seen), read)
+            attended = self.attentions[index](block.ln_1(seen), count)
+            if index == last:
+                tokens = tokens[:, 1:]
+            tokens = tokens + attended
             tokens = tokens + block.mlp(block.ln_2(tokens))
         features = tokens.transpose(1, 2)
         return features.reshape(*features.shape[:2], *bridge.shape[2:])
 
 
-def _attention(attention: nn.MultiheadAttention, tokens: Tensor, read: slice) -> Tensor:
-    """What the tokens `read` of (B,L,C) take from all of them."""
-    width, heads = attention.embed_dim, attention.num_heads
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    query = F.linear(tokens[:, read], weight[:width], bias[:width])
-    key, value = F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1)
-    query, key, value = (
-        x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value)
-    )
-    attended = F.scaled_dot_product_attention(query, key, value)
-    out: Tensor = attention.out_proj(attended.transpose(1, 2).flatten(2))
-    return out
+class LeanAttention(nn.Module):
+    """What some tokens take from all. Its matrices are layers of their own, not slices of one:
+    NNCF leaves the product with a slice in floating point."""
+
+    def __init__(self, attention: nn.MultiheadAttention, first: int) -> None:
+        super().__init__()
+        self.heads, self.first = attention.num_heads, first
+        width = attention.embed_dim
+        weight, bias = attention.in_proj_weight.detach(), attention.in_proj_bias.detach()
+        self.query = _linear(weight[:width], bias[:width])
+        self.key_value = _linear(weight[width:], bias[width:])
+        self.out = attention.out_proj
+
+    def forward(self, tokens: Tensor, count: int) -> Tensor:
+        """tokens (B,L,C) -> (B,count-first,C): what those from `first` up to `count` take."""
+        query = self.query(tokens[:, self.first : count])
+        key, value = self.key_value(tokens).chunk(2, dim=-1)
+        query, key, value = (
+            x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (query, key, value)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer
 
 
 def read_tokens_only(generator: Generator) -> Generator:
