@@ -29,7 +29,7 @@ def pipeline() -> Pipeline:
 
 def test_it_is_small_enough_to_come_with_the_package(pipeline):
     files = list(default_model().iterdir())
-    assert sum(file.stat().st_size for file in files) <= 18e6
+    assert sum(file.stat().st_size for file in files) <= 18.5e6
     packed = sum(len(zlib.compress(file.read_bytes())) for file in files)  # as in the wheel
     assert packed <= 15e6
     assert (MODELS / "aviary.safetensors").stat().st_size <= 40e6
@@ -41,7 +41,9 @@ def test_seeds_give_different_birds(pipeline):
     images = pipeline.generate(["a bird on a branch"], n=8, seed=3).astype(int)
     for i in range(8):
         for j in range(i):
-            assert np.abs(images[i] - images[j]).mean() > 8, (i, j)
+            # A small bird is a twentieth of its picture; 40 of 255 levels are plain to see.
+            plain = np.abs(images[i] - images[j]).max(axis=-1) > 40
+            assert plain.mean() > 0.03, (i, j)
 
 
 def test_pictures_show_what_captions_say(pipeline):
@@ -54,5 +56,5 @@ def test_pictures_show_what_captions_say(pipeline):
     judge = load_classifier(MODELS / "aviary-classifier.safetensors")
     found = agreement(judge, pixels, labels, captions)
     # A little below what 1,000 captions gave (docs/embedded-model.md).
-    for name, least in (("body", 0.85), ("pose", 0.9), ("background", 0.95)):
+    for name, least in (("body", 0.85), ("pose", 0.95), ("background", 0.98)):
         assert found[name].right >= least, (name, found[name])

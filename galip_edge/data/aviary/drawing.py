@@ -14,17 +14,19 @@ from galip_edge.data.aviary.scene import Scene
 from galip_edge.data.aviary.svg import element, group
 from galip_edge.data.errors import DataError
 
-# Each place is always much alike, and all birds look to the right: of a picture that is to be
-# learned on a CPU, variety belongs to the bird. The numbers of usual layouts were picked by eye.
-_VARIETY = 0.2
-_USUAL_SCENERY, _USUAL_FLOOR = 8, 7
+# Each place is always much alike, and all birds look to the right and are built alike: of a picture
+# that is to be learned on a CPU, variety belongs to what can be told in words. The numbers of usual
+# layouts were picked by eye.
+_VARIETY, _BIRD_VARIETY = 0.2, 0.3
+_USUAL_SCENERY, _USUAL_FLOOR, _USUAL_BIRD, _USUAL_PLACE = 8, 7, 7, 0
 
 
 def to_svg(scene: Scene, noise: Noise) -> str:
     """The scene as an SVG document of 128 by 128 units; `noise` (NOISE_DIM,) decides the rest."""
     back = background(scene.background, Chances(noise, "scenery", _VARIETY, _USUAL_SCENERY))
-    bird = draw_bird(scene, Chances(noise, "bird"))
-    place, floor = Chances(noise, "place"), Chances(noise, "floor", _VARIETY, _USUAL_FLOOR)
+    bird = draw_bird(scene, Chances(noise, "bird", _BIRD_VARIETY, _USUAL_BIRD))
+    place = Chances(noise, "place", _BIRD_VARIETY, _USUAL_PLACE)
+    floor = Chances(noise, "floor", _VARIETY, _USUAL_FLOOR)
     x = place.normal(64, 2)
     behind, front = "", ""
     if scene.perch == "air":
