@@ -50,7 +50,7 @@ def products(model: Any) -> dict[str, int]:
         if kind not in MULTIPLYING:
             continue
         out = int(np.prod(list(node.output(0).shape)))
-        second = list(node.input(1).shape)
+        second = list(node.input_value(1).shape)
         if kind == "Convolution":
             each = int(np.prod(second[1:]))
         else:
