@@ -20,7 +20,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,13 @@ def worker(kind: str, source: str, connection: Any) -> None:
     connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def build_bundles(checkpoint: Path, clip: Path | None, work: Path) -> dict[str, Path]:
+def build_bundles(
+    checkpoint: Path, clip: Path | None, work: Path, precisions: Iterable[str] = BUNDLES
+) -> dict[str, Path]:
     """Convert the checkpoint to each precision, once: a bundle that is there is used again."""
     from convert import ConvertOptions, convert
 
-    folders = {precision: work / precision for precision in BUNDLES}
+    folders = {precision: work / precision for precision in precisions}
     for precision, folder in folders.items():
         if not folder.exists():
             print(f"converting to {precision}", file=sys.stderr)
@@ -108,11 +110,18 @@ def untrained_checkpoint(path: Path) -> Path:
 
 def default_bundle() -> Path:
     """The INT8 bundle of an untrained model of the published size, made once."""
+    work = work_folder()
+    checkpoint = untrained_checkpoint(work / "untrained.safetensors")
+    return build_bundles(checkpoint, None, work, ["int8"])["int8"]
+
+
+def work_folder(path: Path | None = None) -> Path:
+    """Where bundles are made and found again: `path`, or one in the user's cache folder."""
     from runtime.cache import cache_folder
 
-    work = cache_folder() / "benchmarks"
-    work.mkdir(parents=True, exist_ok=True)
-    return build_bundles(untrained_checkpoint(work / "untrained.safetensors"), None, work)["int8"]
+    path = path or cache_folder() / "benchmarks"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -193,11 +202,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=40, help="measurements of each variant")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     args = parser.parse_args()
-
-    from runtime.cache import cache_folder
-
-    work = args.work or cache_folder() / "benchmarks"
-    work.mkdir(parents=True, exist_ok=True)
+    work = work_folder(args.work)
     checkpoint = args.checkpoint or untrained_checkpoint(work / "untrained.safetensors")
     folders = build_bundles(checkpoint, args.clip, work)
     if args.clip is not None:

@@ -23,6 +23,7 @@ import openvino.opset13 as ops
 from cpu_latency import default_bundle, environment
 
 from runtime.bundle import GENERATOR, read_manifest
+from runtime.compiled import CompileOptions, supported_precision
 from runtime.cpu import available_cores
 
 MULTIPLYING = ("Convolution", "MatMul")
@@ -60,17 +61,9 @@ def products(model: Any) -> dict[str, int]:
 
 
 def compiled(model: Any, precision: str) -> Any:
-    """With a clock in each layer."""
-    return ov.Core().compile_model(
-        model,
-        "CPU",
-        {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": available_cores(),
-            "PERF_COUNT": True,
-        },
-    )
+    """As the runtime compiles it for one image, with a clock in each layer."""
+    options = CompileOptions(available_cores(), 1, precision, None)
+    return ov.Core().compile_model(model, "CPU", options.properties() | {"PERF_COUNT": True})
 
 
 def layer_seconds(model: Any, runs: int) -> tuple[dict[str, tuple[str, str, float]], float]:
@@ -108,8 +101,7 @@ def measure(bundle: Path, runs: int) -> dict[str, Any]:
     model = core.read_model(bundle / GENERATOR)
     model.reshape({i: [1, *list(i.partial_shape)[1:]] for i in model.inputs})
     counted = products(model)
-    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    precision = manifest.inference_precision if has_bf16 else "f32"
+    precision = supported_precision(core, manifest.inference_precision)
     layers, whole = layer_seconds(compiled(model, precision), runs)
     peaks = {"int8": peak(True, precision, runs), precision: peak(False, precision, runs)}
     rows = []

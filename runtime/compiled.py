@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,8 @@ import numpy.typing as npt
 import openvino as ov
 
 from runtime.errors import BundleError
+
+_log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
@@ -46,6 +49,14 @@ class CompileOptions:
             "ENABLE_CPU_PINNING": False,
         }
         return properties | ({"CACHE_DIR": str(self.cache)} if self.cache else {})
+
+
+def supported_precision(core: ov.Core, wanted: str) -> str:
+    """`wanted`, f32 or bf16, or f32 where the CPU has no bf16."""
+    if wanted == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        _log.info("this CPU has no bf16: calculating in f32, slower and a little different")
+        return "f32"
+    return wanted
 
 
 class CompiledModel:

@@ -77,22 +77,20 @@ def save_each(images: Iterable[tuple[Images, ImageMetadata]], folder: Path) -> I
     Files are written beside the work of whoever makes `images`, which is to take a little longer.
     Raises GalipEdgeError if one cannot be written.
     """
+
+    def save(image: Images, metadata: ImageMetadata) -> Item:
+        path = folder / file_name(metadata)
+        save_png(image, path, metadata)
+        return image, metadata, path
+
     with ThreadPoolExecutor(1) as writer:
-        pending: deque[tuple[Future[None], Item]] = deque()
+        pending: deque[Future[Item]] = deque()
         for image, metadata in images:
-            path = folder / file_name(metadata)
-            written = writer.submit(save_png, image, path, metadata)
-            pending.append((written, (image, metadata, path)))
+            pending.append(writer.submit(save, image, metadata))
             if len(pending) > 1:
-                yield _when_written(pending.popleft())
+                yield pending.popleft().result()
         while pending:
-            yield _when_written(pending.popleft())
-
-
-def _when_written(entry: tuple[Future[None], Item]) -> Item:
-    written, item = entry
-    written.result()
-    return item
+            yield pending.popleft().result()
 
 
 def read_metadata(path: Path) -> ImageMetadata | None:

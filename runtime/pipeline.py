@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import openvino as ov
 
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, read_manifest, verify_files
 from runtime.cache import Stamps, cache_folder, compiled_model_folder
-from runtime.compiled import CompiledModel, CompileOptions
+from runtime.compiled import CompiledModel, CompileOptions, supported_precision
 from runtime.cpu import available_cores, cpu_name, instruction_sets
 from runtime.errors import BundleError
 from runtime.noise import draw_noise
@@ -31,8 +30,6 @@ _MANY = 2
 
 # Sentence embeddings of the latest prompts.
 _KEPT_SENTENCES = 4096
-
-_log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8]
@@ -79,7 +76,7 @@ class Pipeline:
         self._core = ov.Core()
         self._compiled_folder = self._cache_for(manifest) if options.cache else None
         self._threads = options.threads or available_cores()
-        self._precision = self._inference_precision()
+        self._precision = supported_precision(self._core, manifest.inference_precision)
         merges = (folder / MERGES).read_text(encoding="utf-8").splitlines()
         self.tokenizer = Tokenizer(merges, manifest.context_length)
         self._text_model = self._core.read_model(folder / TEXT_ENCODER)
@@ -120,7 +117,7 @@ class Pipeline:
         self._encode_new([prompt for prompt in distinct if prompt not in self._sentences])
         for prompt in distinct:
             self._sentences.move_to_end(prompt)
-        sentences = np.stack([self._sentences[checked_prompt(prompt)] for prompt in prompts])
+        sentences = np.stack([self._sentences[prompt] for prompt in prompts])
         while len(self._sentences) > _KEPT_SENTENCES:
             self._sentences.popitem(last=False)
         return sentences
@@ -218,15 +215,6 @@ class Pipeline:
 
     def _compile_options(self, streams: int) -> CompileOptions:
         return CompileOptions(self._threads, streams, self._precision, self._compiled_folder)
-
-    def _inference_precision(self) -> str:
-        wanted = self.manifest.inference_precision
-        if wanted == "bf16" and "BF16" not in self._core.get_property(
-            "CPU", "OPTIMIZATION_CAPABILITIES"
-        ):
-            _log.info("this CPU has no bf16: calculating in f32, slower and a little different")
-            return "f32"
-        return wanted
 
     @staticmethod
     def _cache_for(manifest: Manifest) -> Path | None:
