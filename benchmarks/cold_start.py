@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cpu_latency import default_bundle, environment
+from environment import environment
+from prepared import default_bundle
 
 PROMPT = "a bird on a branch"
 PHASES = ("interpreter", "import", "verify and read", "encode", "generate", "write PNG")

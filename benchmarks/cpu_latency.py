@@ -1,232 +1,248 @@
-"""Prompt to uint8 image on this CPU: PyTorch eager float32 against our bundles, in one run.
+"""Prompt to image on this CPU: PyTorch, ONNX Runtime and plain OpenVINO against our bundles.
 
     python benchmarks/cpu_latency.py [--checkpoint CKPT [--clip CLIP]] [--json]
 
-Without a checkpoint an untrained one of the published size is made: latency does not depend on
-the values of weights. Every variant lives in a process of its own, so that its peak memory is its
-own, and the variants take turns, so that a slow moment of the machine hits all of them.
+All take turns in one run (`turns.py`), with a new prompt in each turn. Without a checkpoint an
+untrained one of the published size is made: latency does not depend on the values of weights.
+Where CUDA is, PyTorch in float16 on the GPU is measured as well; where it is not, the figures in
+`results/gpu.json` are shown, if there are any.
 
-Exits with 1 if the 95th percentile of the deployed precision (INT8) at batch 1 is a second or more.
+Exits with 1 if the 95th percentile of our INT8 bundle at batch 1 is a second or more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import platform
-import resource
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PROMPT = "a small red bird with a yellow beak, sitting on a rock near the sea"
+import contenders
+from environment import environment, has_bf16, has_cuda
+from prepared import PRECISIONS, Prepared
+from turns import Variant, joules, percentile
+
 EAGER = "PyTorch eager float32"
-BUNDLES = {"fp32": "OpenVINO float32", "bf16": "OpenVINO bfloat16", "int8": "OpenVINO INT8"}
-DEPLOYED = BUNDLES["int8"]
+OURS = {
+    "fp32": "galip-edge float32",
+    "bf16": "galip-edge bfloat16",
+    "int8": "galip-edge INT8",
+}
+NAIVE = "OpenVINO INT8, NNCF's defaults"
+DEPLOYED = OURS["int8"]
+GPU = "PyTorch float16, GPU"
 LIMIT_SECONDS = 1.0
+GPU_RESULTS = Path(__file__).parent / "results" / "gpu.json"
+
+COLOURS = ("red", "blue", "green", "white", "black", "brown", "yellow", "orange", "pink", "grey")
 
 
-def eager(checkpoint: str) -> Callable[[int], Any]:
-    """Our PyTorch model in the published order; returns a function from n to images."""
-    import numpy as np
-    import torch
-    from published import in_published_order
-
-    from galip_edge.checkpoint import load_checkpoint
-    from galip_edge.tokenizer import build_tokenizer
-    from runtime.cpu import available_cores
-    from runtime.noise import draw_noise
-
-    torch.set_num_threads(available_cores())
-    model = load_checkpoint(Path(checkpoint)).model
-    in_published_order(model.generator)
-    tokenizer = build_tokenizer(model.config.clip)
-
-    def generate(n: int) -> Any:
-        noise = np.stack([draw_noise(0, PROMPT, i, model.config.noise_dim) for i in range(n)])
-        with torch.inference_mode():
-            sentence = model.text_encoder(torch.from_numpy(tokenizer(PROMPT))).expand(n, -1)
-            images = model.generator(torch.from_numpy(noise), sentence).clamp(-1, 1)
-            return (images * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-    return generate
+def prompt_of(turn: int) -> str:
+    """Another prompt for each of a hundred turns, all of one length."""
+    body, beak = COLOURS[turn % 10], COLOURS[turn // 10 % 10]
+    return f"a small {body} bird with a {beak} beak, sitting on a rock near the sea"
 
 
-def bundle(folder: str) -> Callable[[int], Any]:
-    """The runtime, as `galip-edge generate` uses it; returns a function from n to images."""
-    from runtime import Pipeline, PipelineOptions
+def timed(make: str, *arguments: Any) -> Callable[..., dict[str, float | None]]:
+    """The clock around a contender, in its process: `run` of a `Variant`.
 
-    pipeline = Pipeline.from_bundle(folder, PipelineOptions(cache=False))
-    return lambda n: pipeline.generate(PROMPT, n=n)
+    Args:
+        make: name of the function in `contenders` that makes it.
+        arguments: of that function.
+    """
+    contender: contenders.Contender = getattr(contenders, make)(*arguments)
 
-
-def worker(kind: str, source: str, connection: Any) -> None:
-    """Run as many images as asked for, answering with seconds; at the end with peak memory."""
-    generate = {"eager": eager, "bundle": bundle}[kind](source)
-    for _ in range(3):
-        generate(1)
-    connection.send("ready")
-    while n := connection.recv():
-        start = time.perf_counter()
-        generate(n)
-        connection.send(time.perf_counter() - start)
-    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def build_bundles(
-    checkpoint: Path, clip: Path | None, work: Path, precisions: Iterable[str] = BUNDLES
-) -> dict[str, Path]:
-    """Convert the checkpoint to each precision, once: a bundle that is there is used again."""
-    from convert import ConvertOptions, convert
-
-    folders = {precision: work / precision for precision in precisions}
-    for precision, folder in folders.items():
-        if not folder.exists():
-            print(f"converting to {precision}", file=sys.stderr)
-            # 16 samples do: latency does not depend on the ranges that are found.
-            options = ConvertOptions(precision=precision, samples=16, min_psnr=0)
-            convert(checkpoint, folder, options, clip=clip)
-    return folders
-
-
-def untrained_checkpoint(path: Path) -> Path:
-    """A checkpoint of the published size with fresh weights, made once."""
-    if not path.exists():
-        import torch
-
-        from galip_edge.checkpoint import save_checkpoint
-        from galip_edge.models import GALIP, PRESETS
-
-        torch.manual_seed(0)
-        save_checkpoint(GALIP(PRESETS["coco"]), path)
-    return path
-
-
-def default_bundle() -> Path:
-    """The INT8 bundle of an untrained model of the published size, made once."""
-    work = work_folder()
-    checkpoint = untrained_checkpoint(work / "untrained.safetensors")
-    return build_bundles(checkpoint, None, work, ["int8"])["int8"]
-
-
-def work_folder(path: Path | None = None) -> Path:
-    """Where bundles are made and found again: `path`, or one in the user's cache folder."""
-    from runtime.cache import cache_folder
-
-    path = path or cache_folder() / "benchmarks"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The value that `share` of all values do not exceed."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
-def measure(sources: dict[str, tuple[str, str]], runs: int) -> dict[str, dict[str, float]]:
-    """Let the variants take turns; seconds and bytes for each."""
-    context = multiprocessing.get_context("spawn")
-    connections, processes = {}, []
-    for name, (kind, source) in sources.items():
-        connections[name], theirs = context.Pipe()
-        processes.append(context.Process(target=worker, args=(kind, source, theirs), daemon=True))
-        processes[-1].start()
-        theirs.close()
-        connections[name].recv()
-
-    def ask(name: str, n: int) -> float:
-        connections[name].send(n)
-        return float(connections[name].recv())
-
-    one: dict[str, list[float]] = {name: [] for name in sources}
-    eight: dict[str, list[float]] = {name: [] for name in sources}
-    for i in range(runs):
-        for name in sources:
-            one[name].append(ask(name, 1))
-            if i % 5 == 0:
-                eight[name].append(ask(name, 8))
-    results = {
-        name: {
-            "latency_median_s": statistics.median(one[name]),
-            "latency_p95_s": percentile(one[name], 0.95),
-            "eight_images_median_s": statistics.median(eight[name]),
-            "peak_memory_bytes": ask(name, 0),
+    def one(prompt: str) -> dict[str, float | None]:
+        noise, energy, start = contender.noise(prompt, 1), joules(), time.perf_counter()
+        sentence = contender.encode(prompt)
+        encoded = time.perf_counter()
+        list(contender.draw(sentence, noise))
+        end, after = time.perf_counter(), joules()
+        return {
+            "text": encoded - start,
+            "generator": end - encoded,
+            "image": end - start,
+            "joules": after - energy if after is not None and energy is not None else None,
         }
-        for name in sources
+
+    def several(prompt: str, n: int) -> dict[str, float | None]:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            contender.save(prompt, n, Path(folder))
+            return {"images to disk": (time.perf_counter() - start) / n}
+
+    for _ in range(3):
+        one(prompt_of(0))
+    several(prompt_of(0), 8)
+    return lambda prompt, n: one(prompt) if n == 1 else several(prompt, n)
+
+
+def sources(made: Prepared, only: list[str] | None) -> dict[str, tuple[tuple[Any, ...], Path]]:
+    """By name: arguments of `timed`, and the file or folder that a user would copy."""
+    checkpoint, bundles = made.checkpoint, made.bundles()
+    tokenizer = bundles["fp32"]
+    bf16 = has_bf16()
+
+    def torch(compiled: bool, precision: str, device: str = "cpu") -> tuple[tuple[Any, ...], Path]:
+        return ("torch_contender", checkpoint, compiled, precision, device), checkpoint
+
+    def onnx(folder: Path) -> tuple[tuple[Any, ...], Path]:
+        return ("onnx_contender", folder, tokenizer), folder
+
+    def openvino(folder: Path, precision: str) -> tuple[tuple[Any, ...], Path]:
+        return ("openvino_contender", folder, precision, tokenizer), folder
+
+    # Lazily, so that what is not asked for is not made.
+    found: dict[str, Callable[[], tuple[tuple[Any, ...], Path]]] = {
+        EAGER: lambda: torch(False, "float32"),
+        "PyTorch compiled float32": lambda: torch(True, "float32"),
     }
+    if bf16:
+        found["PyTorch compiled bfloat16"] = lambda: torch(True, "bfloat16")
+    found |= {
+        "ONNX Runtime float32": lambda: onnx(made.onnx()),
+        "ONNX Runtime INT8, dynamic": lambda: onnx(made.onnx_int8(static=False)),
+        "ONNX Runtime INT8, static": lambda: onnx(made.onnx_int8(static=True)),
+        "OpenVINO float32": lambda: openvino(made.onnx(), "f32"),
+    }
+    if bf16:
+        found["OpenVINO bfloat16"] = lambda: openvino(made.onnx(), "bf16")
+    found[NAIVE] = lambda: openvino(made.naive(), "f32")
+    for precision in PRECISIONS:
+        if bf16 or precision != "bf16":
+            ours = (("our_contender", bundles[precision]), bundles[precision])
+            found[OURS[precision]] = lambda ours=ours: ours  # type: ignore[misc]
+    if has_cuda():
+        found[GPU] = lambda: torch(False, "float16", "cuda")
+    names = [EAGER, *only, DEPLOYED] if only else list(found)
+    if unknown := set(names) - set(found):
+        sys.exit(f"no contender {sorted(unknown)} here: choose from {list(found)}")
+    return {name: make() for name, make in found.items() if name in names}
+
+
+def measure(
+    contenders: dict[str, tuple[tuple[Any, ...], Path]], runs: int
+) -> dict[str, dict[str, Any]]:
+    """Let them take turns; medians and percentiles in seconds, memory and sizes in bytes."""
+    variants = {}
+    for name, (arguments, _) in contenders.items():
+        print(f"starting {name}", file=sys.stderr)
+        variants[name] = Variant(timed, *arguments)
+    one: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    eight: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(runs):
+        for name, variant in variants.items():
+            one[name].append(variant.run(prompt_of(turn), 1))
+            if turn % 5 == 0:
+                eight[name].append(variant.run(prompt_of(turn), 8)["images to disk"])
+    results: dict[str, dict[str, Any]] = {}
+    for name, (_, path) in contenders.items():
+        images = [run["image"] for run in one[name]]
+        energy = [run["joules"] for run in one[name] if run["joules"] is not None]
+        results[name] = {
+            "median_s": statistics.median(images),
+            "p95_s": percentile(images, 0.95),
+            "p99_s": percentile(images, 0.99),
+            "text_s": statistics.median(run["text"] for run in one[name]),
+            "generator_s": statistics.median(run["generator"] for run in one[name]),
+            "eight_images_per_second": 1 / statistics.median(eight[name]),
+            "joules": statistics.median(energy) if energy else None,
+            "peak_memory_bytes": variants[name].end(),
+            "size_bytes": size_of(path),
+        }
     for result in results.values():
-        result["times_faster"] = results[EAGER]["latency_median_s"] / result["latency_median_s"]
-    for process in processes:
-        process.join()
+        result["times_faster"] = results[EAGER]["median_s"] / result["median_s"]
     return results
 
 
-def environment() -> dict[str, Any]:
-    """Hardware and versions, without which a figure means nothing."""
-    from runtime.cpu import available_cores, cpu_name, instruction_sets
-
-    return {
-        "cpu": cpu_name(),
-        "cores": available_cores(),
-        "instruction_sets": instruction_sets(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "openvino", "nncf", "galip-edge")},
-    }
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
-def print_table(results: dict[str, dict[str, float]], env: dict[str, Any]) -> None:
+def stages(bundle: Path) -> dict[str, float]:
+    """Median seconds of what all share: tokenizing a prompt, and writing a PNG."""
+    contender = contenders.our_contender(bundle)
+    assert isinstance(contender, contenders.OurContender)
+    tokenizer = contender.pipeline.tokenizer
+    image = next(iter(contender.draw(contender.encode(prompt_of(0)), contender.noise("", 1))))
+    metadata = contenders.ImageMetadata(prompt_of(0), 0, 0, "", "")
+    seconds: dict[str, list[float]] = {"tokenize": [], "write PNG": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(40):
+            start = time.perf_counter()
+            tokenizer([prompt_of(turn)])
+            tokenized = time.perf_counter()
+            contenders.save_png(image, Path(folder) / "image.png", metadata)
+            seconds["tokenize"].append(tokenized - start)
+            seconds["write PNG"].append(time.perf_counter() - tokenized)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def gpu_reference(results: dict[str, dict[str, Any]]) -> str:
+    """Our INT8 beside a GPU's float16, in a sentence."""
+    if GPU in results:
+        ratio = results[DEPLOYED]["median_s"] / results[GPU]["median_s"]
+        return f"{GPU}: the CPU takes {ratio:.1f} times as long, in this run"
+    if GPU_RESULTS.exists():
+        known = json.loads(GPU_RESULTS.read_text(encoding="utf-8"))
+        ratio = results[DEPLOYED]["median_s"] / known["median_s"]
+        what = f"{known['gpu']}, PyTorch {known['torch']}, {known['date']}"
+        return f"{GPU}: this CPU takes {ratio:.1f} times as long as {what} ({known['median_s']} s)"
+    return f"{GPU}: not measured"
+
+
+def print_table(
+    results: dict[str, dict[str, Any]], shared: dict[str, float], env: dict[str, Any]
+) -> None:
     """Markdown, ready for README."""
     print(f"{env['cpu']}, {env['cores']} cores, {', '.join(env['instruction_sets'])}")
-    print(f"OpenVINO {env['openvino']}, PyTorch {env['torch']}, NNCF {env['nncf']}\n")
-    print("| | batch 1, median | p95 | ratio to eager | 8 images | peak memory |")
-    print("|---|---|---|---|---|---|")
+    print(f"OpenVINO {env['openvino']}, PyTorch {env['torch']}, NNCF {env['nncf']}, ", end="")
+    print(f"ONNX Runtime {env['onnxruntime']}\n")
+    print("| | prompt to image | p95, p99 | text + generator | ratio to eager ", end="")
+    print("| 8 images to disk | peak memory | size |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, r in results.items():
         print(
-            f"| {name} | {r['latency_median_s'] * 1e3:.0f} ms | {r['latency_p95_s'] * 1e3:.0f} ms "
-            f"| {r['times_faster']:.2f} x | {r['eight_images_median_s'] * 1e3:.0f} ms "
-            f"| {r['peak_memory_bytes'] / 1e6:.0f} MB |"
+            f"| {name} | {r['median_s'] * 1e3:.0f} ms "
+            f"| {r['p95_s'] * 1e3:.0f}, {r['p99_s'] * 1e3:.0f} ms "
+            f"| {r['text_s'] * 1e3:.1f} + {r['generator_s'] * 1e3:.0f} ms "
+            f"| {r['times_faster']:.2f} x | {r['eight_images_per_second']:.1f} images/s "
+            f"| {r['peak_memory_bytes'] / 1e6:.0f} MB | {r['size_bytes'] / 1e6:.0f} MB |"
         )
+    print(f"\n{gpu_reference(results)}")
+    for name, seconds in shared.items():
+        print(f"{name}: {seconds * 1e3:.2f} ms")
+    energy = results[DEPLOYED]["joules"]
+    print("energy: " + ("not readable here" if energy is None else f"{energy:.1f} J an image"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", type=Path, help="default: an untrained one of full size")
     parser.add_argument("--clip", type=Path, help="CLIP weights, for an original checkpoint")
-    parser.add_argument("--work", type=Path, help="folder for bundles; reused if it is there")
-    parser.add_argument("--runs", type=int, default=40, help="measurements of each variant")
+    parser.add_argument("--work", type=Path, help="folder that keeps what is made")
+    parser.add_argument("--runs", type=int, default=40, help="measurements of each contender")
+    parser.add_argument("--only", action="append", help="one more contender beside eager and ours")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     args = parser.parse_args()
-    work = work_folder(args.work)
-    checkpoint = args.checkpoint or untrained_checkpoint(work / "untrained.safetensors")
-    folders = build_bundles(checkpoint, args.clip, work)
-    if args.clip is not None:
-        checkpoint = own_format(checkpoint, args.clip, work / "own.safetensors")
-    sources = {EAGER: ("eager", str(checkpoint))}
-    sources |= {BUNDLES[p]: ("bundle", str(folder)) for p, folder in folders.items()}
-    results, env = measure(sources, args.runs), environment()
+    made = Prepared(args.checkpoint, args.clip, args.work)
+    results = measure(sources(made, args.only), args.runs)
+    shared, env = stages(made.bundle("int8")), environment()
     if args.json:
-        print(json.dumps({"environment": env, "prompt": PROMPT, "results": results}, indent=1))
+        print(json.dumps({"environment": env, "stages": shared, "results": results}, indent=1))
     else:
-        print_table(results, env)
-    slowest = results[DEPLOYED]["latency_p95_s"]
+        print_table(results, shared, env)
+    slowest = results[DEPLOYED]["p95_s"]
     if slowest >= LIMIT_SECONDS:
         sys.exit(f"p95 of {DEPLOYED} is {slowest:.2f} s, must be below {LIMIT_SECONDS:.0f} s")
 
 
-def own_format(checkpoint: Path, clip: Path, path: Path) -> Path:
-    """An original checkpoint and its CLIP in one file of ours, for the eager variant."""
-    from galip_edge.checkpoint import load_checkpoint, save_checkpoint
-
-    save_checkpoint(load_checkpoint(checkpoint, clip).model, path)
-    return path
-
-
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # an idle variant must not spin
     main()

@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
-from cpu_latency import default_bundle, environment
+from environment import environment
+from prepared import default_bundle
 
 from runtime.bundle import GENERATOR, read_manifest
 from runtime.compiled import CompileOptions, supported_precision
 from runtime.cpu import available_cores
+from runtime.openvino_core import openvino_core
 
 MULTIPLYING = ("Convolution", "MatMul")
 
@@ -63,7 +65,7 @@ def products(model: Any) -> dict[str, int]:
 def compiled(model: Any, precision: str) -> Any:
     """As the runtime compiles it for one image, with a clock in each layer."""
     options = CompileOptions(available_cores(), 1, precision, None)
-    return ov.Core().compile_model(model, "CPU", options.properties() | {"PERF_COUNT": True})
+    return openvino_core().compile_model(model, "CPU", options.properties() | {"PERF_COUNT": True})
 
 
 def layer_seconds(model: Any, runs: int) -> tuple[dict[str, tuple[str, str, float]], float]:
@@ -97,7 +99,7 @@ def peak(int8: bool, precision: str, runs: int) -> float:
 def measure(bundle: Path, runs: int) -> dict[str, Any]:
     """The generator's layers, slowest first, beside the peaks."""
     manifest = read_manifest(bundle)
-    core = ov.Core()
+    core = openvino_core()
     model = core.read_model(bundle / GENERATOR)
     model.reshape({i: [1, *list(i.partial_shape)[1:]] for i in model.inputs})
     counted = products(model)

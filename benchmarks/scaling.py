@@ -2,105 +2,81 @@
 
     python benchmarks/scaling.py [BUNDLE] [--json]
 
-Without a bundle it is the untrained one of the published size that cpu_latency.py makes. Every
-setting lives in a process of its own; they take turns, so that a slow moment hits all of them.
+Without a bundle it is the untrained one of the published size that cpu_latency.py makes. All
+settings take turns in one run (`turns.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cpu_latency import default_bundle, environment
+from environment import environment
+from prepared import default_bundle
+from turns import Variant
+
+from runtime.cpu import available_cores
 
 PROMPT = "a small red bird with a yellow beak, sitting on a rock near the sea"
 
 
-def worker(bundle: str, threads: int, streams: int, connection: Any) -> None:
-    """Generate as many images as asked for; answers with seconds and peak memory in bytes."""
+def generating(bundle: str, threads: int, streams: int) -> Callable[[int], tuple[float, int]]:
+    """A function from a number of images to seconds, and to the peak memory so far in bytes."""
     from runtime import Pipeline, PipelineOptions
 
     pipeline = Pipeline.from_bundle(bundle, PipelineOptions(threads, streams))
     pipeline.generate(PROMPT, n=max(streams, 1))
-    connection.send("ready")
-    while n := connection.recv():
+
+    def run(n: int) -> tuple[float, int]:
         start = time.perf_counter()
         for _ in pipeline.generate_each(PROMPT, n=n):
             pass  # not kept, as a job would not
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        connection.send((seconds, peak))
+        return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-
-class Setting:
-    """A process with its own threads and streams."""
-
-    def __init__(self, bundle: Path, threads: int, streams: int) -> None:
-        self.threads, self.streams = threads, streams
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=worker, args=(str(bundle), threads, streams, theirs), daemon=True
-        )
-        self._process.start()
-        self._connection.recv()
-
-    def ask(self, n: int) -> tuple[float, int]:
-        """Seconds for `n` images, and the process's peak memory so far in bytes."""
-        self._connection.send(n)
-        seconds, peak = self._connection.recv()
-        return seconds, peak
-
-    def end(self) -> None:
-        self._connection.send(0)
-        self._process.join()
+    return run
 
 
 def over_settings(bundle: Path, n: int, runs: int) -> list[dict[str, float]]:
     """Throughput of every sensible pair of threads and streams."""
-    from runtime.cpu import available_cores
-
     cores = available_cores()
     counts = sorted({1, 2, 4, cores // 2, cores} & set(range(1, cores + 1)))
-    settings = [
-        Setting(bundle, threads, streams)
+    settings = {
+        (threads, streams): Variant(generating, str(bundle), threads, streams)
         for threads in counts
         for streams in sorted({1, max(1, threads // 2), threads, 2 * threads})
-    ]
-    seconds: dict[Setting, list[float]] = {setting: [] for setting in settings}
+    }
+    seconds: dict[tuple[int, int], list[float]] = {setting: [] for setting in settings}
     for _ in range(runs):
-        for setting in settings:
-            seconds[setting].append(setting.ask(n)[0])
-    results = [
+        for setting, variant in settings.items():
+            seconds[setting].append(variant.run(n)[0])
+    return [
         {
-            "threads": setting.threads,
-            "streams": setting.streams,
-            "images_per_second": n / statistics.median(seconds[setting]),
-            "peak_memory_bytes": setting.ask(n)[1],
+            "threads": threads,
+            "streams": streams,
+            "images_per_second": n / statistics.median(seconds[threads, streams]),
+            "peak_memory_bytes": variant.end(),
         }
-        for setting in settings
+        for (threads, streams), variant in settings.items()
     ]
-    for setting in settings:
-        setting.end()
-    return results
 
 
 def over_counts(bundle: Path, most: int) -> list[dict[str, float]]:
     """What a user gets without any option, from one image on."""
-    setting = Setting(bundle, 0, 0)
+    variant = Variant(generating, str(bundle), 0, 0)
     results = []
     for n in (1, 2, 4, 8, 16, 64, 256, 1000):
         if n <= most:
-            setting.ask(n)  # the streams for this number are compiled now
-            seconds, peak = setting.ask(n)
+            variant.run(n)  # the streams for this number are compiled now
+            seconds, peak = variant.run(n)
             results.append({"n": n, "images_per_second": n / seconds, "peak_memory_bytes": peak})
-    setting.end()
+    variant.end()
     return results
 
 

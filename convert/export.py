@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import openvino as ov
 import torch
 from torch import Tensor, nn
 
+from convert.pointwise import as_convolutions
 from convert.quiet import quiet
-from convert.rewrite import deployed, read_any_length
+from convert.rewrite import deployed
+from convert.transformers import LeanTextEncoder
 from galip_edge.models import GALIP
 from runtime.errors import ConversionError
+from runtime.openvino_core import openvino_core
 
 OPSET = 18
 TEXT_ENCODER_ONNX = "text_encoder.onnx"
@@ -42,12 +44,20 @@ class OnnxFiles:
     generator: Path
 
 
-def export_onnx(model: GALIP, folder: Path) -> OnnxFiles:
-    """Write both models to `folder` as ONNX files, rewritten for deployment, and check them.
+def export_onnx(
+    model: GALIP, folder: Path, *, rewritten: bool = True, convolutions: bool = True
+) -> OnnxFiles:
+    """Write both models to `folder` as ONNX files, and check them.
 
-    The batch is dynamic, and so is the number of tokens that the text encoder reads.
+    Args:
+        model: the batch stays dynamic.
+        folder: that exists.
+        rewritten: for deployment (`convert.rewrite`); the number of tokens that the text encoder
+            reads is dynamic then, too. False leaves the order of operations as it is.
+        convolutions: if rewritten, products with matrices become convolutions of one pixel.
 
-    Raises ConversionError if PyTorch cannot export them or onnx.checker objects.
+    Raises:
+        ConversionError: PyTorch cannot export them, or onnx.checker objects.
     """
     config = model.config
     files = OnnxFiles(folder / TEXT_ENCODER_ONNX, folder / GENERATOR_ONNX)
@@ -57,11 +67,17 @@ def export_onnx(model: GALIP, folder: Path) -> OnnxFiles:
     length = torch.export.Dim("length", min=2, max=config.clip.context_length)
     noise = torch.zeros(2, config.noise_dim)
     sentence = torch.zeros(2, config.clip.embedding_dim)
-    text_encoder = read_any_length(model.text_encoder)
-    _export(
-        text_encoder, {"tokens": (tokens, {0: batch, 1: length})}, "sentence", files.text_encoder
-    )
-    generator = DeployedGenerator(deployed(model.generator)).eval()
+    text_encoder: nn.Module = model.text_encoder
+    generator: nn.Module = model.generator
+    token_dimensions = {0: batch}
+    if rewritten:
+        text_encoder, generator = LeanTextEncoder(model.text_encoder), deployed(model.generator)
+        if convolutions:
+            text_encoder, generator = as_convolutions(text_encoder), as_convolutions(generator)
+        token_dimensions |= {1: length}
+    text_example = {"tokens": (tokens, token_dimensions)}
+    _export(text_encoder.eval(), text_example, "sentence", files.text_encoder)
+    generator = DeployedGenerator(generator).eval()
     inputs = {"noise": (noise, {0: batch}), "sentence": (sentence, {0: batch})}
     _export(generator, inputs, "image", files.generator)
     return files
@@ -96,4 +112,4 @@ def _export(
 
 def to_openvino(path: Path) -> Any:
     """An ONNX file as an `openvino.Model`."""
-    return ov.Core().read_model(path)
+    return openvino_core().read_model(path)

@@ -32,6 +32,7 @@ from runtime.bundle import (
 )
 from runtime.errors import ConversionError
 from runtime.files import atomic_folder
+from runtime.openvino_core import openvino_core
 from runtime.pipeline import Pipeline, PipelineOptions
 
 TOOLS = ("torch", "onnx", "openvino", "nncf", "open_clip_torch")
@@ -180,7 +181,8 @@ def _compare_onnx(files: OnnxFiles, reference: Reference) -> Fidelity:
 
 def _compare_openvino(text_encoder: Any, generator: Any, reference: Reference) -> Fidelity:
     def runner(model: Any) -> Callable[..., Any]:
-        compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino_core().compile_model(model, "CPU", settings)
         return lambda *rows: compiled(list(rows))[0].copy()
 
     text, image = runner(text_encoder), runner(generator)

@@ -18,6 +18,7 @@ from runtime.compiled import CompiledModel, CompileOptions, supported_precision
 from runtime.cpu import available_cores, cpu_name, instruction_sets
 from runtime.errors import BundleError
 from runtime.noise import draw_noise
+from runtime.openvino_core import openvino_core
 from runtime.prompts import checked_prompt
 from runtime.tokenizer import Tokenizer
 
@@ -73,7 +74,7 @@ class Pipeline:
     def __init__(self, folder: Path, manifest: Manifest, options: PipelineOptions) -> None:
         self.manifest = manifest
         self.options = options
-        self._core = ov.Core()
+        self._core = openvino_core()
         self._compiled_folder = self._cache_for(manifest) if options.cache else None
         self._threads = options.threads or available_cores()
         self._precision = supported_precision(self._core, manifest.inference_precision)

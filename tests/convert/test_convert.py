@@ -13,6 +13,7 @@ from galip_edge.tokenizer import build_tokenizer
 from runtime import Pipeline
 from runtime.bundle import read_manifest
 from runtime.errors import CheckpointError, ConversionError, GalipEdgeError
+from runtime.openvino_core import openvino_core
 
 
 @pytest.mark.parametrize(
@@ -42,14 +43,12 @@ def test_reference_is_the_model_itself(tiny_model):
 
 
 def test_everything_that_multiplies_is_quantized_but_attention_times_values(tiny_bundles):
-    import openvino as ov
-
     manifest = read_manifest(tiny_bundles["int8"])
     for part, layers in (("text_encoder", 2), ("generator", 4)):
         counts = manifest.quantization["operations"][part]
         assert len(counts["left_in_float"]) == counts["float"] == layers
         assert all("attention" in entry["reason"] for entry in counts["left_in_float"])
-        model = ov.Core().read_model(tiny_bundles["int8"] / f"{part}.xml")
+        model = openvino_core().read_model(tiny_bundles["int8"] / f"{part}.xml")
         kinds = [op.get_type_name() for op in model.get_ordered_ops()]
         multiplying = kinds.count("MatMul") + kinds.count("Convolution")
         assert counts["quantized"] + counts["float"] == multiplying

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -105,6 +108,27 @@ def test_few_images_get_all_cores_and_many_one_each(tiny_bundles):
     pipeline = Pipeline.from_bundle(tiny_bundles["int8"], PipelineOptions(threads=2, streams=1))
     pipeline.generate("a bird", n=4)
     assert list(pipeline._generators) == [1]
+
+
+def test_signals_arrive_when_pipelines_have_gone(tiny_bundles):
+    """OpenVINO lends the main thread a stack for signals, which must not go while it is in use."""
+    script = (
+        "import gc, signal, sys\n"
+        "from runtime import Pipeline, PipelineOptions\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('arrived'))\n"
+        "pipelines = [Pipeline.from_bundle(sys.argv[1], PipelineOptions(cache=False))"
+        " for _ in range(2)]\n"
+        "for pipeline in pipelines:\n"
+        "    pipeline.encode(['a bird'])\n"
+        "del pipeline\n"
+        "while pipelines:\n"
+        "    del pipelines[0]\n"
+        "    gc.collect()\n"
+        "signal.raise_signal(signal.SIGUSR1)\n"
+    )
+    command = [sys.executable, "-c", script, str(tiny_bundles["fp32"])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "arrived\n"), done.stderr
 
 
 def test_one_who_wants_no_more_images_does_not_wait_for_them(pipeline):

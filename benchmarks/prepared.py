@@ -1,0 +1,184 @@
+"""Models for the benchmarks, made once and found again: in a folder named by the checkpoint.
+
+Ours are bundles. The naive ones are what the tools give for the published order of operations:
+ONNX as PyTorch exports it, ONNX Runtime's two kinds of INT8, NNCF's with its defaults.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from runtime.cache import cache_folder
+from runtime.files import sha256_of
+
+PRECISIONS = ("fp32", "bf16", "int8")
+# So few samples do: latency does not depend on the ranges that are found.
+_SAMPLES = 16
+
+
+class Prepared:
+    """Files made from one checkpoint, each when it is first asked for.
+
+    Args:
+        checkpoint: None for an untrained one of the published size: latency does not depend on
+            the values of weights.
+        clip: CLIP weights, for an original checkpoint.
+        work: folder that keeps the files; by default in the user's cache folder.
+    """
+
+    def __init__(
+        self, checkpoint: Path | None = None, clip: Path | None = None, work: Path | None = None
+    ) -> None:
+        work = work_folder(work)
+        source = checkpoint or _untrained(work / "untrained.safetensors")
+        self.folder = work / sha256_of(source)[:12]
+        self.folder.mkdir(exist_ok=True)
+        # One file of ours with CLIP inside, for all that is made from it.
+        self.checkpoint = source if clip is None else self.folder / "own.safetensors"
+        if not self.checkpoint.exists():
+            from galip_edge.checkpoint import load_checkpoint, save_checkpoint
+
+            save_checkpoint(load_checkpoint(source, clip).model, self.checkpoint)
+
+    def bundles(self, precisions: Iterable[str] = PRECISIONS) -> dict[str, Path]:
+        """Our bundle of each precision."""
+        return {precision: self.bundle(precision) for precision in precisions}
+
+    def bundle(self, precision: str) -> Path:
+        """Our bundle."""
+        from convert import ConvertOptions, convert
+
+        def make(path: Path) -> None:
+            options = ConvertOptions(precision=precision, samples=_SAMPLES, min_psnr=0)
+            convert(self.checkpoint, path, options)
+
+        return self._made(precision, make)
+
+    def onnx(self) -> Path:
+        """A folder with the text encoder and the generator in the published order, float32."""
+        from published import in_published_order
+
+        from convert.export import export_onnx
+        from galip_edge.checkpoint import load_checkpoint
+        from runtime.files import atomic_folder
+
+        def make(path: Path) -> None:
+            model = load_checkpoint(self.checkpoint).model
+            in_published_order(model.generator)
+            with atomic_folder(path) as folder:
+                export_onnx(model, folder, rewritten=False)
+
+        return self._made("onnx", make)
+
+    def onnx_int8(self, static: bool) -> Path:
+        """The same in INT8 by ONNX Runtime's own tools, as its guide has them."""
+        from onnxruntime.quantization import quantize_dynamic, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        from convert.export import GENERATOR_ONNX, TEXT_ENCODER_ONNX
+        from runtime.files import atomic_folder
+
+        source = self.onnx()
+
+        def make(path: Path) -> None:
+            samples = self._samples()
+            with atomic_folder(path) as folder:
+                for name in (TEXT_ENCODER_ONNX, GENERATOR_ONNX):
+                    ready = folder / f"ready-{name}"
+                    quant_pre_process(source / name, ready, skip_symbolic_shape=True)
+                    if static:
+                        rows = samples.text_encoder if "text" in name else samples.generator
+                        reader = _Reader(ready, rows)
+                        quantize_static(ready, folder / name, reader, per_channel=True)
+                    else:
+                        quantize_dynamic(ready, folder / name)
+                    ready.unlink()
+
+        return self._made("onnx-static" if static else "onnx-dynamic", make)
+
+    def naive(self) -> Path:
+        """NNCF's INT8 with its defaults for transformers, as a folder of OpenVINO files."""
+        import nncf
+        import openvino as ov
+
+        from convert.export import GENERATOR_ONNX, TEXT_ENCODER_ONNX, to_openvino
+        from runtime.bundle import GENERATOR, TEXT_ENCODER
+        from runtime.files import atomic_folder
+
+        source = self.onnx()
+
+        def make(path: Path) -> None:
+            samples = self._samples()
+            with atomic_folder(path) as folder:
+                for name, out, rows in (
+                    (TEXT_ENCODER_ONNX, TEXT_ENCODER, samples.text_encoder),
+                    (GENERATOR_ONNX, GENERATOR, samples.generator),
+                ):
+                    model = nncf.quantize(
+                        to_openvino(source / name),
+                        nncf.Dataset(rows, list),
+                        preset=nncf.QuantizationPreset.MIXED,
+                        model_type=nncf.ModelType.TRANSFORMER,
+                        subset_size=len(rows),
+                    )
+                    ov.save_model(model, folder / out, compress_to_fp16=False)
+
+        return self._made("naive-int8", make)
+
+    def _samples(self) -> Any:
+        from convert.calibration import make_samples, read_captions
+        from galip_edge.checkpoint import load_checkpoint
+        from galip_edge.tokenizer import build_tokenizer
+
+        model = load_checkpoint(self.checkpoint).model
+        return make_samples(
+            model, build_tokenizer(model.config.clip), read_captions(None, _SAMPLES)
+        )
+
+    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+        """`make` is given a path at which nothing is yet, and leaves the whole there or nothing."""
+        path = self.folder / name
+        if not path.exists():
+            print(f"making {name}", file=sys.stderr)
+            make(path)
+        return path
+
+
+class _Reader:
+    """Calibration samples as ONNX Runtime reads them."""
+
+    def __init__(self, path: Path, rows: Iterable[tuple[Any, ...]]) -> None:
+        import onnx
+
+        names = [i.name for i in onnx.load(path, load_external_data=False).graph.input]
+        self._rows = iter([dict(zip(names, row)) for row in rows])
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._rows, None)
+
+
+def _untrained(path: Path) -> Path:
+    if not path.exists():
+        import torch
+
+        from galip_edge.checkpoint import save_checkpoint
+        from galip_edge.models import GALIP, PRESETS
+
+        torch.manual_seed(0)
+        save_checkpoint(GALIP(PRESETS["coco"]), path)
+    return path
+
+
+def work_folder(path: Path | None = None) -> Path:
+    """Where what is made is kept: `path`, or a folder in the user's cache folder."""
+    path = path or cache_folder() / "benchmarks"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def default_bundle() -> Path:
+    """Our INT8 bundle of the untrained model."""
+    return Prepared().bundle("int8")

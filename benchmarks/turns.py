@@ -1,0 +1,88 @@
+"""Variants that take turns, each in a process of its own.
+
+So the peak memory of each is its own, and a slow moment of the machine hits all of them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_ENERGY = Path("/sys/class/powercap")
+
+
+class Variant:
+    """A process that makes something once, and then runs it whenever it is asked to.
+
+    Args:
+        make: a function of a module; called in the process, it returns the function that `run`
+            calls there.
+        arguments: of `make`.
+
+    Raises:
+        RuntimeError: it could not be made; the message says why.
+    """
+
+    def __init__(self, make: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
+        # One that is idle must not spin while others are measured; OpenMP reads it when loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, make, arguments), name=make.__name__, daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._answer()
+
+    def run(self, *arguments: Any) -> Any:
+        """What the function returns there."""
+        self._connection.send(arguments)
+        return self._answer()
+
+    def end(self) -> int:
+        """End the process; its peak memory in bytes."""
+        self._connection.send(None)
+        peak: int = self._answer()
+        self._process.join()
+        return peak
+
+    def _answer(self) -> Any:
+        try:
+            value, error = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            error = f"its process ended with {self._process.exitcode}"
+        if error:
+            raise RuntimeError(f"{self._process.name}: {error}")
+        return value
+
+
+def _serve(connection: Any, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        run = make(*arguments)
+        connection.send((None, None))
+        while (request := connection.recv()) is not None:
+            connection.send((run(*request), None))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        connection.send((peak, None))
+    except Exception as error:  # noqa: BLE001 - whatever it is, whoever asked is told
+        connection.send((None, f"{type(error).__name__}: {error}"))
+
+
+def joules() -> float | None:
+    """The energy counter of all CPU packages (RAPL), or None where it cannot be read."""
+    try:
+        counters = [path / "energy_uj" for path in _ENERGY.glob("intel-rapl:?")]
+        return sum(int(c.read_text()) for c in counters) / 1e6 if counters else None
+    except OSError:
+        return None
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that `share` of all values do not exceed."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
