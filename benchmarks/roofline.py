@@ -25,8 +25,9 @@ from prepared import default_bundle
 
 from runtime.bundle import GENERATOR, read_manifest
 from runtime.compiled import CompileOptions, supported_precision
-from runtime.cpu import available_cores
+from runtime.cpu import available_cores, multiplies_int8_matrices_slowly
 from runtime.openvino_core import openvino_core
+from runtime.pointwise import matrices_to_convolutions
 
 MULTIPLYING = ("Convolution", "MatMul")
 
@@ -101,6 +102,8 @@ def measure(bundle: Path, runs: int) -> dict[str, Any]:
     manifest = read_manifest(bundle)
     core = openvino_core()
     model = core.read_model(bundle / GENERATOR)
+    if multiplies_int8_matrices_slowly():  # as the runtime does
+        matrices_to_convolutions(model)
     model.reshape({i: [1, *list(i.partial_shape)[1:]] for i in model.inputs})
     counted = products(model)
     precision = supported_precision(core, manifest.inference_precision)

@@ -10,10 +10,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from convert.pointwise import as_convolutions
 from convert.quiet import quiet
-from convert.rewrite import deployed
-from convert.transformers import LeanTextEncoder
+from convert.rewrite import deployed, read_any_length
 from galip_edge.models import GALIP
 from runtime.errors import ConversionError
 from runtime.openvino_core import openvino_core
@@ -44,9 +42,7 @@ class OnnxFiles:
     generator: Path
 
 
-def export_onnx(
-    model: GALIP, folder: Path, *, rewritten: bool = True, convolutions: bool = True
-) -> OnnxFiles:
+def export_onnx(model: GALIP, folder: Path, *, rewritten: bool = True) -> OnnxFiles:
     """Write both models to `folder` as ONNX files, and check them.
 
     Args:
@@ -54,7 +50,6 @@ def export_onnx(
         folder: that exists.
         rewritten: for deployment (`convert.rewrite`); the number of tokens that the text encoder
             reads is dynamic then, too. False leaves the order of operations as it is.
-        convolutions: if rewritten, products with matrices become convolutions of one pixel.
 
     Raises:
         ConversionError: PyTorch cannot export them, or onnx.checker objects.
@@ -71,9 +66,7 @@ def export_onnx(
     generator: nn.Module = model.generator
     token_dimensions = {0: batch}
     if rewritten:
-        text_encoder, generator = LeanTextEncoder(model.text_encoder), deployed(model.generator)
-        if convolutions:
-            text_encoder, generator = as_convolutions(text_encoder), as_convolutions(generator)
+        text_encoder, generator = read_any_length(model.text_encoder), deployed(model.generator)
         token_dimensions |= {1: length}
     text_example = {"tokens": (tokens, token_dimensions)}
     _export(text_encoder.eval(), text_example, "sentence", files.text_encoder)
@@ -97,6 +90,7 @@ def _export(
                 output_names=[output],
                 dynamic_shapes=tuple(dynamic for _, dynamic in inputs.values()),
                 opset_version=OPSET,
+                optimize=False,  # below, once
                 external_data=False,
                 verbose=False,
             )

@@ -1,4 +1,4 @@
-"""Rewrites of the generator for deployment: the same function, computed in another order.
+"""Rewrites for deployment: the same function, computed in another order.
 
 Each takes a module and returns another one that computes the same from the same inputs, exactly
 but for floating-point rounding.
@@ -7,14 +7,15 @@ but for floating-point rounding.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convert.transformers import LeanViT
 from galip_edge.models import Generator
 from galip_edge.models.blocks import Affine, UpsamplingBlock
+from galip_edge.models.clip import CLIPTextEncoder, PromptedViT, embed_patches
 
 
 class _Slice(nn.Module):
@@ -135,11 +136,97 @@ def convolve_before_doubling(generator: Generator) -> Generator:
     return generator
 
 
+class LeanViT(nn.Module):
+    """A prompted ViT that computes no token which nobody reads. Made by `read_tokens_only`."""
+
+    def __init__(self, vit: PromptedViT) -> None:
+        super().__init__()
+        self.vit = vit
+        visual: Any = vit.visual
+        blocks = visual.transformer.resblocks
+        # Nobody reads the prompt token again, nor, in the end, the class token, which is first.
+        self.attentions = nn.ModuleList(
+            LeanAttention(block.attn, first=1 if block is blocks[-1] else 0) for block in blocks
+        )
+
+    def forward(self, bridge: Tensor, prompts: Tensor) -> Tensor:
+        """As `PromptedViT.forward`."""
+        visual: Any = self.vit.visual
+        tokens = embed_patches(visual, bridge.flatten(2).transpose(1, 2))
+        last, count = len(self.attentions) - 1, tokens.shape[1]
+        for index, block in enumerate(visual.transformer.resblocks):
+            seen = tokens
+            if index in self.vit.prompt_blocks:
+                k = self.vit.prompt_blocks.index(index)
+                seen = torch.cat([tokens, prompts[:, k : k + 1]], dim=1)
+            attended = self.attentions[index](block.ln_1(seen), count)
+            if index == last:
+                tokens = tokens[:, 1:]
+            tokens = tokens + attended
+            tokens = tokens + block.mlp(block.ln_2(tokens))
+        features = tokens.transpose(1, 2)
+        return features.reshape(*features.shape[:2], *bridge.shape[2:])
+
+
+class LeanAttention(nn.Module):
+    """What some tokens take from all. Its matrices are layers of their own, not slices of one:
+    NNCF leaves the product with a slice in floating point."""
+
+    def __init__(self, attention: nn.MultiheadAttention, first: int) -> None:
+        super().__init__()
+        self.heads, self.first = attention.num_heads, first
+        width = attention.embed_dim
+        weight, bias = attention.in_proj_weight.detach(), attention.in_proj_bias.detach()
+        self.query = _linear(weight[:width], bias[:width])
+        self.key_value = _linear(weight[width:], bias[width:])
+        self.out = attention.out_proj
+
+    def forward(self, tokens: Tensor, count: int) -> Tensor:
+        """tokens (B,L,C) -> (B,count-first,C): what those from `first` up to `count` take."""
+        query = self.query(tokens[:, self.first : count])
+        key, value = self.key_value(tokens).chunk(2, dim=-1)
+        query, key, value = (
+            x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (query, key, value)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer
+
+
 def read_tokens_only(generator: Generator) -> Generator:
     """Compute only those tokens of the ViT that somebody reads."""
     generator = _copy(generator)
     generator.vit = LeanViT(generator.vit)  # type: ignore[assignment]
     return generator
+
+
+class ShortTextEncoder(nn.Module):
+    """A text encoder for as many tokens as there are. Made by `read_any_length`."""
+
+    def __init__(self, text_encoder: CLIPTextEncoder) -> None:
+        super().__init__()
+        self.clip = text_encoder.clip
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B,L) int64 up to the end of text or further, L at most 77 -> (B,E)."""
+        clip: Any = self.clip
+        length = tokens.shape[1]
+        x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
+        x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
+        end = tokens.argmax(dim=1)
+        sentence: Tensor = x[torch.arange(x.shape[0]), end] @ clip.text_projection
+        return sentence
+
+
+def read_any_length(text_encoder: CLIPTextEncoder) -> ShortTextEncoder:
+    """Let the text encoder read fewer than 77 tokens: none sees those that come after it."""
+    return ShortTextEncoder(text_encoder).eval()
 
 
 def deployed(generator: Generator) -> nn.Module:

@@ -61,6 +61,12 @@ def instruction_sets() -> list[str]:
     return [name for flag, name in _INSTRUCTION_SETS.items() if flag in flags]
 
 
+def multiplies_int8_matrices_slowly() -> bool:
+    """Whether this is an x86 without the instructions for sums of INT8 products (VNNI, AMX)."""
+    sets = instruction_sets()
+    return "AVX2" in sets and not any("VNNI" in name or "AMX" in name for name in sets)
+
+
 def _cpuinfo() -> dict[str, str]:
     try:
         text = Path("/proc/cpuinfo").read_text()
