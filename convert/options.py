@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.bundle import PRECISIONS
-
 # A bundle whose images are further from PyTorch's is refused, in dB. Untrained and trained models
 # alike lie well above; below it, something went wrong.
-MIN_PSNR = {"fp32": 50.0, "fp16": 45.0, "bf16": 35.0, "int8": 20.0}
+MIN_PSNR = {"fp32": 50.0, "fp16": 45.0, "bf16": 35.0, "int8": 20.0, "auto": 30.0}
 
 
 @dataclass(frozen=True)
@@ -17,7 +15,9 @@ class ConvertOptions:
     """Settings of a conversion.
 
     Attributes:
-        precision: fp32, fp16 (float16 weights, calculated in float32), bf16, or int8.
+        precision: fp32, fp16 (float16 weights, calculated in float32), bf16, int8, or auto: the
+            fastest on this machine that reaches `min_psnr`, of int8 and bf16 (fp16 where the CPU
+            has no bfloat16).
         name: of the model, as shown to people; by default the checkpoint's file name.
         calibration: text file with a prompt a line, for int8; by default captions that come with
             the package.
@@ -36,11 +36,11 @@ class ConvertOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
+        if self.precision not in MIN_PSNR:
             raise ValueError(
-                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+                f"precision must be one of {', '.join(MIN_PSNR)}, got {self.precision!r}"
             )
-        if self.calibration is not None and self.precision != "int8":
+        if self.calibration is not None and self.precision not in ("int8", "auto"):
             raise ValueError(f"calibration has no effect with {self.precision}, only with int8")
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")

@@ -52,7 +52,8 @@ class Manifest:
         checkpoint: hash and kind of the checkpoint that was converted.
         tools: versions of what converted it.
         fidelity: measured differences from PyTorch, one entry for each step of the conversion.
-        quantization: counts, settings, and the operations left in floating point, with reasons.
+        quantization: counts, settings, and the operations left in floating point, with reasons;
+            where the precision was chosen by measurement, what it was chosen from.
     """
 
     name: str

@@ -84,14 +84,18 @@ def tiny_checkpoint(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def tiny_bundles(tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny model in every precision; do not change them, copy them."""
-    from convert import ConvertOptions, convert
+    from convert import ConvertOptions
+    from convert.calibration import read_captions
+    from convert.write import read_source, write_bundle
 
+    captions, onnx = read_captions(None, 20), tmp_path_factory.mktemp("onnx")
+    source = read_source(tiny_checkpoint, None, captions, onnx, lambda _: None)
     folder = tmp_path_factory.mktemp("bundles")
-    for precision in ("fp32", "fp16", "bf16", "int8"):
-        convert(
-            tiny_checkpoint, folder / precision, ConvertOptions(precision=precision, samples=20)
-        )
-    return {precision: folder / precision for precision in ("fp32", "fp16", "bf16", "int8")}
+    bundles = {precision: folder / precision for precision in ("fp32", "fp16", "bf16", "int8")}
+    for precision, path in bundles.items():
+        path.mkdir()
+        write_bundle(source, ConvertOptions(precision, samples=20), path, lambda _: None)
+    return bundles
 
 
 @pytest.fixture

@@ -19,6 +19,12 @@ from galip_edge.commands.options import existing_path
 @click.option("--fp16", "precision", flag_value="fp16", help="float16 weights: half the size.")
 @click.option("--bf16", "precision", flag_value="bf16", help="bfloat16 where the CPU has it.")
 @click.option("--int8", "precision", flag_value="int8", default="int8", help="INT8 (default).")
+@click.option(
+    "--auto",
+    "precision",
+    flag_value="auto",
+    help="The fastest on this machine that reaches --min-psnr (30 dB unless told), by measurement.",
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Bundle folder to make.")
 @click.option("--name", help="Model name in the bundle; default: the checkpoint's file name.")
 @click.option("--calibration", type=existing_path, help="Prompts, one a line, for --int8.")
@@ -69,7 +75,12 @@ def command(
             on_step=lambda text: progress.update(task, description=text),
         )
         progress.remove_task(task)
-    table = Table(title=f"{manifest.name}, {precision}, against PyTorch float32")
+    for candidate in manifest.quantization.get("chosen_from", ()):
+        console().print(
+            f"{candidate['precision']}: {candidate['seconds'] * 1e3:.1f} ms an image, "
+            f"{candidate['image_psnr_db']:.1f} dB"
+        )
+    table = Table(title=f"{manifest.name}, {manifest.precision}, against PyTorch float32")
     for heading in ("step", "PSNR dB", "max error", "mean error", "sentence cosine"):
         table.add_column(heading, justify="left" if heading == "step" else "right")
     for step in manifest.fidelity:

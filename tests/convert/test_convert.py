@@ -157,7 +157,7 @@ def test_failing_in_the_middle_keeps_the_old_bundle(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("convert.pipeline.ov.save_model", full)
+    monkeypatch.setattr("convert.write.ov.save_model", full)
     with pytest.raises(GalipEdgeError, match="No space left on device"):
         convert(tiny_checkpoint, tiny_bundle, ConvertOptions(precision="fp32", force=True))
     assert read_manifest(tiny_bundle) == before

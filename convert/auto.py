@@ -1,0 +1,113 @@
+"""The precision chosen by measurement, on the machine at hand."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from convert.fidelity import PROMPTS
+from convert.options import ConvertOptions
+from convert.write import OnStep, Source, write_bundle
+from runtime.bundle import MANIFEST, Manifest, write_manifest
+from runtime.compiled import supported_precision
+from runtime.errors import ConversionError
+from runtime.openvino_core import openvino_core
+from runtime.pipeline import Pipeline, PipelineOptions
+
+# Differences below are the machine's moods: the more faithful candidate is chosen then.
+_ALIKE = 1.03
+_TURNS = 15
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A bundle that may be chosen.
+
+    Attributes:
+        precision: of the bundle.
+        image_psnr_db: against PyTorch.
+        seconds: from prompt to image, median.
+    """
+
+    precision: str
+    image_psnr_db: float
+    seconds: float
+
+
+def write_fastest(
+    source: Source, options: ConvertOptions, folder: Path, on_step: OnStep
+) -> Manifest:
+    """Make a bundle of each precision that may be fastest, and leave the chosen one in `folder`.
+
+    Its manifest says what it was chosen from.
+
+    Raises:
+        ConversionError: none is as near to PyTorch as asked for.
+    """
+    # Half the weights' size costs nothing where the CPU has no bfloat16 to gain time with.
+    has_bf16 = supported_precision(openvino_core(), "bf16") == "bf16"
+    precisions = ("int8", "bf16" if has_bf16 else "fp16")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".candidates-") as name:
+        manifests = {}
+        for precision in precisions:
+            path = Path(name) / precision
+            path.mkdir()
+            # Calibration is for int8 alone; the others have no use for it.
+            one = replace(options, precision=precision, min_psnr=0.0, calibration=None)
+            if precision == "int8":
+                one = replace(one, calibration=options.calibration)
+            manifests[precision] = write_bundle(source, one, path, on_step)
+        on_step("measuring which is fastest")
+        seconds = _seconds({precision: Path(name) / precision for precision in precisions})
+        candidates = [
+            Candidate(precision, manifest.fidelity[-1]["image_psnr_db"], seconds[precision])
+            for precision, manifest in manifests.items()
+        ]
+        chosen = choose(candidates, options.lowest_psnr)
+        manifest = manifests[chosen.precision]
+        for file in (Path(name) / chosen.precision).iterdir():
+            shutil.move(file, folder / file.name)
+    values = {f.name: getattr(manifest, f.name) for f in fields(manifest) if f.name != "files"}
+    values["quantization"] = manifest.quantization | {
+        "chosen_from": [asdict(candidate) for candidate in candidates]
+    }
+    (folder / MANIFEST).unlink()
+    return write_manifest(folder, **values)
+
+
+def choose(candidates: list[Candidate], lowest_psnr: float) -> Candidate:
+    """The fastest that is near enough to PyTorch; of some that are alike in speed, the nearest.
+
+    Raises:
+        ConversionError: none is near enough.
+    """
+    faithful = [c for c in candidates if c.image_psnr_db >= lowest_psnr]
+    if not faithful:
+        reached = ", ".join(f"{c.precision} {c.image_psnr_db:.1f} dB" for c in candidates)
+        raise ConversionError(
+            f"no precision reaches {lowest_psnr:.1f} dB against PyTorch ({reached}): use more "
+            "calibration prompts or a lower --min-psnr"
+        )
+    limit = _ALIKE * min(c.seconds for c in faithful)
+    return max((c for c in faithful if c.seconds <= limit), key=lambda c: c.image_psnr_db)
+
+
+def _seconds(bundles: dict[str, Path]) -> dict[str, float]:
+    """From prompt to image: medians, in turns, with a new prompt in each."""
+    pipelines = {
+        name: Pipeline.from_bundle(path, PipelineOptions(cache=False))
+        for name, path in bundles.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in bundles}
+    for turn in range(_TURNS):
+        prompt = f"{PROMPTS[turn % len(PROMPTS)]}, picture {turn}"
+        for name, pipeline in pipelines.items():
+            start = time.perf_counter()
+            pipeline.generate(prompt)
+            seconds[name].append(time.perf_counter() - start)
+    # The first turns compile.
+    return {name: statistics.median(values[2:]) for name, values in seconds.items()}

@@ -1,0 +1,50 @@
+"""The precision chosen by measurement."""
+
+import pytest
+
+from convert import ConvertOptions, convert
+from convert.auto import Candidate, choose
+from runtime import Pipeline
+from runtime.errors import ConversionError
+
+FAST, SLOW = Candidate("int8", 31.0, 0.10), Candidate("bf16", 50.0, 0.20)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "lowest", "chosen"),
+    [
+        ([FAST, SLOW], 30.0, "int8"),
+        ([FAST, SLOW], 35.0, "bf16"),  # too far from PyTorch
+        ([Candidate("int8", 31.0, 0.21), SLOW], 30.0, "bf16"),  # slower
+        ([Candidate("int8", 31.0, 0.198), SLOW], 30.0, "bf16"),  # no faster to speak of, and worse
+    ],
+)
+def test_the_fastest_that_is_faithful(candidates, lowest, chosen):
+    assert choose(candidates, lowest).precision == chosen
+
+
+def test_none_is_faithful():
+    with pytest.raises(ConversionError, match=r"60\.0 dB.*int8 31\.0 dB, bf16 50\.0 dB"):
+        choose([FAST, SLOW], 60.0)
+
+
+def test_a_bundle_says_what_it_was_chosen_from(tiny_checkpoint, tmp_path):
+    manifest = convert(
+        tiny_checkpoint, tmp_path / "b", ConvertOptions("auto", samples=8, min_psnr=10)
+    )
+    candidates = {c["precision"]: c for c in manifest.quantization["chosen_from"]}
+    assert len(candidates) == 2
+    assert manifest.precision in candidates
+    assert all(c["seconds"] > 0 for c in candidates.values())
+    measured = candidates[manifest.precision]["image_psnr_db"]
+    assert manifest.fidelity[-1]["image_psnr_db"] == measured
+    pipeline = Pipeline.from_bundle(tmp_path / "b")
+    assert pipeline.manifest == manifest
+    assert pipeline.generate("a bird").shape == (1, 64, 64, 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_nothing_is_left_if_none_is_faithful(tiny_checkpoint, tmp_path):
+    with pytest.raises(ConversionError, match="no precision reaches"):
+        convert(tiny_checkpoint, tmp_path / "b", ConvertOptions("auto", samples=8, min_psnr=99))
+    assert not list(tmp_path.iterdir())
