@@ -75,11 +75,6 @@ def command(
             on_step=lambda text: progress.update(task, description=text),
         )
         progress.remove_task(task)
-    for candidate in manifest.quantization.get("chosen_from", ()):
-        console().print(
-            f"{candidate['precision']}: {candidate['seconds'] * 1e3:.1f} ms an image, "
-            f"{candidate['image_psnr_db']:.1f} dB"
-        )
     table = Table(title=f"{manifest.name}, {manifest.precision}, against PyTorch float32")
     for heading in ("step", "PSNR dB", "max error", "mean error", "sentence cosine"):
         table.add_column(heading, justify="left" if heading == "step" else "right")
@@ -92,4 +87,9 @@ def command(
             f"{step['sentence_cosine']:.6f}",
         )
     console().print(table)
+    for candidate in manifest.quantization.get("chosen_from", ()):
+        console().print(
+            f"chosen from {candidate['precision']}: {candidate['seconds'] * 1e3:.1f} ms an image, "
+            f"{candidate['image_psnr_db']:.1f} dB"
+        )
     click.echo(out)

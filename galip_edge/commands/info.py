@@ -37,6 +37,11 @@ def _lines(manifest: Manifest) -> list[tuple[str, str]]:
     ]
     for part, counts in manifest.quantization.get("operations", {}).items():
         lines.append((part, f"{counts['quantized']} operations in int8, {counts['float']} not"))
+    for candidate in manifest.quantization.get("chosen_from", ()):
+        seconds, psnr = candidate["seconds"], candidate["image_psnr_db"]
+        lines.append(
+            ("chosen from", f"{candidate['precision']}: {seconds * 1e3:.1f} ms, {psnr:.1f} dB")
+        )
     for step in manifest.fidelity:
         lines.append(
             (
