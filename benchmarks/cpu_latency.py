@@ -24,7 +24,7 @@ from typing import Any
 
 import contenders
 from environment import environment, has_bf16, has_cuda
-from prepared import PRECISIONS, Prepared
+from prepared import Prepared
 from turns import Variant, joules, percentile
 
 EAGER = "PyTorch eager float32"
@@ -84,9 +84,9 @@ def timed(make: str, *arguments: Any) -> Callable[..., dict[str, float | None]]:
 
 def sources(made: Prepared, only: list[str] | None) -> dict[str, tuple[tuple[Any, ...], Path]]:
     """By name: arguments of `timed`, and the file or folder that a user would copy."""
-    checkpoint, bundles = made.checkpoint, made.bundles()
-    tokenizer = bundles["fp32"]
     bf16 = has_bf16()
+    checkpoint, bundles = made.checkpoint, made.bundles(p for p in OURS if bf16 or p != "bf16")
+    tokenizer = bundles["fp32"]
 
     def torch(compiled: bool, precision: str, device: str = "cpu") -> tuple[tuple[Any, ...], Path]:
         return ("torch_contender", checkpoint, compiled, precision, device), checkpoint
@@ -113,10 +113,9 @@ def sources(made: Prepared, only: list[str] | None) -> dict[str, tuple[tuple[Any
     if bf16:
         found["OpenVINO bfloat16"] = lambda: openvino(made.onnx(), "bf16")
     found[NAIVE] = lambda: openvino(made.naive(), "f32")
-    for precision in PRECISIONS:
-        if bf16 or precision != "bf16":
-            ours = (("our_contender", bundles[precision]), bundles[precision])
-            found[OURS[precision]] = lambda ours=ours: ours  # type: ignore[misc]
+    for precision, folder in bundles.items():
+        ours = (("our_contender", folder), folder)
+        found[OURS[precision]] = lambda ours=ours: ours  # type: ignore[misc]
     if has_cuda():
         found[GPU] = lambda: torch(False, "float16", "cuda")
     names = [EAGER, *only, DEPLOYED] if only else list(found)

@@ -14,7 +14,6 @@ from typing import Any
 from runtime.cache import cache_folder
 from runtime.files import sha256_of
 
-PRECISIONS = ("fp32", "bf16", "int8")
 # So few samples do: latency does not depend on the ranges that are found.
 _SAMPLES = 16
 
@@ -43,7 +42,7 @@ class Prepared:
 
             save_checkpoint(load_checkpoint(source, clip).model, self.checkpoint)
 
-    def bundles(self, precisions: Iterable[str] = PRECISIONS) -> dict[str, Path]:
+    def bundles(self, precisions: Iterable[str]) -> dict[str, Path]:
         """Our bundle of each precision."""
         return {precision: self.bundle(precision) for precision in precisions}
 
