@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any
 
 from environment import environment
 from prepared import default_bundle
-from turns import Variant
+from turns import Variant, peak_memory
 
 from runtime.cpu import available_cores
 
@@ -38,7 +37,7 @@ def generating(bundle: str, threads: int, streams: int) -> Callable[[int], tuple
         for _ in pipeline.generate_each(PROMPT, n=n):
             pass  # not kept, as a job would not
         seconds = time.perf_counter() - start
-        return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return seconds, peak_memory()
 
     return run
 
