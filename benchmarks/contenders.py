@@ -89,8 +89,7 @@ def torch_contender(checkpoint: Path, compiled: bool, precision: str, device: st
 
     def encode(prompt: str) -> Any:
         with torch.inference_mode():
-            sentence = text_encoder(torch.from_numpy(tokenizer(prompt)).to(device))
-            return sentence.cpu() if device == "cpu" else sentence
+            return text_encoder(torch.from_numpy(tokenizer(prompt)).to(device))
 
     def draw(sentence: Any, noise: Any) -> Any:
         with torch.inference_mode():

@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import contenders
-from environment import environment, has_bf16, has_cuda
+from environment import environment, has_cuda
 from prepared import Prepared
 from turns import Variant, joules, percentile
+
+from runtime.compiled import has_bf16
 
 EAGER = "PyTorch eager float32"
 OURS = {

@@ -24,13 +24,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def has_bf16() -> bool:
-    """Whether the CPU calculates in bfloat16; emulated, it is slower than float32 by far."""
-    from runtime.openvino_core import openvino_core
-
-    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
 def has_cuda() -> bool:
     """Whether PyTorch finds a GPU."""
     import torch

@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 from cpu_latency import prompt_of, timed
-from environment import environment, has_bf16
+from environment import environment
 from prepared import default_bundle, work_folder
 from turns import Variant
+
+from runtime.compiled import has_bf16
 
 # Of an image, and of Stable Diffusion's latent image.
 SIZES = {256: 32, 512: 64}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.cache import cache_folder
-from runtime.files import sha256_of
+from runtime.files import atomic_folder, sha256_of
 
 # So few samples do: latency does not depend on the ranges that are found.
 _SAMPLES = 16
@@ -62,7 +62,6 @@ class Prepared:
 
         from convert.export import export_onnx
         from galip_edge.checkpoint import load_checkpoint
-        from runtime.files import atomic_folder
 
         def make(path: Path) -> None:
             model = load_checkpoint(self.checkpoint).model
@@ -78,7 +77,6 @@ class Prepared:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         from convert.export import GENERATOR_ONNX, TEXT_ENCODER_ONNX
-        from runtime.files import atomic_folder
 
         source = self.onnx()
 
@@ -105,7 +103,6 @@ class Prepared:
 
         from convert.export import GENERATOR_ONNX, TEXT_ENCODER_ONNX, to_openvino
         from runtime.bundle import GENERATOR, TEXT_ENCODER
-        from runtime.files import atomic_folder
 
         source = self.onnx()
 

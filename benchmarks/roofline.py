@@ -24,10 +24,9 @@ from environment import environment
 from prepared import default_bundle
 
 from runtime.bundle import GENERATOR, read_manifest
-from runtime.compiled import CompileOptions, supported_precision
-from runtime.cpu import available_cores, multiplies_int8_matrices_slowly
+from runtime.compiled import CompileOptions, read_model, supported_precision
+from runtime.cpu import available_cores
 from runtime.openvino_core import openvino_core
-from runtime.pointwise import matrices_to_convolutions
 
 MULTIPLYING = ("Convolution", "MatMul")
 
@@ -100,13 +99,10 @@ def peak(int8: bool, precision: str, runs: int) -> float:
 def measure(bundle: Path, runs: int) -> dict[str, Any]:
     """The generator's layers, slowest first, beside the peaks."""
     manifest = read_manifest(bundle)
-    core = openvino_core()
-    model = core.read_model(bundle / GENERATOR)
-    if multiplies_int8_matrices_slowly():  # as the runtime does
-        matrices_to_convolutions(model)
+    model = read_model(bundle / GENERATOR)
     model.reshape({i: [1, *list(i.partial_shape)[1:]] for i in model.inputs})
     counted = products(model)
-    precision = supported_precision(core, manifest.inference_precision)
+    precision = supported_precision(manifest.inference_precision)
     layers, whole = layer_seconds(compiled(model, precision), runs)
     peaks = {"int8": peak(True, precision, runs), precision: peak(False, precision, runs)}
     rows = []

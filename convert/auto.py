@@ -6,16 +6,15 @@ import shutil
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from convert.fidelity import PROMPTS
 from convert.options import ConvertOptions
 from convert.write import OnStep, Source, write_bundle
-from runtime.bundle import MANIFEST, Manifest, write_manifest
-from runtime.compiled import supported_precision
+from runtime.bundle import Manifest, save_manifest
+from runtime.compiled import has_bf16
 from runtime.errors import ConversionError
-from runtime.openvino_core import openvino_core
 from runtime.pipeline import Pipeline, PipelineOptions
 
 # Differences below are the machine's moods: the more faithful candidate is chosen then.
@@ -49,17 +48,14 @@ def write_fastest(
         ConversionError: none is as near to PyTorch as asked for.
     """
     # Half the weights' size costs nothing where the CPU has no bfloat16 to gain time with.
-    has_bf16 = supported_precision(openvino_core(), "bf16") == "bf16"
-    precisions = ("int8", "bf16" if has_bf16 else "fp16")
+    precisions = ("int8", "bf16" if has_bf16() else "fp16")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".candidates-") as name:
         manifests = {}
         for precision in precisions:
             path = Path(name) / precision
             path.mkdir()
-            # Calibration is for int8 alone; the others have no use for it.
-            one = replace(options, precision=precision, min_psnr=0.0, calibration=None)
-            if precision == "int8":
-                one = replace(one, calibration=options.calibration)
+            calibration = options.calibration if precision == "int8" else None
+            one = replace(options, precision=precision, min_psnr=0.0, calibration=calibration)
             manifests[precision] = write_bundle(source, one, path, on_step)
         on_step("measuring which is fastest")
         seconds = _seconds({precision: Path(name) / precision for precision in precisions})
@@ -71,12 +67,10 @@ def write_fastest(
         manifest = manifests[chosen.precision]
         for file in (Path(name) / chosen.precision).iterdir():
             shutil.move(file, folder / file.name)
-    values = {f.name: getattr(manifest, f.name) for f in fields(manifest) if f.name != "files"}
-    values["quantization"] = manifest.quantization | {
-        "chosen_from": [asdict(candidate) for candidate in candidates]
-    }
-    (folder / MANIFEST).unlink()
-    return write_manifest(folder, **values)
+    chosen_from = {"chosen_from": [asdict(candidate) for candidate in candidates]}
+    return save_manifest(
+        folder, replace(manifest, quantization=manifest.quantization | chosen_from)
+    )
 
 
 def choose(candidates: list[Candidate], lowest_psnr: float) -> Candidate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from convert.options import ConvertOptions
 from convert.quantize import quantize, report
 from galip_edge.checkpoint import Checkpoint, load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
-from runtime.bundle import GENERATOR, MANIFEST, MERGES, TEXT_ENCODER, Manifest, write_manifest
+from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, save_manifest, write_manifest
 from runtime.errors import ConversionError
 from runtime.openvino_core import openvino_core
 from runtime.pipeline import Pipeline, PipelineOptions
@@ -121,14 +121,12 @@ def write_bundle(
         "tools": {"galip-edge": version("galip-edge")} | {t: version(t) for t in TOOLS},
         "quantization": quantization,
     }
-    write_manifest(folder, fidelity=[f.to_dict() for f in source.fidelity], **values)
+    steps = [f.to_dict() for f in source.fidelity]
+    manifest = write_manifest(folder, fidelity=steps, **values)
     on_step(f"comparing the {options.precision} bundle")
     last = _compare_bundle(folder, options.precision, source.reference)
     _refuse_unfaithful(last, options)
-    (folder / MANIFEST).unlink()
-    return write_manifest(
-        folder, fidelity=[f.to_dict() for f in (*source.fidelity, last)], **values
-    )
+    return save_manifest(folder, replace(manifest, fidelity=[*steps, last.to_dict()]))
 
 
 def _refuse_unfaithful(fidelity: Fidelity, options: ConvertOptions) -> None:

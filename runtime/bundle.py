@@ -129,7 +129,11 @@ def write_manifest(folder: Path, **values: Any) -> Manifest:
         for path in sorted(folder.iterdir())
         if path.name != MANIFEST
     }
-    manifest = Manifest(files=files, **values)
+    return save_manifest(folder, Manifest(files=files, **values))
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write `manifest` of files that did not change since they were hashed."""
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 

@@ -15,7 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from runtime.cpu import multiplies_int8_matrices_slowly
 from runtime.errors import BundleError
+from runtime.openvino_core import openvino_core
+from runtime.pointwise import matrices_to_convolutions
 
 _log = logging.getLogger(__name__)
 
@@ -51,9 +54,22 @@ class CompileOptions:
         return properties | ({"CACHE_DIR": str(self.cache)} if self.cache else {})
 
 
-def supported_precision(core: ov.Core, wanted: str) -> str:
+def read_model(path: Path) -> ov.Model:
+    """A model of a bundle, in the form that is fastest on this CPU."""
+    model = openvino_core().read_model(path)
+    if multiplies_int8_matrices_slowly():
+        matrices_to_convolutions(model)
+    return model
+
+
+def has_bf16() -> bool:
+    """Whether the CPU calculates in bfloat16."""
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def supported_precision(wanted: str) -> str:
     """`wanted`, f32 or bf16, or f32 where the CPU has no bf16."""
-    if wanted == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if wanted == "bf16" and not has_bf16():
         _log.info("this CPU has no bf16: calculating in f32, slower and a little different")
         return "f32"
     return wanted

@@ -14,17 +14,11 @@ import openvino as ov
 
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, read_manifest, verify_files
 from runtime.cache import Stamps, cache_folder, compiled_model_folder
-from runtime.compiled import CompiledModel, CompileOptions, supported_precision
-from runtime.cpu import (
-    available_cores,
-    cpu_name,
-    instruction_sets,
-    multiplies_int8_matrices_slowly,
-)
+from runtime.compiled import CompiledModel, CompileOptions, read_model, supported_precision
+from runtime.cpu import available_cores, cpu_name, instruction_sets
 from runtime.errors import BundleError
 from runtime.noise import draw_noise
 from runtime.openvino_core import openvino_core
-from runtime.pointwise import matrices_to_convolutions
 from runtime.prompts import checked_prompt
 from runtime.tokenizer import Tokenizer
 
@@ -83,14 +77,11 @@ class Pipeline:
         self._core = openvino_core()
         self._compiled_folder = self._cache_for(manifest) if options.cache else None
         self._threads = options.threads or available_cores()
-        self._precision = supported_precision(self._core, manifest.inference_precision)
+        self._precision = supported_precision(manifest.inference_precision)
         merges = (folder / MERGES).read_text(encoding="utf-8").splitlines()
         self.tokenizer = Tokenizer(merges, manifest.context_length)
-        self._text_model = self._core.read_model(folder / TEXT_ENCODER)
-        self._generator_model = self._core.read_model(folder / GENERATOR)
-        if multiplies_int8_matrices_slowly():
-            matrices_to_convolutions(self._text_model)
-            matrices_to_convolutions(self._generator_model)
+        self._text_model = read_model(folder / TEXT_ENCODER)
+        self._generator_model = read_model(folder / GENERATOR)
         # Compiled when they are needed: by number of tokens, and by number of streams.
         self._text_encoders: dict[int, CompiledModel] = {}
         self._generators: dict[int, CompiledModel] = {}
