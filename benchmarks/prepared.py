@@ -102,7 +102,6 @@ class Prepared:
         import openvino as ov
 
         from convert.export import GENERATOR_ONNX, TEXT_ENCODER_ONNX, to_openvino
-        from runtime.bundle import GENERATOR, TEXT_ENCODER
 
         source = self.onnx()
 
@@ -110,8 +109,8 @@ class Prepared:
             samples = self._samples()
             with atomic_folder(path) as folder:
                 for name, out, rows in (
-                    (TEXT_ENCODER_ONNX, TEXT_ENCODER, samples.text_encoder),
-                    (GENERATOR_ONNX, GENERATOR, samples.generator),
+                    (TEXT_ENCODER_ONNX, "text_encoder.xml", samples.text_encoder),
+                    (GENERATOR_ONNX, "generator.xml", samples.generator),
                 ):
                     model = nncf.quantize(
                         to_openvino(source / name),

@@ -53,7 +53,7 @@ def convert(
 
 
 def _refuse_converted(checkpoint: Path) -> None:
-    if is_bundle(checkpoint) or checkpoint.suffix in (".xml", ".onnx"):
+    if is_bundle(checkpoint) or checkpoint.name.endswith((".xml", ".xml.gz", ".onnx")):
         raise ConversionError(
             f"{checkpoint} is converted already, and quantizing twice only loses quality: give "
             "the PyTorch checkpoint it was made from"

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-import openvino as ov
 
 from convert.calibration import BUILT_IN, make_samples
 from convert.export import OnnxFiles, export_onnx, to_openvino
@@ -22,6 +21,7 @@ from galip_edge.checkpoint import Checkpoint, load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, save_manifest, write_manifest
 from runtime.errors import ConversionError
+from runtime.graphs import write_graph
 from runtime.openvino_core import openvino_core
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.tokenizer import Tokenizer
@@ -106,8 +106,8 @@ def write_bundle(
         }
     on_step(f"writing the {options.precision} bundle")
     compress = options.precision in ("fp16", "bf16")
-    ov.save_model(text_encoder, folder / TEXT_ENCODER, compress_to_fp16=compress)
-    ov.save_model(generator, folder / GENERATOR, compress_to_fp16=compress)
+    write_graph(text_encoder, folder / TEXT_ENCODER, compress)
+    write_graph(generator, folder / GENERATOR, compress)
     (folder / MERGES).write_text("\n".join(source.tokenizer.merges) + "\n", encoding="utf-8")
     values = {
         "name": options.name or source.file.stem,

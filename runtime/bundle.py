@@ -1,8 +1,10 @@
 """The bundle: a folder with everything an edge box needs to generate, and nothing executable.
 
 bundle.json           dimensions, precision, provenance, fidelity, hash of every file
-text_encoder.xml/bin  OpenVINO: tokens (B,77) int64 -> sentence embedding (B,E) float32
-generator.xml/bin     OpenVINO: noise (B,Z), sentence (B,E) -> image (B,H,W,3) uint8
+text_encoder.xml.gz   OpenVINO: tokens (B,77) int64 -> sentence embedding (B,E) float32
+text_encoder.bin      its weights
+generator.xml.gz      OpenVINO: noise (B,Z), sentence (B,E) -> image (B,H,W,3) uint8
+generator.bin         its weights
 merges.txt            the tokenizer's byte-pair merges
 """
 
@@ -18,12 +20,13 @@ from typing import Any
 from runtime.cache import Stamps
 from runtime.errors import BundleError
 from runtime.files import sha256_of
+from runtime.graphs import weights_file
 
 FORMAT = "galip-edge bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
-TEXT_ENCODER = "text_encoder.xml"
-GENERATOR = "generator.xml"
+TEXT_ENCODER = "text_encoder.xml.gz"
+GENERATOR = "generator.xml.gz"
 MERGES = "merges.txt"
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -85,7 +88,8 @@ class Manifest:
         for name in self.files:
             if Path(name).name != name or name.startswith("."):
                 raise ValueError(f"a file of a bundle lies directly in its folder, got {name!r}")
-        for name in (TEXT_ENCODER, GENERATOR, MERGES):
+        graphs = [Path(name) for name in (TEXT_ENCODER, GENERATOR)]
+        for name in (*map(str, graphs), *(weights_file(g).name for g in graphs), MERGES):
             if name not in self.files:
                 raise ValueError(f"files must list {name}")
 

@@ -17,6 +17,7 @@ import openvino as ov
 
 from runtime.cpu import multiplies_int8_matrices_slowly
 from runtime.errors import BundleError
+from runtime.graphs import read_graph
 from runtime.openvino_core import openvino_core
 from runtime.pointwise import matrices_to_convolutions
 
@@ -54,9 +55,9 @@ class CompileOptions:
         return properties | ({"CACHE_DIR": str(self.cache)} if self.cache else {})
 
 
-def read_model(path: Path) -> ov.Model:
-    """A model of a bundle, in the form that is fastest on this CPU."""
-    model = openvino_core().read_model(path)
+def read_model(graph: Path) -> ov.Model:
+    """A model of a bundle, in the form that is fastest on this CPU. Raises BundleError."""
+    model = read_graph(graph)
     if multiplies_int8_matrices_slowly():
         matrices_to_convolutions(model)
     return model

@@ -194,6 +194,7 @@ class _ContrastiveRun:
             self.tokenize,
             self.config.words,
             self.config.seed,
+            self.precision,
             report,
         )
 

@@ -23,12 +23,15 @@ from torch.nn import functional as F
 
 from galip_edge.data.records import Source
 from galip_edge.training.frozen import use_fast_attention
+from galip_edge.training.precision import Precision, autocast
 from galip_edge.training.sentences import sentence_embeddings
 from runtime.tokenizer import Tokenizer
 
 # Words and pairs are hashed; few of them fall together.
 _BUCKETS = 4096
 _FACTOR = 40503
+
+_PART = 64  # captions that are computed together
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ def teach_words(
     tokenize: Tokenizer,
     config: WordsConfig,
     seed: int = 0,
+    precision: Precision = "float32",
     report: Callable[[int, float, float], None] = lambda step, words, distance: None,
 ) -> None:
     """Train the text transformer of `clip` in place.
@@ -115,6 +119,7 @@ def teach_words(
         tokenize: its tokenizer.
         config: how long and how fast.
         seed: of the reader's first weights.
+        precision: of the transformers; the reader has float32.
         report: told of the step, the words' loss, and the cosine distance from before.
     """
     torch.manual_seed(seed)
@@ -139,16 +144,26 @@ def teach_words(
         for group in optimizer.param_groups:
             group["lr"] = _rate(step, config)
         tokens = torch.from_numpy(tokenize([next(captions) for _ in range(config.batch_size)]))
-        sentence = sentence_embeddings(learner, tokens)
-        with torch.no_grad():
-            known = sentence_embeddings(before, tokens)
-        words = reader(sentence, tokens)
-        distance = 1 - F.cosine_similarity(sentence, known).mean()
         optimizer.zero_grad()
-        torch.autograd.backward(words + config.keep_weight * distance)
+        losses = torch.zeros(2)
+        for part in _of_like_length(tokens):
+            with autocast(torch.device("cpu"), precision):
+                sentence = sentence_embeddings(learner, part).float()
+                with torch.no_grad():
+                    known = sentence_embeddings(before, part).float()
+            words = reader(sentence, part)
+            distance = 1 - F.cosine_similarity(sentence, known).mean()
+            share = len(part) / len(tokens)
+            torch.autograd.backward(share * (words + config.keep_weight * distance))
+            losses += share * torch.stack([words.detach(), distance.detach()])
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        report(step + 1, words.item(), distance.item())
+        report(step + 1, *losses.tolist())
+
+
+def _of_like_length(tokens: Tensor) -> tuple[Tensor, ...]:
+    """The rows in parts, so that short captions are not computed as long as the longest."""
+    return tokens[tokens.argmax(dim=1).argsort()].split(_PART)
 
 
 def _rate(step: int, config: WordsConfig) -> float:

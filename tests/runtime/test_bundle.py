@@ -8,7 +8,13 @@ from runtime.bundle import MANIFEST, Manifest, read_manifest, verify_files
 from runtime.cache import Stamps
 from runtime.errors import BundleError
 
-NAMES = ["text_encoder.xml", "text_encoder.bin", "generator.xml", "generator.bin", "merges.txt"]
+NAMES = [
+    "text_encoder.xml.gz",
+    "text_encoder.bin",
+    "generator.xml.gz",
+    "generator.bin",
+    "merges.txt",
+]
 
 
 def flip(path, position: int) -> None:
@@ -72,7 +78,7 @@ def test_every_flipped_byte_of_the_manifest_is_found(tiny_bundle):
         ("", "damaged"),
         ("[]", "damaged"),
         ("{}", 'damaged or not .*"format" is not'),
-        ('{"format": "galip-edge bundle", "format_version": 9}', "format 9, this version reads 1"),
+        ('{"format": "galip-edge bundle", "format_version": 9}', "format 9, this version reads 2"),
         ("\udcff", "damaged"),
     ],
 )

@@ -1,3 +1,4 @@
+import gzip
 import subprocess
 import sys
 
@@ -168,11 +169,12 @@ def test_invalid_options_are_named(settings):
         PipelineOptions(**settings)
 
 
-def test_broken_model_with_a_right_hash_is_one_sentence(tiny_bundle):
-    from runtime.bundle import MANIFEST, read_manifest, write_manifest
+@pytest.mark.parametrize("graph", [gzip.compress(b"<net>no model</net>"), b"<net/>", b""])
+def test_broken_model_with_a_right_hash_is_one_sentence(graph, tiny_bundle):
+    from runtime.bundle import GENERATOR, MANIFEST, read_manifest, write_manifest
 
     manifest = read_manifest(tiny_bundle)
-    (tiny_bundle / "generator.xml").write_text("<net>not a model</net>")
+    (tiny_bundle / GENERATOR).write_bytes(graph)
     (tiny_bundle / MANIFEST).unlink()
     values = {k: v for k, v in vars(manifest).items() if k != "files"}
     write_manifest(tiny_bundle, **values)
