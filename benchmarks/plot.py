@@ -101,6 +101,8 @@ def plot_roofline(axes: Axes, found: dict[str, Any]) -> None:
 def plot_precision(axes: Axes, found: dict[str, Any]) -> None:
     """Speed and fidelity of every setting that was tried."""
     for row in found["candidates"]:
+        if row["psnr_db"] is None:  # the reference
+            continue
         chosen = row["name"] == found["chosen"]
         place = row["generator_s"] * 1e3, row["psnr_db"]
         axes.scatter(*place, color=OURS if chosen else OTHERS, zorder=2)

@@ -71,6 +71,17 @@ class Prepared:
 
         return self._made("onnx", make)
 
+    def rewritten_generator(self) -> Path:
+        """ONNX of our generator with its rewrites, float32."""
+        from convert.export import GENERATOR_ONNX, export_onnx
+        from galip_edge.checkpoint import load_checkpoint
+
+        def make(path: Path) -> None:
+            with atomic_folder(path) as folder:
+                export_onnx(load_checkpoint(self.checkpoint).model, folder)
+
+        return self._made("onnx-rewritten", make) / GENERATOR_ONNX
+
     def onnx_int8(self, static: bool) -> Path:
         """The same in INT8 by ONNX Runtime's own tools, as its guide has them."""
         from onnxruntime.quantization import quantize_dynamic, quantize_static

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import nncf
 import numpy.typing as npt
-from nncf.quantization.advanced_parameters import OverflowFix
+from nncf.quantization.advanced_parameters import AdvancedSmoothQuantParameters, OverflowFix
+from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
 from convert.quiet import quiet
 
@@ -36,17 +38,61 @@ REASONS = {
 }
 
 
-def quantize(model: Any, samples: Sequence[tuple[npt.NDArray[Any], ...]]) -> Any:
+_RANGES = {
+    "mean": RangeEstimatorParametersSet.MEAN_MINMAX,
+    "extreme": RangeEstimatorParametersSet.MINMAX,
+    "quantile": RangeEstimatorParametersSet.MEAN_QUANTILE,
+    "histogram": RangeEstimatorParametersSet.HISTOGRAM,
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How numbers become eight bits. The defaults won by measurement (docs/performance.md).
+
+    Attributes:
+        ranges: of activations, from the least and largest value of each sample: their `mean`, or
+            the most `extreme`; the mean of their `quantile`s of one in ten thousand; or what errs
+            least on a `histogram`.
+        smooth_matrices, smooth_convolutions: SmoothQuant's alpha in [0,1], how far activations'
+            ranges go over to the weights (Xiao et al. 2023, https://arxiv.org/abs/2211.10438);
+            None leaves it out.
+        whole_weights: use the whole range for weights. Half of it is safe everywhere: without VNNI
+            a CPU adds products in 16 bits, which whole ones overflow.
+        accurate_bias: correct biases layer by layer, with all before it quantized; slow.
+    """
+
+    ranges: str = "mean"
+    smooth_matrices: float | None = 0.95
+    smooth_convolutions: float | None = None
+    whole_weights: bool = False
+    accurate_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ranges not in _RANGES:
+            raise ValueError(f"ranges must be one of {', '.join(_RANGES)}, got {self.ranges!r}")
+        for name in ("smooth_matrices", "smooth_convolutions"):
+            alpha = getattr(self, name)
+            if alpha is not None and not 0 <= alpha <= 1:
+                raise ValueError(f"{name} must be in [0,1] or None, got {alpha!r}")
+
+
+def quantize(
+    model: Any, samples: Sequence[tuple[npt.NDArray[Any], ...]], scheme: Scheme | None = None
+) -> Any:
     """Quantize weights (per channel) and activations (per tensor) of an `openvino.Model`.
 
     Args:
         model: with a dynamic batch; the result keeps it.
         samples: inputs of a batch of one each.
+        scheme: see there.
 
     Returns:
         The quantized `openvino.Model`.
     """
-
+    scheme = scheme or Scheme()
+    alphas = scheme.smooth_matrices, scheme.smooth_convolutions
+    matrices, convolutions = (-1.0 if alpha is None else alpha for alpha in alphas)
     with quiet("nncf"):
         return nncf.quantize(
             model,
@@ -55,10 +101,13 @@ def quantize(model: Any, samples: Sequence[tuple[npt.NDArray[Any], ...]]) -> Any
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(samples),
-            # Half of the range for weights: without VNNI, a CPU adds products in 16 bits, which
-            # whole ones overflow, and a bundle may be copied to any box.
+            fast_bias_correction=not scheme.accurate_bias,
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                overflow_fix=OverflowFix.ENABLE
+                overflow_fix=OverflowFix.DISABLE if scheme.whole_weights else OverflowFix.ENABLE,
+                activations_range_estimator_params=_RANGES[scheme.ranges],
+                smooth_quant_alphas=AdvancedSmoothQuantParameters(
+                    convolution=convolutions, matmul=matrices
+                ),
             ),
         )
 
