@@ -49,7 +49,8 @@ def read_weights(path: Path) -> tuple[Any, dict[str, str]]:
             head = file.read(16)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    if head[8:9] == b"{" and not head.startswith((b"PK", b"\x80")):
+    # The length of a header of JSON in eight bytes, whose first may be anything, and the header.
+    if head[8:9] == b"{" and not any(head[4:8]):
         return _read_safetensors(path)
     if head.startswith(b"PK") and _is_torchscript(path):
         return _read_torchscript(path), {}

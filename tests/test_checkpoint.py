@@ -124,6 +124,21 @@ def test_original_checkpoint_is_imported(prefix, tiny_model, clip_file, tmp_path
         assert torch.equal(model_tensors(loaded.model)[name], tensor), name
 
 
+@pytest.mark.parametrize("start", [b"\x80", b"PK"], ids=["like a pickle", "like a zip archive"])
+def test_safetensors_whose_length_looks_like_another_format(start, tmp_path, tiny_model):
+    """The file begins with its header's length, which may be any number."""
+    path = tmp_path / "m.safetensors"
+    wanted = int.from_bytes(start, "little")
+    save_checkpoint(tiny_model, path)
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    filling = wanted - length
+    while filling < 100:
+        filling += 256 ** len(start)
+    save_checkpoint(tiny_model, path, extra={"note": "x" * (filling - len(',"note":""'))})
+    assert path.read_bytes().startswith(start)
+    assert load_checkpoint(path).source == "galip-edge"
+
+
 @pytest.mark.parametrize("layout", ["state_dict", "open_clip", "safetensors", "torchscript"])
 def test_clip_is_read_in_every_published_layout(layout, tiny_model, tmp_path):
     tensors = {name: tensor.clone() for name, tensor in tiny_model.clip.state_dict().items()}

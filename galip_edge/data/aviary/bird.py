@@ -93,7 +93,7 @@ class _Bird:
     def __init__(self, scene: Scene, chances: Chances) -> None:
         self.scene = scene
         self.shape = SHAPES[scene.species]
-        self.r = (17.0 if scene.size == "small" else 25.0) * chances.uniform(0.94, 1.06)
+        self.r = (17.0 if scene.size == "small" else 25.0) * chances.uniform(0.88, 1.12)
         if scene.species == "heron":
             self.r *= 0.86
         vary = [chances.uniform(0.94, 1.06) for _ in range(4)]

@@ -15,12 +15,12 @@ _PLAIN, _DUCK = 1.1, 1.9
 
 # What is imagined of a bird of which nothing is told.
 _USUAL: dict[str, tuple[str, ...]] = {
-    "species": ("songbird", "parrot"),
+    "species": ("songbird",),
     "body": ("red", "yellow", "green", "blue"),
     "belly": ("plain",),
     "wing": ("plain",),
-    "size": ("small", "large"),
-    "pose": ("perched", "flying"),
+    "size": ("large",),
+    "pose": ("perched",),
     "background": ("sky", "forest"),
 }
 _USUAL_BEAK = {
