@@ -126,23 +126,21 @@ def sources(made: Prepared, only: list[str] | None) -> dict[str, tuple[tuple[Any
     return {name: make() for name, make in found.items() if name in names}
 
 
-def measure(
-    contenders: dict[str, tuple[tuple[Any, ...], Path]], runs: int
-) -> dict[str, dict[str, Any]]:
+def measure(found: dict[str, tuple[tuple[Any, ...], Path]], runs: int) -> dict[str, dict[str, Any]]:
     """Let them take turns; medians and percentiles in seconds, memory and sizes in bytes."""
     variants = {}
-    for name, (arguments, _) in contenders.items():
+    for name, (arguments, _) in found.items():
         print(f"starting {name}", file=sys.stderr)
         variants[name] = Variant(timed, *arguments)
-    one: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
-    eight: dict[str, list[float]] = {name: [] for name in contenders}
+    one: dict[str, list[dict[str, float]]] = {name: [] for name in found}
+    eight: dict[str, list[float]] = {name: [] for name in found}
     for turn in range(runs):
         for name, variant in variants.items():
             one[name].append(variant.run(prompt_of(turn), 1))
             if turn % 5 == 0:
                 eight[name].append(variant.run(prompt_of(turn), 8)["images to disk"])
     results: dict[str, dict[str, Any]] = {}
-    for name, (_, path) in contenders.items():
+    for name, (_, path) in found.items():
         images = [run["image"] for run in one[name]]
         energy = [run["joules"] for run in one[name] if run["joules"] is not None]
         results[name] = {
