@@ -1,4 +1,5 @@
-"""Plots of the results that lie in `results/`, as PNG and SVG beside them.
+"""Plots of the results that lie in `results/`, and of the embedded model's training, as PNG and SVG
+beside their numbers.
 
     pip install -e ".[bench]" && python benchmarks/plot.py
 
@@ -20,6 +21,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).parent / "results"
+TRAINING = Path(__file__).parents[1] / "docs" / "embedded-model" / "metrics.jsonl"
 
 OURS, OTHERS = "#d8262c", "#8a97a6"
 
@@ -111,6 +113,18 @@ def plot_precision(axes: Axes, found: dict[str, Any]) -> None:
     axes.set_ylabel("PSNR against PyTorch, dB")
 
 
+def plot_training(axes: Axes, steps: list[dict[str, Any]]) -> None:
+    """The generator's loss in each phase of the warm-up."""
+    names = sorted({name for step in steps for name in step if name.startswith("generator/")})
+    for name in names:
+        if name != "generator/norm":
+            rows = [(step["step"], step[name]) for step in steps if name in step]
+            axes.plot(*zip(*rows), label=name.removeprefix("generator/"))
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.legend(frameon=False)
+
+
 PLOTS: dict[str, Callable[[Axes, dict[str, Any]], None]] = {
     "cpu_latency": plot_cpu_latency,
     "peers": plot_peers,
@@ -121,24 +135,30 @@ PLOTS: dict[str, Callable[[Axes, dict[str, Any]], None]] = {
 }
 
 
+def save(path: Path, draw: Callable[[Axes], None], title: str = "") -> None:
+    """Draw into `path`, without its suffix, as PNG and SVG."""
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes)
+    figure.suptitle(title, fontsize=8)
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    pyplot.close(figure)
+    print(path.with_suffix(".png"))
+
+
 def main() -> None:
     pyplot.rcParams["svg.hashsalt"] = "galip-edge"  # the same results give the same bytes
     for name, plot in PLOTS.items():
         path = RESULTS / f"{name}.json"
-        if not path.exists():
-            continue
-        found = json.loads(path.read_text(encoding="utf-8"))
-        figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-        axes.spines[["top", "right"]].set_visible(False)
-        plot(axes, found)
-        env = found["environment"]
-        figure.suptitle(
-            f"{env['cpu']}, {env['cores']} cores, OpenVINO {env['openvino']}", fontsize=8
-        )
-        figure.savefig(path.with_suffix(".png"), dpi=110)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        pyplot.close(figure)
-        print(path.with_suffix(".png"))
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            env = found["environment"]
+            title = f"{env['cpu']}, {env['cores']} cores, OpenVINO {env['openvino']}"
+            save(path, lambda axes, plot=plot, found=found: plot(axes, found), title)  # type: ignore[misc]
+    lines = TRAINING.read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line) for line in lines]
+    save(TRAINING.with_name("curves"), lambda axes: plot_training(axes, steps))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -11,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from open_clip.loss import ClipLoss
 from open_clip.transformer import PatchDropout
@@ -24,7 +22,7 @@ from galip_edge.models import CLIPConfig
 from galip_edge.models.clip import build_clip, clip_pixels
 from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.config import CONFIGS, read_config
-from galip_edge.training.frozen import use_fast_attention
+from galip_edge.training.frozen import with_fast_attention
 from galip_edge.training.precision import Precision, autocast, fastest_precision
 from galip_edge.training.sentences import sentence_embeddings
 from galip_edge.training.settings import build
@@ -114,7 +112,7 @@ class _ContrastiveRun:
         self.folder = Path(config.output)
         torch.manual_seed(config.seed)
         self.clip: Any = build_clip(config.clip).requires_grad_(True).train()
-        self.towers = _with_fast_attention(self.clip)
+        self.towers = with_fast_attention(self.clip)
         matrices = [p for n, p in self.clip.named_parameters() if _decays(n, p)]
         others = [p for n, p in self.clip.named_parameters() if not _decays(n, p)]
         self.optimizer = torch.optim.AdamW(
@@ -268,11 +266,3 @@ class _ContrastiveRun:
 
 def _decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim > 1 and "embedding" not in name
-
-
-def _with_fast_attention(clip: open_clip.CLIP) -> Any:
-    """The same parameters in a module whose attention is faster on a CPU."""
-    towers: Any = copy.deepcopy(clip, {id(p): p for p in clip.parameters()})
-    use_fast_attention(towers.visual.transformer)
-    use_fast_attention(towers.transformer, causal=True)
-    return towers

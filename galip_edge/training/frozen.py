@@ -56,6 +56,14 @@ def use_fast_attention(transformer: Any, causal: bool = False) -> None:
         block.attn = SelfAttention(block.attn, causal)
 
 
+def with_fast_attention(clip: Any) -> Any:
+    """A CLIP that shares all parameters with `clip`, of open_clip, and is faster on a CPU."""
+    towers = copy.deepcopy(clip, {id(p): p for p in clip.parameters()})
+    use_fast_attention(towers.visual.transformer)
+    use_fast_attention(towers.transformer, causal=True)
+    return towers
+
+
 def use_training_copy(model: GALIP, precision: Precision) -> None:
     """Let generator and image encoder read a copy of CLIP's image transformer made for training.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from galip_edge.models import GALIP
 from galip_edge.tokenizer import build_tokenizer
+from galip_edge.training.frozen import with_fast_attention
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class SentenceEncoder:
 
     def __init__(self, model: GALIP, folder: Path | None, clip_sha256: str) -> None:
         self._model = model
+        self._clip = with_fast_attention(model.clip)
         self._tokenize = build_tokenizer(model.config.clip)
         self._cache = _Cache(folder / f"{clip_sha256[:32]}.sqlite") if folder else None
 
@@ -62,7 +64,7 @@ class SentenceEncoder:
         if new:
             tokens = torch.from_numpy(self._tokenize(new))
             device = next(self._model.parameters()).device
-            rows = sentence_embeddings(self._model.clip, tokens.to(device)).float().cpu().numpy()
+            rows = sentence_embeddings(self._clip, tokens.to(device)).float().cpu().numpy()
             known |= (fresh := dict(zip(new, rows, strict=True)))
             if self._cache:
                 self._cache.write(fresh)

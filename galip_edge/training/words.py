@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from galip_edge.data.records import Source
-from galip_edge.training.frozen import use_fast_attention
+from galip_edge.training.frozen import with_fast_attention
 from galip_edge.training.precision import Precision, autocast
 from galip_edge.training.sentences import sentence_embeddings
 from runtime.tokenizer import Tokenizer
@@ -127,10 +127,8 @@ def teach_words(
     clip.requires_grad_(True)
     clip.visual.requires_grad_(False)
     clip.logit_scale.requires_grad_(False)
-    learner = copy.deepcopy(clip, {id(p): p for p in clip.parameters()})
-    before = copy.deepcopy(clip).requires_grad_(False)
-    for each in (learner, before):
-        use_fast_attention(each.transformer, causal=True)
+    learner = with_fast_attention(clip)
+    before = with_fast_attention(copy.deepcopy(clip)).requires_grad_(False)
     trained = [p for p in clip.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [
@@ -161,9 +159,10 @@ def teach_words(
         report(step + 1, *losses.tolist())
 
 
-def _of_like_length(tokens: Tensor) -> tuple[Tensor, ...]:
+def _of_like_length(tokens: Tensor) -> list[Tensor]:
     """The rows in parts, so that short captions are not computed as long as the longest."""
-    return tokens[tokens.argmax(dim=1).argsort()].split(_PART)
+    rows = tokens[tokens.argmax(dim=1).argsort()]
+    return [rows[at : at + _PART] for at in range(0, len(rows), _PART)]
 
 
 def _rate(step: int, config: WordsConfig) -> float:
