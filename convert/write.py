@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from convert.calibration import BUILT_IN, make_samples
 from convert.export import OnnxFiles, export_onnx, to_openvino
 from convert.fidelity import PROMPTS, Fidelity, Reference, compare, make_reference
 from convert.options import ConvertOptions
-from convert.quantize import quantize, report
+from convert.quantize import Scheme, quantize, report
 from galip_edge.checkpoint import Checkpoint, load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, save_manifest, write_manifest
@@ -89,16 +89,18 @@ def write_bundle(
     text_encoder, generator = source.text_encoder, source.generator
     quantization: dict[str, Any] = {}
     if options.precision == "int8":
+        scheme = Scheme()
         samples = make_samples(source.checkpoint.model, source.tokenizer, source.captions)
         on_step("quantizing the text encoder")
-        text_encoder = quantize(text_encoder, samples.text_encoder)
+        text_encoder = quantize(text_encoder, samples.text_encoder, scheme)
         on_step("quantizing the generator")
-        generator = quantize(generator, samples.generator)
+        generator = quantize(generator, samples.generator, scheme)
         quantization = {
             "calibration": {
                 "prompts": len(source.captions),
                 "source": (options.calibration or BUILT_IN).name,
             },
+            "scheme": asdict(scheme),
             "operations": {
                 "text_encoder": report(text_encoder),
                 "generator": report(generator),

@@ -14,6 +14,10 @@ from galip_edge.data.aviary.scene import Scene
 from galip_edge.data.aviary.svg import element, group
 from galip_edge.data.errors import DataError
 
+# Of what scene and noise draw. Raised with every change of a picture, so that none kept from before
+# is taken for it.
+VERSION = 2
+
 # Each place is always much alike, and all birds look to the right and are built alike: of a picture
 # that is to be learned on a CPU, variety belongs to what can be told in words. The numbers of usual
 # layouts were picked by eye.

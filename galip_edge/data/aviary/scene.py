@@ -113,8 +113,8 @@ def similar_scene(scene: Scene, keep: Iterable[str], noise: Noise) -> Scene:
 def imagined_scene(noise: Noise, told: Mapping[str, str]) -> Scene:
     """The scene of one who is `told` these attributes only, and imagines the usual beside them.
 
-    Noise decides where more than one value is usual. The fewer there are, the sooner a generator
-    learns which of them it is.
+    Noise decides where more than one value is usual: on colour and background. The fewer such
+    choices there are, the sooner a generator learns which it is (docs/embedded-model.md).
     """
     scene = {name: choose(noise, name, values) for name, values in _USUAL.items()} | dict(told)
     scene.setdefault("perch", PERCHES[scene["pose"]][0])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from galip_edge.data.aviary.captions import Caption, write_caption
 from galip_edge.data.aviary.chance import NOISE_DIM, Noise
-from galip_edge.data.aviary.drawing import draw
+from galip_edge.data.aviary.drawing import VERSION, draw
 from galip_edge.data.aviary.scene import Scene, random_scene, similar_scene
 from galip_edge.data.config import DataConfig
 from runtime.files import atomic_path
@@ -36,7 +36,7 @@ class AviarySource:
         self._key = (config.seed, _STREAMS[config.split])
         self._kept: Path | None = None
         if config.cache:
-            folder = f"{config.split}-{config.seed}-{self._size}px"
+            folder = f"{config.split}-{config.seed}-{self._size}px-v{VERSION}"
             self._kept = Path(config.cache).expanduser().absolute() / folder
 
     def __len__(self) -> int:
