@@ -34,15 +34,14 @@ from runtime.pointwise import matrices_to_convolutions
 CHOSEN = "INT8"
 SCHEMES: dict[str, Scheme] = {
     CHOSEN: Scheme(),
-    "extreme ranges": Scheme(ranges="extreme"),
-    "quantile ranges": Scheme(ranges="quantile"),
+    "NNCF's defaults": Scheme(ranges="mean", smooth_convolutions=None),
+    "mean ranges": Scheme(ranges="mean"),
     "histogram ranges": Scheme(ranges="histogram"),
-    "no smoothing": Scheme(smooth_matrices=None),
-    "smooth 0.5": Scheme(smooth_matrices=0.5),
-    "smooth convolutions": Scheme(smooth_convolutions=0.5),
-    "smooth convolutions, extreme": Scheme(ranges="extreme", smooth_convolutions=0.5),
+    "convolutions not smoothed": Scheme(smooth_convolutions=None),
+    "convolutions smoothed by 0.7": Scheme(smooth_convolutions=0.7),
+    "matrices smoothed by 0.5": Scheme(smooth_matrices=0.5),
+    "nothing smoothed": Scheme(smooth_matrices=None, smooth_convolutions=None),
     "whole weights": Scheme(whole_weights=True),
-    "whole weights, extreme": Scheme(ranges="extreme", whole_weights=True),
     "accurate bias": Scheme(accurate_bias=True),
 }
 

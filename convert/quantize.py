@@ -62,9 +62,9 @@ class Scheme:
         accurate_bias: correct biases layer by layer, with all before it quantized; slow.
     """
 
-    ranges: str = "mean"
+    ranges: str = "extreme"
     smooth_matrices: float | None = 0.95
-    smooth_convolutions: float | None = None
+    smooth_convolutions: float | None = 0.5
     whole_weights: bool = False
     accurate_bias: bool = False
 
