@@ -29,7 +29,7 @@ def pipeline() -> Pipeline:
 
 def test_it_is_small_enough_to_come_with_the_package(pipeline):
     files = list(default_model().iterdir())
-    assert sum(file.stat().st_size for file in files) <= 18.5e6
+    assert sum(file.stat().st_size for file in files) <= 15 * 2**20
     packed = sum(len(zlib.compress(file.read_bytes())) for file in files)  # as in the wheel
     assert packed <= 15e6
     assert (MODELS / "aviary.safetensors").stat().st_size <= 40e6
@@ -56,5 +56,12 @@ def test_pictures_show_what_captions_say(pipeline):
     judge = load_classifier(MODELS / "aviary-classifier.safetensors")
     found = agreement(judge, pixels, labels, captions)
     # A little below what 1,000 captions gave (docs/embedded-model.md).
-    for name, least in (("body", 0.85), ("pose", 0.95), ("background", 0.98)):
+    for name, least in (
+        ("body", 0.96),
+        ("pose", 0.98),
+        ("background", 0.98),
+        ("size", 0.95),
+        ("wing", 0.8),
+        ("species", 0.75),
+    ):
         assert found[name].right >= least, (name, found[name])
