@@ -17,6 +17,7 @@ from convert.export import OnnxFiles, export_onnx, to_openvino
 from convert.fidelity import PROMPTS, Fidelity, Reference, compare, make_reference
 from convert.options import ConvertOptions
 from convert.quantize import Scheme, quantize, report
+from convert.table import take_rows_first
 from galip_edge.checkpoint import Checkpoint, load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, save_manifest, write_manifest
@@ -93,6 +94,7 @@ def write_bundle(
         samples = make_samples(source.checkpoint.model, source.tokenizer, source.captions)
         on_step("quantizing the text encoder")
         text_encoder = quantize(text_encoder, samples.text_encoder, scheme)
+        take_rows_first(text_encoder)
         on_step("quantizing the generator")
         generator = quantize(generator, samples.generator, scheme)
         quantization = {

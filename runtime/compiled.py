@@ -17,7 +17,7 @@ import openvino as ov
 
 from runtime.cpu import multiplies_int8_matrices_slowly
 from runtime.errors import BundleError
-from runtime.graphs import read_graph
+from runtime.graphs import read_graph, weights_file
 from runtime.openvino_core import openvino_core
 from runtime.pointwise import matrices_to_convolutions
 
@@ -76,6 +76,34 @@ def supported_precision(wanted: str) -> str:
     return wanted
 
 
+class ModelFile:
+    """A model of a bundle on disk, read each time it is compiled.
+
+    Between those times its weights, which are as large as the compiled model's, take no memory.
+
+    Args:
+        graph: its file. It must not change from now on.
+    """
+
+    def __init__(self, graph: Path) -> None:
+        self._graph = graph
+        self._states = self._state()
+
+    def _state(self) -> list[tuple[int, int, int]]:
+        status = [path.stat() for path in (self._graph, weights_file(self._graph))]
+        return [(s.st_size, s.st_mtime_ns, s.st_ino) for s in status]
+
+    def compile(self, options: CompileOptions, columns: int | None = None) -> CompiledModel:
+        """See CompiledModel.
+
+        Raises:
+            BundleError: the files were changed, or OpenVINO cannot read or compile them.
+        """
+        if self._state() != self._states:
+            raise BundleError(f"{self._graph} was changed while it was in use: load it again")
+        return CompiledModel(read_model(self._graph), options, columns)
+
+
 class CompiledModel:
     """A function from the rows of arrays to a row.
 
@@ -83,8 +111,7 @@ class CompiledModel:
     it, so that a picture would depend on what is generated beside it.
 
     Args:
-        core: OpenVINO's.
-        model: with a dynamic batch; not changed.
+        model: with a dynamic batch; its shapes are changed.
         options: see there.
         columns: the length of the inputs' rows, if the model leaves it open.
 
@@ -93,15 +120,14 @@ class CompiledModel:
     """
 
     def __init__(
-        self, core: ov.Core, model: ov.Model, options: CompileOptions, columns: int | None = None
+        self, model: ov.Model, options: CompileOptions, columns: int | None = None
     ) -> None:
-        model = model.clone()
         # Static shapes: a dynamic batch costs speed and memory.
         model.reshape(
             {i: [1, *([columns] if columns else list(i.partial_shape)[1:])] for i in model.inputs}
         )
         try:
-            self._compiled = core.compile_model(model, "CPU", options.properties())
+            self._compiled = openvino_core().compile_model(model, "CPU", options.properties())
         except RuntimeError as error:
             raise BundleError(
                 f"the model {model.get_friendly_name()!r} cannot be compiled by OpenVINO "

@@ -11,7 +11,6 @@ import tempfile
 import zlib
 from pathlib import Path
 
-import numpy as np
 import openvino as ov
 
 from runtime.errors import BundleError
@@ -53,7 +52,7 @@ def read_graph(graph: Path) -> ov.Model:
         # Memory of the tensor's own: OpenVINO does not keep an array alive that it only looks into.
         weights = ov.Tensor(ov.Type.u8, ov.Shape([path.stat().st_size]))
         with path.open("rb") as file:
-            file.readinto(memoryview(np.asarray(weights.data)))
+            file.readinto(weights.data.data)
         return openvino_core().read_model(text, weights)
     except (OSError, EOFError, zlib.error, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -14,11 +14,10 @@ import openvino as ov
 
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, read_manifest, verify_files
 from runtime.cache import Stamps, cache_folder, compiled_model_folder
-from runtime.compiled import CompiledModel, CompileOptions, read_model, supported_precision
+from runtime.compiled import CompiledModel, CompileOptions, ModelFile, supported_precision
 from runtime.cpu import available_cores, cpu_name, instruction_sets
 from runtime.errors import BundleError
 from runtime.noise import draw_noise
-from runtime.openvino_core import openvino_core
 from runtime.prompts import checked_prompt
 from runtime.tokenizer import Tokenizer
 
@@ -74,14 +73,13 @@ class Pipeline:
     def __init__(self, folder: Path, manifest: Manifest, options: PipelineOptions) -> None:
         self.manifest = manifest
         self.options = options
-        self._core = openvino_core()
         self._compiled_folder = self._cache_for(manifest) if options.cache else None
         self._threads = options.threads or available_cores()
         self._precision = supported_precision(manifest.inference_precision)
         merges = (folder / MERGES).read_text(encoding="utf-8").splitlines()
         self.tokenizer = Tokenizer(merges, manifest.context_length)
-        self._text_model = read_model(folder / TEXT_ENCODER)
-        self._generator_model = read_model(folder / GENERATOR)
+        self._text_file = ModelFile(folder / TEXT_ENCODER)
+        self._generator_file = ModelFile(folder / GENERATOR)
         # Compiled when they are needed: by number of tokens, and by number of streams.
         self._text_encoders: dict[int, CompiledModel] = {}
         self._generators: dict[int, CompiledModel] = {}
@@ -89,10 +87,13 @@ class Pipeline:
 
     @classmethod
     def from_bundle(cls, path: str | Path, options: PipelineOptions | None = None) -> Pipeline:
-        """Load and compile the bundle in folder `path`, after every file's hash was checked.
+        """The bundle in folder `path`, after every file's hash was checked.
+
+        What is needed is compiled when it is first needed, and may raise a BundleError then, if
+        OpenVINO cannot read or compile it.
 
         Raises:
-            BundleError: it is missing, damaged, or cannot be compiled.
+            BundleError: it is missing or damaged.
         """
         folder, options = Path(path), options or PipelineOptions()
         manifest = read_manifest(folder)
@@ -185,18 +186,13 @@ class Pipeline:
 
     def _text_length(self, count: int) -> int:
         """For how many tokens to compile the text encoder that reads `count`."""
-        fixed = self._text_model.input(0).partial_shape[1]
-        if fixed.is_static:  # bundles made before lengths could differ
-            return int(fixed.get_length())
         lengths = (*_TEXT_LENGTHS, self.manifest.context_length)
         return next(length for length in lengths if length >= count)
 
     def _text_encoder(self, length: int) -> CompiledModel:
         if length not in self._text_encoders:
             options = self._compile_options(streams=1)
-            self._text_encoders[length] = CompiledModel(
-                self._core, self._text_model, options, length
-            )
+            self._text_encoders[length] = self._text_file.compile(options, length)
         return self._text_encoders[length]
 
     def _generator(self, count: int) -> CompiledModel:
@@ -204,7 +200,7 @@ class Pipeline:
         streams = self._streams(count)
         if streams not in self._generators:
             options = self._compile_options(streams)
-            self._generators[streams] = CompiledModel(self._core, self._generator_model, options)
+            self._generators[streams] = self._generator_file.compile(options)
         return self._generators[streams]
 
     def _streams(self, count: int) -> int:

@@ -178,8 +178,18 @@ def test_broken_model_with_a_right_hash_is_one_sentence(graph, tiny_bundle):
     (tiny_bundle / MANIFEST).unlink()
     values = {k: v for k, v in vars(manifest).items() if k != "files"}
     write_manifest(tiny_bundle, **values)
+    pipeline = Pipeline.from_bundle(tiny_bundle)
     with pytest.raises(BundleError, match="cannot be loaded by OpenVINO"):
-        Pipeline.from_bundle(tiny_bundle)
+        pipeline.generate("a bird")
+
+
+def test_files_that_change_in_use_are_noticed(tiny_bundle):
+    from runtime.bundle import GENERATOR
+
+    pipeline = Pipeline.from_bundle(tiny_bundle)
+    (tiny_bundle / GENERATOR).write_bytes((tiny_bundle / GENERATOR).read_bytes() + b" ")
+    with pytest.raises(BundleError, match=f"{GENERATOR} was changed while it was in use"):
+        pipeline.generate("a bird")
 
 
 def test_works_where_the_cache_cannot_be_written(tiny_bundles, tmp_path, monkeypatch):
