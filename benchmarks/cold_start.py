@@ -24,7 +24,7 @@ from environment import environment
 from prepared import default_bundle
 
 PROMPT = "a bird on a branch"
-PHASES = ("interpreter", "import", "verify and read", "encode", "generate", "write PNG")
+PHASES = ("interpreter", "import", "verify", "compile and generate", "write PNG")
 
 # What `galip-edge generate` does, with a look at the clock between its parts. perf_counter is the
 # same clock in all processes of a machine.
@@ -37,8 +37,6 @@ from runtime.images import ImageMetadata, save_png
 from runtime.pipeline import Pipeline
 tick()
 pipeline = Pipeline.from_bundle(sys.argv[2])
-tick()
-pipeline.encode([sys.argv[3]])
 tick()
 image = pipeline.generate(sys.argv[3])[0]
 tick()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,12 +176,15 @@ class Pipeline:
         """The images of `generate`, in the same order, each as soon as it is there."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        sentences = self.encode(prompts)
+        prompts = list(map(checked_prompt, [prompts] if isinstance(prompts, str) else prompts))
+        with ThreadPoolExecutor(1) as pool:  # the generator is compiled while text is encoded
+            compiled = pool.submit(self._generator, len(prompts) * n)
+            sentences = self.encode(prompts)
+            generator = compiled.result()
         size = self.manifest.noise_dim
         jobs = [(row, prompt, i) for row, prompt in enumerate(prompts) for i in range(n)]
         rows = ((draw_noise(seed, prompt, i, size), sentences[row]) for row, prompt, i in jobs)
-        images = self._generator(len(jobs)).each(rows)
+        images = generator.each(rows)
         for (_, prompt, i), image in zip(jobs, images):
             yield Generated(prompt, seed, i, image)
 
