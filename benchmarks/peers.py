@@ -73,6 +73,7 @@ def models() -> tuple[Path, Path]:
         import openvino as ov
         import torch
 
+        from convert.quiet import quiet
         from runtime.files import atomic_folder
 
         print("making a U-Net of 866 M parameters and quantizing it, some minutes", file=sys.stderr)
@@ -91,12 +92,13 @@ def models() -> tuple[Path, Path]:
             example_tensors = tuple(map(torch.from_numpy, example))
             shapes = [(1, 4, -1, -1), (1,), (1, TOKENS, TEXT_WIDTH)]
             model = ov.convert_model(OneStep(), example_input=example_tensors, input=shapes)
-            model = nncf.quantize(
-                model,
-                nncf.Dataset([example], list),
-                model_type=nncf.ModelType.TRANSFORMER,
-                subset_size=1,
-            )
+            with quiet("nncf"):
+                model = nncf.quantize(
+                    model,
+                    nncf.Dataset([example], list),
+                    model_type=nncf.ModelType.TRANSFORMER,
+                    subset_size=1,
+                )
             ov.save_model(model, temporary / "unet.xml", compress_to_fp16=False)
             latent = example_tensors[0]
             model = ov.convert_model(decoder(), example_input=latent, input=[(1, 4, -1, -1)])

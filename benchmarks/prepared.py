@@ -113,6 +113,7 @@ class Prepared:
         import openvino as ov
 
         from convert.export import GENERATOR_ONNX, TEXT_ENCODER_ONNX, to_openvino
+        from convert.quiet import quiet
 
         source = self.onnx()
 
@@ -123,13 +124,14 @@ class Prepared:
                     (TEXT_ENCODER_ONNX, "text_encoder.xml", samples.text_encoder),
                     (GENERATOR_ONNX, "generator.xml", samples.generator),
                 ):
-                    model = nncf.quantize(
-                        to_openvino(source / name),
-                        nncf.Dataset(rows, list),
-                        preset=nncf.QuantizationPreset.MIXED,
-                        model_type=nncf.ModelType.TRANSFORMER,
-                        subset_size=len(rows),
-                    )
+                    with quiet("nncf"):
+                        model = nncf.quantize(
+                            to_openvino(source / name),
+                            nncf.Dataset(rows, list),
+                            preset=nncf.QuantizationPreset.MIXED,
+                            model_type=nncf.ModelType.TRANSFORMER,
+                            subset_size=len(rows),
+                        )
                     ov.save_model(model, folder / out, compress_to_fp16=False)
 
         return self._made("naive-int8", make)

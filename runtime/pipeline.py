@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,7 @@ class Pipeline:
         self._compiled_folder = self._cache_for(manifest) if options.cache else None
         self._threads = options.threads or available_cores()
         self._precision = supported_precision(manifest.inference_precision)
-        merges = (folder / MERGES).read_text(encoding="utf-8").splitlines()
-        self.tokenizer = Tokenizer(merges, manifest.context_length)
+        self._merges = (folder / MERGES).read_text(encoding="utf-8")
         self._text_file = ModelFile(folder / TEXT_ENCODER)
         self._generator_file = ModelFile(folder / GENERATOR)
         # Compiled when they are needed: by number of tokens, and by number of streams.
@@ -106,6 +106,11 @@ class Pipeline:
                 f"the bundle in {folder} cannot be loaded by OpenVINO {ov.__version__}: "
                 f"{str(error).strip().splitlines()[-1]}"
             ) from error
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Of the bundle; made when it is first needed, while the generator is compiled."""
+        return Tokenizer(self._merges.splitlines(), self.manifest.context_length)
 
     def encode(self, prompts: Sequence[str]) -> Floats:
         """Sentence embeddings of prompts; equal prompts are encoded once.

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-import ftfy
 import numpy as np
 import numpy.typing as npt
 import regex
@@ -31,6 +30,8 @@ def _byte_characters() -> dict[int, str]:
 
 def clean(text: str) -> str:
     """Mend mojibake, resolve HTML entities, collapse white space and lower the case."""
+    import ftfy  # not above: it takes 40 ms, which pass while the generator is compiled
+
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
