@@ -24,8 +24,8 @@ from runtime.prompts import checked_prompt
 from runtime.tokenizer import Tokenizer
 
 # The text encoder is compiled for so many tokens, when a prompt needs it, and for all that it may
-# have: short prompts are the usual ones, and each length costs memory.
-_TEXT_LENGTHS = (16, 32)
+# have: short prompts are the usual ones, and each length costs memory (docs/performance.md).
+_TEXT_LENGTHS = (20, 32)
 
 # From so many images for each core on, they are calculated side by side.
 _MANY = 2

@@ -15,10 +15,10 @@ from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.config import ConfigError
 from galip_edge.training.contrastive import (
     ContrastiveConfig,
-    _with_fast_attention,
     load_contrastive_config,
     train_clip,
 )
+from galip_edge.training.frozen import with_fast_attention
 from galip_edge.training.sentences import sentence_embeddings
 from runtime.errors import CheckpointError
 
@@ -53,7 +53,7 @@ def small() -> CLIPConfig:
 def test_the_fast_form_is_the_clip_itself(small):
     torch.manual_seed(0)
     clip = build_clip(small).double()
-    fast = _with_fast_attention(clip)
+    fast = with_fast_attention(clip)
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     captions = ["a bird", "a large red bird with white wings on a branch, in winter", ""]
     tokens = torch.from_numpy(build_tokenizer(small)(captions))
