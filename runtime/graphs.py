@@ -18,6 +18,9 @@ from runtime.openvino_core import openvino_core
 
 _SUFFIX = ".xml.gz"
 
+# No graph comes near to this; a file made to fill the memory would.
+_LARGEST = 256 * 1024**2
+
 
 def weights_file(graph: Path) -> Path:
     """Where the weights of the graph `NAME.xml.gz` are: `NAME.bin` beside it."""
@@ -48,7 +51,8 @@ def read_graph(graph: Path) -> ov.Model:
     """
     path = weights_file(graph)
     try:
-        text = gzip.decompress(graph.read_bytes())
+        with gzip.open(graph) as packed:
+            text = packed.read(_LARGEST)
         # Memory of the tensor's own: OpenVINO does not keep an array alive that it only looks into.
         weights = ov.Tensor(ov.Type.u8, ov.Shape([path.stat().st_size]))
         with path.open("rb") as file:

@@ -109,8 +109,16 @@ class Pipeline:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Of the bundle; made when it is first needed, while the generator is compiled."""
-        return Tokenizer(self._merges.splitlines(), self.manifest.context_length)
+        """Of the bundle; made when it is first needed, while the generator is compiled.
+
+        Raises BundleError if its merges are none.
+        """
+        try:
+            return Tokenizer(self._merges.splitlines(), self.manifest.context_length)
+        except ValueError as error:
+            raise BundleError(
+                f"{MERGES} of the bundle is damaged ({error}): copy or convert the bundle again"
+            ) from error
 
     def encode(self, prompts: Sequence[str]) -> Floats:
         """Sentence embeddings of prompts; equal prompts are encoded once.

@@ -169,15 +169,27 @@ def test_invalid_options_are_named(settings):
         PipelineOptions(**settings)
 
 
+def hash_again(bundle) -> None:
+    from runtime.bundle import MANIFEST, read_manifest, write_manifest
+
+    values = {k: v for k, v in vars(read_manifest(bundle)).items() if k != "files"}
+    (bundle / MANIFEST).unlink()
+    write_manifest(bundle, **values)
+
+
+def test_broken_merges_with_a_right_hash_are_one_sentence(tiny_bundle):
+    (tiny_bundle / "merges.txt").write_text("no merge at all\n")
+    hash_again(tiny_bundle)
+    with pytest.raises(BundleError, match=r"merges.txt of the bundle is damaged \(not a merge"):
+        Pipeline.from_bundle(tiny_bundle).generate("a bird")
+
+
 @pytest.mark.parametrize("graph", [gzip.compress(b"<net>no model</net>"), b"<net/>", b""])
 def test_broken_model_with_a_right_hash_is_one_sentence(graph, tiny_bundle):
-    from runtime.bundle import GENERATOR, MANIFEST, read_manifest, write_manifest
+    from runtime.bundle import GENERATOR
 
-    manifest = read_manifest(tiny_bundle)
     (tiny_bundle / GENERATOR).write_bytes(graph)
-    (tiny_bundle / MANIFEST).unlink()
-    values = {k: v for k, v in vars(manifest).items() if k != "files"}
-    write_manifest(tiny_bundle, **values)
+    hash_again(tiny_bundle)
     pipeline = Pipeline.from_bundle(tiny_bundle)
     with pytest.raises(BundleError, match="cannot be loaded by OpenVINO"):
         pipeline.generate("a bird")
