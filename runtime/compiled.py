@@ -18,7 +18,7 @@ import openvino as ov
 from runtime.cpu import multiplies_int8_matrices_slowly
 from runtime.errors import BundleError
 from runtime.graphs import read_graph, weights_file
-from runtime.openvino_core import openvino_core
+from runtime.openvino_core import keep_locale, openvino_core
 from runtime.pointwise import matrices_to_convolutions
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,8 @@ class ModelFile:
         """
         if self._state() != self._states:
             raise BundleError(f"{self._graph} was changed while it was in use: load it again")
-        return CompiledModel(read_model(self._graph), options, columns)
+        with keep_locale():
+            return CompiledModel(read_model(self._graph), options, columns)
 
 
 class CompiledModel:

@@ -1,8 +1,12 @@
-"""OpenVINO's core: one for the whole process."""
+"""OpenVINO's core, one for the whole process, and what else of the process it touches."""
 
 from __future__ import annotations
 
+import locale
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from threading import Lock
 
 import openvino as ov
 
@@ -16,3 +20,40 @@ def openvino_core() -> ov.Core:
     that is no longer there, and its next signal kills the process (seen with 2026.4).
     """
     return ov.Core()
+
+
+class _Locale:
+    """The process's locale, to be put back when the last of those who changed it has left."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._saved = ""
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                self._saved = locale.setlocale(locale.LC_ALL)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    locale.setlocale(locale.LC_ALL, self._saved)
+
+
+@cache
+def _locale() -> _Locale:
+    return _Locale()
+
+
+def keep_locale() -> AbstractContextManager[None]:
+    """To be entered where OpenVINO reads a model or takes one from its cache.
+
+    It sets the process's locale to C meanwhile, and two threads at once leave it so: then no text
+    of this process is UTF-8 any more (seen with 2026.4).
+    """
+    return _locale().kept()

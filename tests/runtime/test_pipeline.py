@@ -1,4 +1,5 @@
 import gzip
+import locale
 import subprocess
 import sys
 
@@ -167,6 +168,15 @@ def test_invalid_options_are_named(settings):
     (name, value), *_ = settings.items()
     with pytest.raises(ValueError, match=f"{name} must be an integer .* got {value}"):
         PipelineOptions(**settings)
+
+
+def test_the_locale_stays_as_it_was(tiny_bundles):
+    """OpenVINO sets it to C while it reads; two threads, as here, used to leave it so."""
+    before = locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    for count in range(1, 5):
+        pipeline = Pipeline.from_bundle(tiny_bundles["int8"])
+        pipeline.generate(["a bird", "a dog"], n=count)
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def hash_again(bundle) -> None:
