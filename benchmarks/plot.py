@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def plot_training(axes: Axes, steps: list[dict[str, Any]]) -> None:
     axes.legend(frameon=False)
 
 
-PLOTS: dict[str, Callable[[Axes, dict[str, Any]], None]] = {
+PLOTS: dict[str, Callable[..., None]] = {
     "cpu_latency": plot_cpu_latency,
     "peers": plot_peers,
     "scaling": plot_scaling,
@@ -155,10 +156,10 @@ def main() -> None:
             found = json.loads(path.read_text(encoding="utf-8"))
             env = found["environment"]
             title = f"{env['cpu']}, {env['cores']} cores, OpenVINO {env['openvino']}"
-            save(path, lambda axes, plot=plot, found=found: plot(axes, found), title)  # type: ignore[misc]
+            save(path, partial(plot, found=found), title)
     lines = TRAINING.read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line) for line in lines]
-    save(TRAINING.with_name("curves"), lambda axes: plot_training(axes, steps))
+    save(TRAINING.with_name("curves"), partial(plot_training, steps=steps))
 
 
 if __name__ == "__main__":

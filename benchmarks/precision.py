@@ -26,10 +26,14 @@ from convert.fidelity import psnr_db
 from convert.quantize import Scheme, quantize
 from galip_edge.checkpoint import load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
-from runtime.compiled import has_bf16
-from runtime.cpu import available_cores, multiplies_int8_matrices_slowly
-from runtime.openvino_core import openvino_core
-from runtime.pointwise import matrices_to_convolutions
+from runtime.compiled import (
+    CompiledModel,
+    CompileOptions,
+    for_this_cpu,
+    has_bf16,
+    supported_precision,
+)
+from runtime.cpu import available_cores
 
 CHOSEN = "INT8"
 SCHEMES: dict[str, Scheme] = {
@@ -46,24 +50,15 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 
-def compiled(model: Any, precision: str) -> Any:
+def compiled(model: Any, precision: str) -> CompiledModel:
     """For one image, as the runtime compiles it."""
-    model = model.clone()
-    model.reshape({i: [1, *list(i.partial_shape)[1:]] for i in model.inputs})
-    if multiplies_int8_matrices_slowly():
-        matrices_to_convolutions(model)
-    settings = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": available_cores(),
-    }
-    return openvino_core().compile_model(model, "CPU", settings).create_infer_request()
+    options = CompileOptions(available_cores(), 1, precision, None)
+    return CompiledModel(for_this_cpu(model.clone()), options)
 
 
-def run(request: Any, row: tuple[Any, ...]) -> Any:
+def run(generator: CompiledModel, row: tuple[Any, ...]) -> Any:
     """The image (H,W,3) of a row of noise and one of sentence embeddings, in [-1,1]."""
-    request.infer(list(row))
-    return request.get_output_tensor().data[0].astype(np.float32) / 127.5 - 1
+    return generator.row(*(array[0] for array in row)).astype(np.float32) / 127.5 - 1
 
 
 def measure(
@@ -75,20 +70,20 @@ def measure(
     generator = to_openvino(made.rewritten_generator())
     samples = make_samples(model, tokenizer, captions).generator
     rows = make_samples(model, tokenizer, tests).generator
-    rest = "bf16" if has_bf16() else "f32"
-    requests = {"float32": compiled(generator, "f32")}
+    rest = supported_precision("bf16")
+    generators = {"float32": compiled(generator, "f32")}
     if has_bf16():
-        requests["bfloat16"] = compiled(generator, "bf16")
+        generators["bfloat16"] = compiled(generator, "bf16")
     for name in names:
         print(f"quantizing: {name}", file=sys.stderr)
-        requests[name] = compiled(quantize(generator, samples, SCHEMES[name]), rest)
-    wanted = [run(requests["float32"], row) for row in rows]
-    seconds: dict[str, list[float]] = {name: [] for name in requests}
-    images: dict[str, list[Any]] = {name: [] for name in requests}
+        generators[name] = compiled(quantize(generator, samples, SCHEMES[name]), rest)
+    wanted = [run(generators["float32"], row) for row in rows]
+    seconds: dict[str, list[float]] = {name: [] for name in generators}
+    images: dict[str, list[Any]] = {name: [] for name in generators}
     for turn in range(max(runs, len(rows))):
-        for name, request in requests.items():
+        for name, compiled_generator in generators.items():
             start = time.perf_counter()
-            image = run(request, rows[turn % len(rows)])
+            image = run(compiled_generator, rows[turn % len(rows)])
             seconds[name].append(time.perf_counter() - start)
             if turn < len(rows):
                 images[name].append(image)

@@ -20,7 +20,6 @@ from typing import Any
 from runtime.cache import Stamps
 from runtime.errors import BundleError
 from runtime.files import sha256_of
-from runtime.graphs import weights_file
 
 FORMAT = "galip-edge bundle"
 FORMAT_VERSION = 2
@@ -31,6 +30,11 @@ MERGES = "merges.txt"
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 INFERENCE_PRECISIONS = ("f32", "bf16")
+
+
+def weights_file(graph: Path) -> Path:
+    """Where the weights of the graph `NAME.xml.gz` are: `NAME.bin` beside it."""
+    return graph.with_name(graph.name.removesuffix(".xml.gz") + ".bin")
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ class Manifest:
         for name in self.files:
             if Path(name).name != name or name.startswith("."):
                 raise ValueError(f"a file of a bundle lies directly in its folder, got {name!r}")
-        graphs = [Path(name) for name in (TEXT_ENCODER, GENERATOR)]
-        for name in (*map(str, graphs), *(weights_file(g).name for g in graphs), MERGES):
+        weights = (weights_file(Path(graph)).name for graph in (TEXT_ENCODER, GENERATOR))
+        for name in (TEXT_ENCODER, GENERATOR, *weights, MERGES):
             if name not in self.files:
                 raise ValueError(f"files must list {name}")
 

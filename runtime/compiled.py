@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from runtime.bundle import weights_file
 from runtime.cpu import multiplies_int8_matrices_slowly
 from runtime.errors import BundleError
-from runtime.graphs import read_graph, weights_file
+from runtime.graphs import read_graph
 from runtime.openvino_core import keep_locale, openvino_core
 from runtime.pointwise import matrices_to_convolutions
 
@@ -57,7 +58,11 @@ class CompileOptions:
 
 def read_model(graph: Path) -> ov.Model:
     """A model of a bundle, in the form that is fastest on this CPU. Raises BundleError."""
-    model = read_graph(graph)
+    return for_this_cpu(read_graph(graph))
+
+
+def for_this_cpu(model: ov.Model) -> ov.Model:
+    """Bring `model`, in place, into the form that is fastest on this CPU."""
     if multiplies_int8_matrices_slowly():
         matrices_to_convolutions(model)
     return model

@@ -13,18 +13,12 @@ from pathlib import Path
 
 import openvino as ov
 
+from runtime.bundle import weights_file
 from runtime.errors import BundleError
 from runtime.openvino_core import openvino_core
 
-_SUFFIX = ".xml.gz"
-
 # No graph comes near to this; a file made to fill the memory would.
 _LARGEST = 256 * 1024**2
-
-
-def weights_file(graph: Path) -> Path:
-    """Where the weights of the graph `NAME.xml.gz` are: `NAME.bin` beside it."""
-    return graph.with_name(graph.name.removesuffix(_SUFFIX) + ".bin")
 
 
 def write_graph(model: ov.Model, graph: Path, compress_to_fp16: bool = False) -> None:
