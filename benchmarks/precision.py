@@ -53,7 +53,7 @@ SCHEMES: dict[str, Scheme] = {
 def compiled(model: Any, precision: str) -> CompiledModel:
     """For one image, as the runtime compiles it."""
     options = CompileOptions(available_cores(), 1, precision, None)
-    return CompiledModel(for_this_cpu(model.clone()), options)
+    return CompiledModel.of(for_this_cpu(model.clone()), options)
 
 
 def run(generator: CompiledModel, row: tuple[Any, ...]) -> Any:

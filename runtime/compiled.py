@@ -7,6 +7,7 @@ import queue
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from runtime.blobs import compile_and_keep, load_blob
 from runtime.bundle import weights_file
 from runtime.cpu import multiplies_int8_matrices_slowly
 from runtime.errors import BundleError
@@ -35,7 +37,7 @@ class CompileOptions:
         threads: cores, for all streams together.
         streams: rows calculated side by side, each with its share of the threads.
         precision: in which to calculate what is not int8, f32 or bf16.
-        cache: folder for compiled models, if they shall be kept.
+        cache: folder for compiled models (`runtime.blobs`), if they shall be kept.
     """
 
     threads: int
@@ -43,9 +45,13 @@ class CompileOptions:
     precision: str
     cache: Path | None
 
+    def name(self) -> str:
+        """Short, and another for other options; the cache does not count."""
+        return f"{self.precision}-{self.threads}-{self.streams}"
+
     def properties(self) -> dict[str, Any]:
         """OpenVINO's."""
-        properties: dict[str, Any] = {
+        return {
             "INFERENCE_PRECISION_HINT": self.precision,
             "PERFORMANCE_HINT": "LATENCY" if self.streams == 1 else "THROUGHPUT",
             "NUM_STREAMS": self.streams,
@@ -53,7 +59,6 @@ class CompileOptions:
             # Pinned threads of two processes on one box would queue for the same cores.
             "ENABLE_CPU_PINNING": False,
         }
-        return properties | ({"CACHE_DIR": str(self.cache)} if self.cache else {})
 
 
 def read_model(graph: Path) -> ov.Model:
@@ -82,20 +87,18 @@ def supported_precision(wanted: str) -> str:
 
 
 class ModelFile:
-    """A model of a bundle on disk, read each time it is compiled.
-
-    Between those times its weights, which are as large as the compiled model's, take no memory.
+    """A model of a bundle on disk, read when it is compiled.
 
     Args:
         graph: its file. It must not change from now on.
     """
 
     def __init__(self, graph: Path) -> None:
-        self._graph = graph
+        self._graph, self._weights = graph, weights_file(graph)
         self._states = self._state()
 
     def _state(self) -> list[tuple[int, int, int]]:
-        status = [path.stat() for path in (self._graph, weights_file(self._graph))]
+        status = [path.stat() for path in (self._graph, self._weights)]
         return [(s.st_size, s.st_mtime_ns, s.st_ino) for s in status]
 
     def compile(self, options: CompileOptions, columns: int | None = None) -> CompiledModel:
@@ -107,7 +110,43 @@ class ModelFile:
         if self._state() != self._states:
             raise BundleError(f"{self._graph} was changed while it was in use: load it again")
         with keep_locale():
-            return CompiledModel(read_model(self._graph), options, columns)
+            compiled = self._kept(options, columns) if options.cache else None
+            if compiled is None:
+                return CompiledModel.of(read_model(self._graph), options, columns)
+            return CompiledModel(compiled, options.streams)
+
+    def _kept(self, options: CompileOptions, columns: int | None) -> ov.CompiledModel | None:
+        """From the cache, into which it is put if need be; None if it cannot be."""
+        assert options.cache is not None
+        name = f"{self._weights.stem}-{columns or 'all'}-{options.name()}.blob"
+        place = options.cache / name, self._weights, options.properties()
+
+        def read() -> ov.Model:
+            return _with_static_shapes(read_model(self._graph), columns)
+
+        if (compiled := load_blob(*place)) is not None:
+            return compiled
+        with _compiling(self._graph.name):
+            return compile_and_keep(read, *place)
+
+
+def _with_static_shapes(model: ov.Model, columns: int | None) -> ov.Model:
+    """`model` itself, for a batch of one: a dynamic batch costs speed and memory."""
+    model.reshape(
+        {i: [1, *([columns] if columns else list(i.partial_shape)[1:])] for i in model.inputs}
+    )
+    return model
+
+
+@contextmanager
+def _compiling(name: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise BundleError(
+            f"the model {name!r} cannot be compiled by OpenVINO {ov.__version__}: "
+            f"{str(error).strip().splitlines()[-1]}"
+        ) from error
 
 
 class CompiledModel:
@@ -117,32 +156,35 @@ class CompiledModel:
     it, so that a picture would depend on what is generated beside it.
 
     Args:
-        model: with a dynamic batch; its shapes are changed.
-        options: see there.
-        columns: the length of the inputs' rows, if the model leaves it open.
-
-    Raises:
-        BundleError: OpenVINO cannot compile it.
+        compiled: OpenVINO's, for a batch of one.
+        streams: rows calculated side by side.
     """
 
-    def __init__(
-        self, model: ov.Model, options: CompileOptions, columns: int | None = None
-    ) -> None:
-        # Static shapes: a dynamic batch costs speed and memory.
-        model.reshape(
-            {i: [1, *([columns] if columns else list(i.partial_shape)[1:])] for i in model.inputs}
-        )
-        try:
-            self._compiled = openvino_core().compile_model(model, "CPU", options.properties())
-        except RuntimeError as error:
-            raise BundleError(
-                f"the model {model.get_friendly_name()!r} cannot be compiled by OpenVINO "
-                f"{ov.__version__}: {str(error).strip().splitlines()[-1]}"
-            ) from error
-        self._streams = options.streams
+    def __init__(self, compiled: ov.CompiledModel, streams: int) -> None:
+        self._compiled, self._streams = compiled, streams
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(options.streams):
+        for _ in range(streams):
             self._requests.put(self._compiled.create_infer_request())
+
+    @classmethod
+    def of(
+        cls, model: ov.Model, options: CompileOptions, columns: int | None = None
+    ) -> CompiledModel:
+        """Compile `model` without a look into the cache.
+
+        Args:
+            model: with a dynamic batch; its shapes are changed.
+            options: see there.
+            columns: the length of the inputs' rows, if the model leaves it open.
+
+        Raises:
+            BundleError: OpenVINO cannot compile it.
+        """
+        with _compiling(model.get_friendly_name()):
+            compiled = openvino_core().compile_model(
+                _with_static_shapes(model, columns), "CPU", options.properties()
+            )
+        return cls(compiled, options.streams)
 
     def row(self, *inputs: Array) -> Array:
         """Run on one row of each input, without the batch dimension."""

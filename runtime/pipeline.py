@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +83,7 @@ class Pipeline:
         self._generator_file = ModelFile(folder / GENERATOR)
         # Compiled when they are needed: by number of tokens, and by number of streams.
         self._text_encoders: dict[int, CompiledModel] = {}
-        self._generators: dict[int, CompiledModel] = {}
+        self._generators: dict[int, Future[CompiledModel]] = {}
         self._sentences: OrderedDict[str, Floats] = OrderedDict()
 
     @classmethod
@@ -119,6 +119,16 @@ class Pipeline:
             raise BundleError(
                 f"{MERGES} of the bundle is damaged ({error}): copy or convert the bundle again"
             ) from error
+
+    def prepare(self, count: int) -> None:
+        """Begin to compile what `count` images need, beside whatever else is done meanwhile."""
+        streams = self._streams(count)
+        if streams not in self._generators:
+            thread = ThreadPoolExecutor(1)
+            self._generators[streams] = thread.submit(
+                self._generator_file.compile, self._compile_options(streams)
+            )
+            thread.shutdown(wait=False)  # it ends when that is done
 
     def encode(self, prompts: Sequence[str]) -> Floats:
         """Sentence embeddings of prompts; equal prompts are encoded once.
@@ -190,10 +200,9 @@ class Pipeline:
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         prompts = list(map(checked_prompt, [prompts] if isinstance(prompts, str) else prompts))
-        with ThreadPoolExecutor(1) as pool:  # the generator is compiled while text is encoded
-            compiled = pool.submit(self._generator, len(prompts) * n)
-            sentences = self.encode(prompts)
-            generator = compiled.result()
+        self.prepare(len(prompts) * n)  # while text is encoded
+        sentences = self.encode(prompts)
+        generator = self._generator(len(prompts) * n)
         size = self.manifest.noise_dim
         jobs = [(row, prompt, i) for row, prompt in enumerate(prompts) for i in range(n)]
         rows = ((draw_noise(seed, prompt, i, size), sentences[row]) for row, prompt, i in jobs)
@@ -214,11 +223,8 @@ class Pipeline:
 
     def _generator(self, count: int) -> CompiledModel:
         """For `count` images: all cores for each, or many images side by side."""
-        streams = self._streams(count)
-        if streams not in self._generators:
-            options = self._compile_options(streams)
-            self._generators[streams] = self._generator_file.compile(options)
-        return self._generators[streams]
+        self.prepare(count)
+        return self._generators[self._streams(count)].result()
 
     def _streams(self, count: int) -> int:
         if self.options.streams:

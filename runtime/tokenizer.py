@@ -60,13 +60,14 @@ class Tokenizer:
         # The order of the ids: printable bytes first, as in the published vocabulary.
         vocabulary = list(self._byte_characters.values())
         vocabulary += [character + _WORD_END for character in vocabulary]
-        pairs = [tuple(merge.split(" ")) for merge in self.merges]
-        vocabulary += ["".join(pair) for pair in pairs]
+        vocabulary += [merge.replace(" ", "", 1) for merge in self.merges]
         self._ids = {token: i for i, token in enumerate(vocabulary)}
-        for pair in pairs:
-            if len(pair) != 2 or pair[0] not in self._ids or pair[1] not in self._ids:
-                raise ValueError(f"not a merge of two known tokens: {' '.join(pair)!r}")
-        self._ranks = {pair: rank for rank, pair in enumerate(pairs)}
+        for merge in self.merges:
+            left, _, right = merge.partition(" ")
+            if left not in self._ids or right not in self._ids:
+                raise ValueError(f"not a merge of two known tokens: {merge!r}")
+        # By the merge's text: a tuple for each would take 20 MB.
+        self._ranks = {merge: rank for rank, merge in enumerate(self.merges)}
         self.start_id, self.end_id = len(vocabulary), len(vocabulary) + 1
         self._merge = lru_cache(maxsize=1 << 14)(self._merge_uncached)
 
@@ -104,9 +105,10 @@ class Tokenizer:
         """Merge the neighbours of the best rank, all at once, until none can be merged."""
         parts = [self._byte_characters[byte] for byte in word.encode("utf-8", "replace")]
         parts[-1] += _WORD_END
+        unknown = len(self._ranks)
         while len(parts) > 1:
-            best = min(pairwise(parts), key=lambda p: self._ranks.get(p, len(self._ranks)))
-            if best not in self._ranks:
+            best = min(pairwise(parts), key=lambda p: self._ranks.get(" ".join(p), unknown))
+            if " ".join(best) not in self._ranks:
                 break
             merged: list[str] = []
             for part in parts:

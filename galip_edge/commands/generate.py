@@ -74,6 +74,7 @@ def command(
     with console().status("loading the model"):
         pipeline = Pipeline.from_bundle(model or default_model(), options)
     manifest = pipeline.manifest
+    pipeline.prepare(len(prompts) * count)
     _warn_of_cut_prompts(pipeline, prompts)
     identity = manifest.name, manifest.model_hash
     images = []
