@@ -23,6 +23,7 @@ from prepared import Prepared
 from convert.calibration import make_samples, read_captions
 from convert.export import to_openvino
 from convert.fidelity import psnr_db
+from convert.quantize import SCHEMES as CHOSEN_SCHEMES
 from convert.quantize import Scheme, quantize
 from galip_edge.checkpoint import load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
@@ -35,9 +36,20 @@ from runtime.compiled import (
 )
 from runtime.cpu import available_cores
 
-CHOSEN = "INT8"
+CHOSEN, MIXED = "INT8", "mixed"
+INPUTS = CHOSEN_SCHEMES["mixed"].in_float
 SCHEMES: dict[str, Scheme] = {
-    CHOSEN: Scheme(),
+    CHOSEN: CHOSEN_SCHEMES["int8"],
+    MIXED: CHOSEN_SCHEMES["mixed"],
+    "noise projection in float": Scheme(in_float=("noise_projection",)),
+    "bridge in float": Scheme(in_float=("bridge",)),
+    "affine networks in float": Scheme(in_float=("gamma", "beta")),
+    "RGB in float": Scheme(in_float=("to_rgb",)),
+    "last block and RGB in float": Scheme(in_float=("upsampling.5", "to_rgb")),
+    "mixed, and affine networks in float": Scheme(in_float=(*INPUTS, "gamma", "beta")),
+    "mixed, and affine networks whole in float": Scheme(
+        in_float=(*INPUTS, "gamma", "beta", "hidden", "prompt_predictor")
+    ),
     "NNCF's defaults": Scheme(ranges="mean", smooth_convolutions=None),
     "mean ranges": Scheme(ranges="mean"),
     "histogram ranges": Scheme(ranges="histogram"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from convert.fidelity import PROMPTS
 from convert.options import ConvertOptions
+from convert.quantize import SCHEMES
 from convert.write import OnStep, Source, write_bundle
 from runtime.bundle import Manifest, save_manifest
 from runtime.compiled import has_bf16
@@ -48,13 +49,13 @@ def write_fastest(
         ConversionError: none is as near to PyTorch as asked for.
     """
     # Half the weights' size costs nothing where the CPU has no bfloat16 to gain time with.
-    precisions = ("int8", "bf16" if has_bf16() else "fp16")
+    precisions = ("int8", "mixed", "bf16" if has_bf16() else "fp16")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".candidates-") as name:
         manifests = {}
         for precision in precisions:
             path = Path(name) / precision
             path.mkdir()
-            calibration = options.calibration if precision == "int8" else None
+            calibration = options.calibration if precision in SCHEMES else None
             one = replace(options, precision=precision, min_psnr=0.0, calibration=calibration)
             manifests[precision] = write_bundle(source, one, path, on_step)
         on_step("measuring which is fastest")

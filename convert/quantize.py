@@ -34,6 +34,7 @@ _MOVING = (
 REASONS = {
     "softmax": "attention probabilities: small numbers that 8 bits serve badly; the scheme for "
     "transformers leaves their product with the values in floating point",
+    "meant": "all of the picture hangs on it, and it is small",
     "other": "NNCF found no quantizable input",
 }
 
@@ -60,6 +61,8 @@ class Scheme:
         whole_weights: use the whole range for weights. Half of it is safe everywhere: without VNNI
             a CPU adds products in 16 bits, which whole ones overflow.
         accurate_bias: correct biases layer by layer, with all before it quantized; slow.
+        in_float: parts of the model that stay in floating point, as the names of their weights
+            have them, such as `to_rgb` or `upsampling.5`.
     """
 
     ranges: str = "extreme"
@@ -67,6 +70,7 @@ class Scheme:
     smooth_convolutions: float | None = 0.5
     whole_weights: bool = False
     accurate_bias: bool = False
+    in_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.ranges not in _RANGES:
@@ -75,6 +79,11 @@ class Scheme:
             alpha = getattr(self, name)
             if alpha is not None and not 0 <= alpha <= 1:
                 raise ValueError(f"{name} must be in [0,1] or None, got {alpha!r}")
+
+
+# By the bundle's precision. When it is mixed, 2 % of the weights stay in float: of the layer that
+# reads the noise and the blocks that predict the bridge feature, from which all else follows.
+SCHEMES = {"int8": Scheme(), "mixed": Scheme(in_float=("noise_projection", "bridge"))}
 
 
 def quantize(
@@ -101,6 +110,7 @@ def quantize(
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(samples),
+            ignored_scope=nncf.IgnoredScope(names=_operations_of(model, scheme.in_float)),
             fast_bias_correction=not scheme.accurate_bias,
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 overflow_fix=OverflowFix.DISABLE if scheme.whole_weights else OverflowFix.ENABLE,
@@ -112,14 +122,31 @@ def quantize(
         )
 
 
-def report(model: Any) -> dict[str, Any]:
-    """Which multiplying operations are in int8.
+def _operations_of(model: Any, parts: Sequence[str]) -> list[str]:
+    """Names of the operations that multiply with weights of `parts`.
+
+    Raises ValueError if a part has none.
+    """
+    found: dict[str, list[str]] = {part: [] for part in parts}
+    for operation in model.get_ordered_ops():
+        if parts and operation.get_type_name() in _MULTIPLYING:
+            weight = f".{operation.input_value(1).get_node().get_friendly_name()}"
+            for part in parts:
+                if f".{part}." in weight:
+                    found[part].append(operation.get_friendly_name())
+    if missing := [part for part, names in found.items() if not names]:
+        raise ValueError(f"no operation of the model has weights of {', '.join(missing)}")
+    return [name for names in found.values() for name in names]
+
+
+def report(model: Any, in_float: Sequence[str] = ()) -> dict[str, Any]:
+    """Which multiplying operations are in int8; `in_float` of the scheme are meant not to be.
 
     Returns:
         `quantized` and `float`: counts; `left_in_float`: name, kind and reason of each of the
         latter.
     """
-    quantized, left = 0, []
+    quantized, left, meant = 0, [], _operations_of(model, in_float)
     for operation in model.get_ordered_ops():
         kind = operation.get_type_name()
         if kind not in _MULTIPLYING:
@@ -128,8 +155,9 @@ def report(model: Any) -> dict[str, Any]:
         if all(source in ("FakeQuantize", "int8 weight") for source in sources):
             quantized += 1
         else:
-            reason = REASONS["softmax" if "Softmax" in sources else "other"]
-            left.append({"name": operation.get_friendly_name(), "kind": kind, "reason": reason})
+            name = operation.get_friendly_name()
+            why = "softmax" if "Softmax" in sources else "meant" if name in meant else "other"
+            left.append({"name": name, "kind": kind, "reason": REASONS[why]})
     return {"quantized": quantized, "float": len(left), "left_in_float": left}
 
 

@@ -16,7 +16,7 @@ from convert.calibration import BUILT_IN, make_samples
 from convert.export import OnnxFiles, export_onnx, to_openvino
 from convert.fidelity import PROMPTS, Fidelity, Reference, compare, make_reference
 from convert.options import ConvertOptions
-from convert.quantize import Scheme, quantize, report
+from convert.quantize import SCHEMES, quantize, report
 from convert.table import take_rows_first
 from galip_edge.checkpoint import Checkpoint, load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
@@ -89,11 +89,11 @@ def write_bundle(
     config = source.checkpoint.model.config
     text_encoder, generator = source.text_encoder, source.generator
     quantization: dict[str, Any] = {}
-    if options.precision == "int8":
-        scheme = Scheme()
+    if options.precision in SCHEMES:
+        scheme = SCHEMES[options.precision]
         samples = make_samples(source.checkpoint.model, source.tokenizer, source.captions)
         on_step("quantizing the text encoder")
-        text_encoder = quantize(text_encoder, samples.text_encoder, scheme)
+        text_encoder = quantize(text_encoder, samples.text_encoder)
         take_rows_first(text_encoder)
         on_step("quantizing the generator")
         generator = quantize(generator, samples.generator, scheme)
@@ -105,7 +105,7 @@ def write_bundle(
             "scheme": asdict(scheme),
             "operations": {
                 "text_encoder": report(text_encoder),
-                "generator": report(generator),
+                "generator": report(generator, scheme.in_float),
             },
         }
     on_step(f"writing the {options.precision} bundle")

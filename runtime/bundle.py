@@ -28,7 +28,7 @@ TEXT_ENCODER = "text_encoder.xml.gz"
 GENERATOR = "generator.xml.gz"
 MERGES = "merges.txt"
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "mixed", "int8")
 INFERENCE_PRECISIONS = ("f32", "bf16")
 
 

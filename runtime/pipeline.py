@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -238,6 +239,7 @@ class Pipeline:
 
     @staticmethod
     def _cache_for(manifest: Manifest) -> Path | None:
-        machine = f"{ov.__version__} {cpu_name()} {instruction_sets()}"
+        capped = [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "OV_CPU_MAX_ISA")]
+        machine = f"{ov.__version__} {cpu_name()} {instruction_sets()} {capped}"
         key = hashlib.sha256(machine.encode()).hexdigest()[:12]
         return compiled_model_folder(cache_folder(), f"{manifest.model_hash[:16]}-{key}")

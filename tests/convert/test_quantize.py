@@ -19,6 +19,14 @@ def test_invalid_schemes_are_named(settings, message):
         Scheme(**settings)
 
 
+def test_a_part_that_no_weight_belongs_to_is_named():
+    data = ops.parameter([-1, 8], np.float32)
+    model = ov.Model([ops.matmul(data, np.ones((8, 8), np.float32), False, False)], [data])
+    samples = [(np.ones((1, 8), np.float32),)]
+    with pytest.raises(ValueError, match="no operation of the model has weights of to_cmyk"):
+        quantize(model, samples, Scheme(in_float=("to_cmyk",)))
+
+
 @pytest.mark.parametrize(("whole", "largest"), [(False, 64), (True, 127)])
 def test_weights_use_half_of_the_range_unless_told_otherwise(whole, largest):
     """Half is what AVX2 adds in 16 bits without overflow: 2 * 255 * 64 < 2**15."""
