@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from runtime.version import __version__
 
 if TYPE_CHECKING:
-    from runtime.errors import BundleError, GalipEdgeError, PromptError
+    from runtime.errors import BundleError, GalipEdgeError, JobError, PromptError
+    from runtime.jobs.job import Job, JobOptions
+    from runtime.jobs.prompt_file import PromptFile
     from runtime.noise import draw_noise
     from runtime.pipeline import Generated, Pipeline, PipelineOptions
     from runtime.tokenizer import Tokenizer
@@ -22,9 +24,13 @@ _HOME = {
     "BundleError": "errors",
     "GalipEdgeError": "errors",
     "Generated": "pipeline",
+    "Job": "jobs.job",
+    "JobError": "errors",
+    "JobOptions": "jobs.job",
     "Pipeline": "pipeline",
     "PipelineOptions": "pipeline",
     "PromptError": "errors",
+    "PromptFile": "jobs.prompt_file",
     "Tokenizer": "tokenizer",
     "draw_noise": "noise",
 }
@@ -33,9 +39,13 @@ __all__ = [
     "BundleError",
     "GalipEdgeError",
     "Generated",
+    "Job",
+    "JobError",
+    "JobOptions",
     "Pipeline",
     "PipelineOptions",
     "PromptError",
+    "PromptFile",
     "Tokenizer",
     "__version__",
     "draw_noise",

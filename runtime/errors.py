@@ -22,3 +22,7 @@ class CheckpointError(GalipEdgeError):
 
 class ConversionError(GalipEdgeError):
     """A conversion step failed or its result is too far from PyTorch's."""
+
+
+class JobError(GalipEdgeError):
+    """A batch job cannot be started or go on; what it has made stays."""

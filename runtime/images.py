@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,9 @@ class ImageMetadata:
         )
 
 
+# For smooth pictures, runs alone give smaller files than the usual search, in less time.
+_PNG: dict[str, Any] = {"compress_level": 4, "compress_type": zlib.Z_RLE}
+
 # An image, how it was made, and its file.
 Item: TypeAlias = tuple[Images, ImageMetadata, Path]
 
@@ -63,12 +67,17 @@ def save_png(image: Images, path: Path, metadata: ImageMetadata) -> None:
 
     Raises GalipEdgeError if it cannot be written.
     """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        write_png(image, file, metadata)
+
+
+def write_png(image: Images, file: BinaryIO, metadata: ImageMetadata) -> None:
+    """Write one image (H,W,3) with its metadata to an open file."""
     picture = Image.fromarray(image)
     info = PngInfo()
     info.add_text("parameters", metadata.parameters(picture.size))
     info.add_text(JSON_CHUNK, json.dumps(asdict(metadata)))
-    with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=info, compress_level=4)
+    picture.save(file, format="PNG", pnginfo=info, **_PNG)
 
 
 def save_each(images: Iterable[tuple[Images, ImageMetadata]], folder: Path) -> Iterator[Item]:
@@ -130,4 +139,4 @@ def contact_sheet(images: Sequence[Images], columns: int, gap: int = 4) -> Image
 def save_sheet(sheet: Images, path: Path) -> None:
     """Write a contact sheet, whole or not at all."""
     with atomic_path(path) as temporary:
-        Image.fromarray(sheet).save(temporary, format="PNG", compress_level=4)
+        Image.fromarray(sheet).save(temporary, format="PNG", **_PNG)

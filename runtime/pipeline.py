@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -180,6 +180,18 @@ class Pipeline:
             )
         return self._generator(len(noise)).all(noise, sentence)
 
+    def synthesize_each(
+        self, rows: Iterable[tuple[Floats, Floats]], count: int
+    ) -> Iterator[Images]:
+        """The image (H,W,3) of each row, in order, as soon as it is there.
+
+        Args:
+            rows: a sentence embedding (embedding_dim,) and noise (noise_dim,) each, which are
+                taken as they are needed.
+            count: about how many there are: many are calculated side by side.
+        """
+        return self._generator(count).each((noise, sentence) for sentence, noise in rows)
+
     def generate(self, prompts: str | Sequence[str], n: int = 1, seed: int = 0) -> Images:
         """`n` images of each prompt, in order.
 
@@ -203,12 +215,10 @@ class Pipeline:
         prompts = list(map(checked_prompt, [prompts] if isinstance(prompts, str) else prompts))
         self.prepare(len(prompts) * n)  # while text is encoded
         sentences = self.encode(prompts)
-        generator = self._generator(len(prompts) * n)
         size = self.manifest.noise_dim
         jobs = [(row, prompt, i) for row, prompt in enumerate(prompts) for i in range(n)]
-        rows = ((draw_noise(seed, prompt, i, size), sentences[row]) for row, prompt, i in jobs)
-        images = generator.each(rows)
-        for (_, prompt, i), image in zip(jobs, images):
+        rows = ((sentences[row], draw_noise(seed, prompt, i, size)) for row, prompt, i in jobs)
+        for (_, prompt, i), image in zip(jobs, self.synthesize_each(rows, len(jobs))):
             yield Generated(prompt, seed, i, image)
 
     def _text_length(self, count: int) -> int:

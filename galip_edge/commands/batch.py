@@ -1,0 +1,263 @@
+"""`galip-edge batch`: a file of prompts to images, which goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from galip_edge.commands.console import console
+from galip_edge.commands.options import (
+    cache_option,
+    default_model,
+    existing_path,
+    json_option,
+    threads_option,
+)
+from runtime.errors import GalipEdgeError
+from runtime.files import atomic_path
+from runtime.jobs.encoding import SUFFIXES, ImageFormat
+from runtime.jobs.engine import Engine, InProcess
+from runtime.jobs.estimate import estimate
+from runtime.jobs.job import MANIFEST, Job, JobOptions
+from runtime.jobs.outputs import FORMS
+from runtime.jobs.processes import Processes
+from runtime.jobs.prompt_file import FORMATS, MAX_IMAGES, PromptFile
+from runtime.jobs.worker import STATE
+from runtime.noise import MAX_SEED
+from runtime.pipeline import PipelineOptions
+
+
+@click.command("batch")
+@click.argument("prompts", type=click.Path(path_type=Path, allow_dash=True))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the job.",
+)
+@click.option("--model", type=existing_path, help="Bundle folder; default: the embedded model.")
+@click.option("--input-format", type=click.Choice(FORMATS), help="Default: by the file's ending.")
+@click.option(
+    "-n",
+    "count",
+    type=click.IntRange(1, MAX_IMAGES),
+    default=1,
+    help="Images of a prompt whose row does not say.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=0,
+    show_default=True,
+    help="Of a prompt whose row does not say.",
+)
+@click.option(
+    "--carry",
+    multiple=True,
+    metavar="COLUMN",
+    help="Carry this column through to the manifest. Repeat for more.",
+)
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(FORMS),
+    default="folder",
+    show_default=True,
+    help="A file for each image, tar shards for webdataset, or Parquet shards.",
+)
+@click.option(
+    "--image", "image_format", type=click.Choice(list(SUFFIXES)), default="png", show_default=True
+)
+@click.option(
+    "--quality",
+    type=click.IntRange(1, 100),
+    default=ImageFormat.quality,
+    show_default=True,
+    help="Of jpeg and webp.",
+)
+@click.option(
+    "--part",
+    type=click.IntRange(1, 100_000),
+    default=JobOptions.part,
+    show_default=True,
+    help="Images in a shard, or in each folder of files.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes, each with its share of the cores.",
+)
+@click.option("--retry-failed", is_flag=True, help="Make again what failed in an earlier run.")
+@click.option(
+    "--max-errors", type=click.IntRange(min=0), help="Stop after more failures than this."
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="If prompts, model or options changed: remove what was made and start again.",
+)
+@click.option("--dry-run", is_flag=True, help="Only tell count, size and time.")
+@threads_option
+@click.option(
+    "--streams",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Images side by side in each process; default: one for each core.",
+)
+@cache_option
+@json_option
+def command(
+    prompts: Path,
+    out: Path,
+    model: Path | None,
+    input_format: str | None,
+    count: int,
+    seed: int,
+    carry: tuple[str, ...],
+    form: str,
+    image_format: str,
+    quality: int,
+    part: int,
+    workers: int,
+    retry_failed: bool,
+    max_errors: int | None,
+    force: bool,
+    dry_run: bool,
+    threads: int,
+    streams: int,
+    cache: bool,
+    as_json: bool,
+) -> None:
+    """Generate images of all prompts in a file; the same command again goes on where it was.
+
+    PROMPTS is .txt (a prompt a line), .csv, .tsv, .jsonl or .parquet, with columns `prompt` and, if
+    wanted, `id`, `n` and `seed`; `-` reads standard input. Prints the path of the manifest, which
+    has a line for each image, also for one that failed.
+    """
+    if str(prompts) == "-":
+        prompts = _spooled(out, input_format or "txt")
+    file = PromptFile(prompts, input_format, count, seed, carry)
+    options = JobOptions(
+        form=form,
+        image_format=ImageFormat(image_format, quality),
+        part=part,
+        retry_failed=retry_failed,
+        max_errors=max_errors,
+        force=force,
+        pipeline=PipelineOptions(threads, streams, cache),
+    )
+    bundle = model or default_model()
+    if dry_run:
+        _tell(asdict(estimate(file, bundle, options)), as_json)
+        return
+    with console().status("reading the prompts"):
+        job = Job(file, bundle, out, options, _engine(workers))
+    with _stops_at_signals(job), _progress(job) as show:
+        for _ in job:
+            show()
+    _report(job, out, as_json)
+
+
+def _engine(workers: int) -> Engine:
+    return InProcess() if workers == 1 else Processes(workers)
+
+
+def _spooled(out: Path, kind: str) -> Path:
+    """Standard input as a file of the job."""
+    file = out / STATE / f"stdin.{kind}"
+    with atomic_path(file) as temporary, temporary.open("wb") as copy:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+    return file
+
+
+@contextmanager
+def _stops_at_signals(job: Job) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets the job finish what is in flight, the second one ends us."""
+    numbers = signal.SIGINT, signal.SIGTERM
+
+    def handle(number: int, _: Any) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        job.stop()
+        click.echo("finishing what is in flight; a second signal stops at once", err=True)
+
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(job: Job) -> Iterator[Any]:
+    """A bar on stderr; gives a function that brings it up to date."""
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+        TextColumn("{task.fields[rate]:.1f} images/s"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[failed]}"),
+    )
+    with Progress(*columns, console=console(), transient=True) as bar:
+        task = bar.add_task("", total=job.progress.items, rate=0.0, failed="")
+
+        def show() -> None:
+            now = job.progress
+            failed = f"{now.failed:,} failed" if now.failed else ""
+            elapsed = bar.tasks[0].elapsed or 0.0
+            rate = now.done / elapsed if elapsed else 0.0
+            bar.update(task, completed=now.items - now.left, rate=rate, failed=failed)
+
+        yield show
+
+
+def _report(job: Job, out: Path, as_json: bool) -> None:
+    now = job.progress
+    manifest = str(out / MANIFEST)
+    if as_json:
+        click.echo(json.dumps({**asdict(now), "left": now.left, "manifest": manifest}))
+    else:
+        click.echo(manifest)
+    if now.left:
+        click.echo(
+            f"stopped: {now.left:,} of {now.items:,} are left; the same command goes on", err=True
+        )
+        raise click.exceptions.Exit(130)
+    if now.failed:
+        raise GalipEdgeError(
+            f"{now.failed:,} of {now.items:,} failed: {manifest} has the reasons, and "
+            "--retry-failed tries them again"
+        )
+
+
+def _tell(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(
+        f"{found['images']:,} images from {found['rows']:,} rows ({found['refused']:,} cannot be "
+        f"used), about {decimal(found['bytes'])}, about {_duration(found['seconds'])} on this "
+        "machine"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """For people."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} seconds"

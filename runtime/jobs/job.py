@@ -1,0 +1,273 @@
+"""A batch job: prompts to images in a folder, which goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import Manifest, read_manifest, verify_files
+from runtime.cache import Stamps, cache_folder
+from runtime.errors import GalipEdgeError, JobError
+from runtime.files import atomic_path, sha256_of
+from runtime.jobs.encoding import ImageFormat
+from runtime.jobs.engine import Engine, InProcess
+from runtime.jobs.journal import COLUMNS, FAILED, Entry, Journal, to_line
+from runtime.jobs.lock import locked
+from runtime.jobs.outputs import FORMS
+from runtime.jobs.parts import parts_of
+from runtime.jobs.prompt_file import PromptFile
+from runtime.jobs.worker import STATE, Work
+from runtime.pipeline import PipelineOptions
+
+MANIFEST = "manifest.jsonl"
+MANIFEST_TABLE = "manifest.parquet"
+
+# Of what a job remembers; another version's is not gone on with.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How a job is done. `part`, `form` and `image_format` decide which files there are.
+
+    Attributes:
+        form: of the output: folder (a file for each image), tar (webdataset) or parquet.
+        image_format: of the images.
+        part: images in a shard, or in each folder of files.
+        retry_failed: make again what failed in an earlier run.
+        max_errors: stop after more failures than that in this run; None never does.
+        force: if prompts, model or options changed, remove what the job made and start again.
+        pipeline: how the CPU is used.
+    """
+
+    form: str = "folder"
+    image_format: ImageFormat = field(default_factory=ImageFormat)
+    part: int = 1000
+    retry_failed: bool = False
+    max_errors: int | None = None
+    force: bool = False
+    pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
+        if not 1 <= self.part <= 100_000:
+            raise ValueError(f"part must be from 1 to 100,000 images, got {self.part}")
+        if self.max_errors is not None and self.max_errors < 0:
+            raise ValueError(f"max_errors must be at least 0, got {self.max_errors}")
+
+
+@dataclass
+class Progress:
+    """How far a job is.
+
+    Attributes:
+        items: images that were asked for, and rows that cannot be made.
+        kept: of them, known from earlier runs.
+        done, failed: in this run.
+    """
+
+    items: int
+    kept: int = 0
+    done: int = 0
+    failed: int = 0
+
+    @property
+    def left(self) -> int:
+        """What is still to be made."""
+        return self.items - self.kept - self.done - self.failed
+
+
+class Job:
+    """Prompts to images in a folder.
+
+        for entry in Job(PromptFile(Path("prompts.csv")), "my-bundle", "images"):
+            print(entry["file"] or entry["error"])
+
+    The same job again makes only what is missing. Each iteration is a run; at its end, however it
+    ends, the folder has a manifest, `manifest.jsonl` and `manifest.parquet`.
+
+    Args:
+        prompts: see there.
+        bundle: the model's folder.
+        out: the job's folder; made if there is none.
+        options: see there.
+        engine: who does the work; by default this process.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        JobError: the prompts cannot be read or are none, or `out` holds another job.
+    """
+
+    def __init__(
+        self,
+        prompts: PromptFile,
+        bundle: str | Path,
+        out: str | Path,
+        options: JobOptions | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        self.prompts, self.out = prompts, Path(out)
+        self.options = options or JobOptions()
+        self.model: Manifest = read_manifest(Path(bundle))
+        verify_files(Path(bundle), self.model, Stamps(cache_folder()))
+        self._engine = engine or InProcess()
+        self._stopped = False
+        self._work = Work(
+            bundle=Path(bundle),
+            model=self.model.name,
+            model_hash=self.model.model_hash,
+            options=self.options.pipeline,
+            folder=self.out,
+            form=self.options.form,
+            image_format=self.options.image_format,
+            retry_failed=self.options.retry_failed,
+        )
+        self.progress = Progress(self._prepare())
+
+    def stop(self) -> None:
+        """End the run when what is in flight is done. May be called from anywhere."""
+        self._stopped = True
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Run; yield the manifest's new lines, each when its image is there.
+
+        Raises:
+            JobError: another process works on it, a file cannot be written, or too much failed.
+        """
+        self._stopped, self.progress = False, Progress(self.progress.items)
+        with locked(self.out / STATE):
+            self._sweep()
+            try:
+                yield from self._run()
+            except GalipEdgeError as error:
+                with suppress(GalipEdgeError):
+                    self._write_manifest()
+                raise JobError(f"{error}; then the same command goes on") from error
+            self._write_manifest()
+        if self._too_many_errors():
+            raise JobError(
+                f"{self.progress.failed} failed, more than --max-errors allows: {MANIFEST} in "
+                f"{self.out} has the reasons; the same command goes on"
+            )
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed left half written; parts do the same."""
+        for folder in (self.out, self.out / STATE, self.out / STATE / "parts"):
+            for left in folder.glob(".*.tmp"):
+                left.unlink(missing_ok=True)
+
+    def _run(self) -> Iterator[Entry]:
+        parts = parts_of(self.prompts.rows(), self.options.part)
+        for outcome in self._engine.run(self._work, parts, self._is_stopped):
+            if isinstance(outcome, int):
+                self.progress.kept += outcome
+            else:
+                failed = outcome["status"] == FAILED
+                self.progress.failed += failed
+                self.progress.done += not failed
+                yield outcome
+
+    def _is_stopped(self) -> bool:
+        return self._stopped or self._too_many_errors()
+
+    def _too_many_errors(self) -> bool:
+        most = self.options.max_errors
+        return most is not None and self.progress.failed > most
+
+    def _prepare(self) -> int:
+        """Make the job's folder, or find it; how many items there are."""
+        file = self.out / STATE / "job.json"
+        described = self._description()
+        known = _read_state(file, self.options.force)
+        if known is not None:
+            changed = sorted(name for name in described if described[name] != known.get(name))
+            if not changed:
+                return int(known["items"])
+            if not self.options.force:
+                raise JobError(
+                    f"{self.out} holds a job with other {', '.join(changed)}: choose another "
+                    "folder, or give --force to remove what it made and start again"
+                )
+            self._discard()
+        items = sum(row.count for row in self.prompts.rows())
+        if not items:
+            raise JobError(f"{self.prompts.path} holds no prompts")
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps(described | {"items": items}), encoding="utf-8")
+        return items
+
+    def _description(self) -> dict[str, Any]:
+        """What must be the same for the job to go on."""
+        options = self.options
+        try:
+            prompts = sha256_of(self.prompts.path)
+        except OSError as error:
+            raise JobError(
+                f"cannot read the prompts in {self.prompts.path}: {error.strerror}"
+            ) from error
+        return {
+            "version": _VERSION,
+            "prompts": prompts,
+            "input format": self.prompts.kind,
+            "n": self.prompts.count,
+            "seed": self.prompts.seed,
+            "carried columns": list(self.prompts.carry),
+            "model": self.model.model_hash,
+            "output form": options.form,
+            "image format": options.image_format.name,
+            "quality": options.image_format.quality,
+            "part size": options.part,
+        }
+
+    def _discard(self) -> None:
+        """Remove what an earlier job made, and nothing else."""
+        with locked(self.out / STATE):
+            for journal in self._journals():
+                record = journal.read()
+                names = {entry["file"] for entry in record.entries if entry["file"]}
+                for name in names | set(record.shards or {}):
+                    (self.out / name).unlink(missing_ok=True)
+                    if (folder := (self.out / name).parent) != self.out:
+                        with suppress(OSError):  # not empty yet, or with something of the user's
+                            folder.rmdir()
+            for name in (MANIFEST, MANIFEST_TABLE):
+                (self.out / name).unlink(missing_ok=True)
+        shutil.rmtree(self.out / STATE)
+
+    def _journals(self) -> Iterator[Journal]:
+        return map(Journal, sorted((self.out / STATE / "parts").glob("*.jsonl")))
+
+    def _entries(self) -> Iterable[Entry]:
+        for journal in self._journals():
+            yield from journal.read().entries
+
+    def _write_manifest(self) -> None:
+        from runtime.jobs.tables import write_parquet
+
+        with (
+            atomic_path(self.out / MANIFEST) as temporary,
+            temporary.open("w", encoding="utf-8") as file,
+        ):
+            file.writelines(map(to_line, self._entries()))
+        columns = [*COLUMNS, *self.prompts.carry]
+        write_parquet(self.out / MANIFEST_TABLE, self._entries(), columns)
+
+
+def _read_state(file: Path, force: bool) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        if force:
+            return {}
+        raise JobError(
+            f"{file} is damaged ({error}): give --force to start again, or another folder"
+        ) from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,202 @@
+"""Makes the images of one part after the other."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import GalipEdgeError
+from runtime.images import ImageMetadata, Images
+from runtime.jobs.encoding import ImageFormat
+from runtime.jobs.journal import DONE, FAILED, Entry, Journal, Record, entry_of
+from runtime.jobs.outputs import Output, open_output
+from runtime.jobs.parts import Item, Part
+from runtime.noise import draw_noise
+from runtime.pipeline import Pipeline, PipelineOptions
+
+# Writers wait for the disk more than they work.
+_WRITERS = 4
+
+
+# Folder of what a job remembers, in its own.
+STATE = ".job"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs to know; it goes to other processes.
+
+    Attributes:
+        bundle: the model's folder.
+        model, model_hash: its name, and the hash of all of its files.
+        options: how the worker uses the CPU.
+        folder: of the job.
+        form: of the output, one of `outputs.FORMS`.
+        image_format: of the images.
+        retry_failed: whether to make again what failed before.
+    """
+
+    bundle: Path
+    model: str
+    model_hash: str
+    options: PipelineOptions
+    folder: Path
+    form: str
+    image_format: ImageFormat
+    retry_failed: bool = False
+
+    @property
+    def state(self) -> Path:
+        """Folder of what the job remembers."""
+        return self.folder / STATE
+
+    def journal(self, part: Part) -> Journal:
+        """The record of `part`."""
+        return Journal(self.state / "parts" / f"{part.name}.jsonl")
+
+    def output(self, part: Part) -> Output:
+        """Where its images go."""
+        return open_output(
+            self.form, self.folder, self.state / "open", part, self.image_format.suffix
+        )
+
+
+@dataclass(frozen=True)
+class _Made:
+    item: Item
+    image: Images | None
+    error: str | None
+    milliseconds: float
+
+
+class Worker:
+    """Makes parts with a model of its own, which is loaded when the first image is made."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    @cached_property
+    def _pipeline(self) -> Pipeline:
+        return Pipeline.from_bundle(self._work.bundle, self._work.options)
+
+    def run(self, part: Part, stopped: Callable[[], bool] = lambda: False) -> Iterator[Entry]:
+        """Make what is missing of `part`; its new entries, each once its image is there.
+
+        Args:
+            part: see there.
+            stopped: asked after each image; what is in flight is finished then.
+
+        Raises:
+            GalipEdgeError: the model cannot be loaded, or a file cannot be written.
+        """
+        journal, output = self._work.journal(part), self._work.output(part)
+        record = output.resume(journal.read())
+        entries = [e for e in record.entries if e["status"] == DONE or not self._work.retry_failed]
+        known = {(entry["row"], entry["index"]) for entry in entries}
+        missing = [item for item in part.items if item.place not in known]
+        if not missing and record.shards is not None:
+            return
+        journal.restart(Record(entries, record.shards))
+        try:
+            for entry in self._write_all(missing, output, stopped):
+                journal.add(entry)
+                entries.append(entry)
+                yield entry
+            if len(entries) == len(part.items):
+                entries.sort(key=lambda entry: (entry["row"], entry["index"]))
+                journal.finish(Record(entries, output.finish()))
+        finally:
+            output.suspend()
+            journal.close()
+
+    def _write_all(
+        self, items: Sequence[Item], output: Output, stopped: Callable[[], bool]
+    ) -> Iterator[Entry]:
+        """Images are encoded and stored beside the work on the next ones."""
+        pending: deque[Future[tuple[_Made, bytes, Entry]]] = deque()
+        with ThreadPoolExecutor(_WRITERS) as pool:
+
+            def oldest() -> Entry:
+                made, data, entry = pending.popleft().result()
+                if made.image is not None:
+                    output.append(made.item, data, entry)
+                return entry
+
+            for made in self._make_all(items):
+                pending.append(pool.submit(self._store, made, output))
+                if len(pending) > 2 * _WRITERS:
+                    yield oldest()
+                if stopped():
+                    break
+            while pending:
+                yield oldest()
+
+    def _store(self, made: _Made, output: Output) -> tuple[_Made, bytes, Entry]:
+        item, model = made.item, self._work.model_hash
+        if made.image is None:
+            error = {"status": FAILED, "error": made.error}
+            return made, b"", entry_of(item, model, made.milliseconds, **error)
+        metadata = ImageMetadata(item.prompt, item.seed, item.index, self._work.model, model)
+        data = self._work.image_format.encode(made.image, metadata)
+        output.store(item, data)
+        digest = hashlib.sha256(data).hexdigest()
+        facts: dict[str, Any] = {"status": DONE, "bytes": len(data), "sha256": digest}
+        return made, data, entry_of(item, model, made.milliseconds, **facts)
+
+    def _make_all(self, items: Sequence[Item]) -> Iterator[_Made]:
+        """Each item's image, or why there is none."""
+        position, clock = 0, _Clock()
+        while position < len(items):
+            images = self._images([item for item in items[position:] if item.error is None])
+            try:
+                for item in items[position:]:
+                    image = None if item.error is not None else next(images)
+                    yield _Made(item, image, item.error, clock.lap())
+                    position += 1
+            except GalipEdgeError:
+                raise  # of the model, not of this item
+            except Exception:  # noqa: BLE001
+                # Whatever an item does, the next ones are made. Some are calculated ahead, so that
+                # it may have been a later one.
+                yield self._alone(items[position], clock)
+                position += 1
+
+    def _alone(self, item: Item, clock: _Clock) -> _Made:
+        try:
+            return _Made(item, next(self._images([item])), None, clock.lap())
+        except GalipEdgeError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            said = f"{type(error).__name__}: {str(error).strip() or 'no more is known'}"
+            return _Made(item, None, said, clock.lap())
+
+    def _images(self, items: Sequence[Item]) -> Iterator[Images]:
+        if not items:
+            return iter(())
+        pipeline = self._pipeline
+        pipeline.prepare(len(items))
+        size = pipeline.manifest.noise_dim
+        rows = (
+            (pipeline.encode([i.prompt])[0], draw_noise(i.seed, i.prompt, i.index, size))
+            for i in items
+        )
+        return pipeline.synthesize_each(rows, len(items))
+
+
+class _Clock:
+    """Milliseconds since it was last asked: over many images they sum up to the time of all."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        milliseconds, self._last = (now - self._last) * 1e3, now
+        return milliseconds
