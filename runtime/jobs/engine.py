@@ -15,9 +15,8 @@ class Engine(Protocol):
 
     def run(
         self, work: Work, parts: Iterator[Part], stopped: Callable[[], bool]
-    ) -> Iterator[Entry | int]:
-        """New entries, each when its image is there, and after each part the number of its items
-        that were known already.
+    ) -> Iterator[int | Entry]:
+        """What `Worker.run` gives of each part, in any order of the parts.
 
         Args:
             work: what is done with each part.
@@ -34,14 +33,10 @@ class InProcess:
 
     def run(
         self, work: Work, parts: Iterator[Part], stopped: Callable[[], bool]
-    ) -> Iterator[Entry | int]:
+    ) -> Iterator[int | Entry]:
         """See Engine."""
         worker = Worker(work)
         for part in parts:
             if stopped():
                 return
-            made = 0
-            for entry in worker.run(part, stopped):
-                made += 1
-                yield entry
-            yield len(part.items) - made
+            yield from worker.run(part, stopped)

@@ -140,7 +140,7 @@ class Job:
         Raises:
             JobError: another process works on it, a file cannot be written, or too much failed.
         """
-        self._stopped, self.progress = False, Progress(self.progress.items)
+        self.progress = Progress(self.progress.items)
         with locked(self.out / STATE):
             self._sweep()
             try:
@@ -149,6 +149,8 @@ class Job:
                 with suppress(GalipEdgeError):
                     self._write_manifest()
                 raise JobError(f"{error}; then the same command goes on") from error
+            finally:
+                self._stopped = False
             self._write_manifest()
         if self._too_many_errors():
             raise JobError(
@@ -262,7 +264,7 @@ class Job:
 def _read_state(file: Path, force: bool) -> dict[str, Any] | None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         if force:

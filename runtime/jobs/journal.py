@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 from runtime.files import atomic_path
 from runtime.jobs.parts import Item
@@ -64,6 +65,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._file: TextIO | None = None
 
     def read(self) -> Record:
         """What earlier runs wrote."""
@@ -95,12 +97,15 @@ class Journal:
 
     def add(self, entry: Entry) -> None:
         """One more."""
+        assert self._file is not None
         self._file.write(to_line(entry))
         self._file.flush()
 
     def close(self) -> None:
         """No more in this run."""
-        self._file.close()
+        if self._file is not None:
+            with suppress(OSError):  # of a full disk: what is not written is made again
+                self._file.close()
 
     def finish(self, record: Record) -> None:
         """Hold this, which is all that there will be."""

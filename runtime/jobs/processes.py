@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -30,7 +30,8 @@ class _Process:
     process: BaseProcess
     connection: Connection
     part: Part | None = None
-    made: set[tuple[int, int]] = field(default_factory=set)
+    # What was told of the part by this process and those that died of it; None before anything.
+    told: set[tuple[int, int]] | None = None
 
 
 class Processes:
@@ -49,14 +50,14 @@ class Processes:
 
     def run(
         self, work: Work, parts: Iterator[Part], stopped: Callable[[], bool]
-    ) -> Iterator[Entry | int]:
+    ) -> Iterator[int | Entry]:
         """See Engine."""
         cores = work.options.threads or available_cores()
         share = replace(work.options, threads=max(1, cores // self._count))
         context = multiprocessing.get_context("spawn")  # a fork would copy OpenVINO's threads
         stop = context.Event()
         pool: list[_Process] = []
-        again: list[tuple[Part, set[tuple[int, int]]]] = []
+        again: list[tuple[Part, set[tuple[int, int]] | None]] = []
         deaths: dict[int, int] = {}
 
         def start() -> _Process:
@@ -74,9 +75,9 @@ class Processes:
                 stop.set()
                 return False
             if again:
-                worker.part, worker.made = again.pop()
+                worker.part, worker.told = again.pop()
             elif (part := next(parts, None)) is not None:
-                worker.part, worker.made = part, set()
+                worker.part, worker.told = part, None
             if worker.part is None:
                 return False
             worker.connection.send(worker.part)
@@ -100,7 +101,7 @@ class Processes:
                         deaths[part.number] = deaths.get(part.number, 0) + 1
                         if deaths[part.number] == _DEATHS:
                             raise JobError(_died(part)) from None
-                        again.append((part, worker.made))
+                        again.append((part, worker.told))
                         pool.remove(worker)
                         pool.append(start())
                         give(pool[-1])
@@ -108,11 +109,17 @@ class Processes:
                     if isinstance(message, GalipEdgeError):
                         raise message
                     if message is None:
-                        yield len(part.items) - len(worker.made)
                         give(worker)
-                    elif (place := (message["row"], message["index"])) not in worker.made:
-                        worker.made.add(place)
-                        yield message
+                    elif isinstance(message, int):
+                        if worker.told is None:
+                            worker.told = set()
+                            yield message
+                    else:
+                        assert worker.told is not None
+                        place = message["row"], message["index"]
+                        if place not in worker.told:
+                            worker.told.add(place)
+                            yield message
         finally:
             stop.set()
             for worker in pool:
@@ -144,8 +151,8 @@ def _serve(work: Work, connection: Connection, stop: Any) -> None:
             worker = Worker(work)
             while True:
                 part: Part = connection.recv()
-                for entry in worker.run(part, stopped):
-                    connection.send(entry)
+                for known_or_entry in worker.run(part, stopped):
+                    connection.send(known_or_entry)
                 connection.send(None)
     except GalipEdgeError as error:
         connection.send(error)

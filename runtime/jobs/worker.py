@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import GalipEdgeError
+from runtime.errors import GalipEdgeError, JobError
 from runtime.images import ImageMetadata, Images
 from runtime.jobs.encoding import ImageFormat
 from runtime.jobs.journal import DONE, FAILED, Entry, Journal, Record, entry_of
@@ -86,8 +86,9 @@ class Worker:
     def _pipeline(self) -> Pipeline:
         return Pipeline.from_bundle(self._work.bundle, self._work.options)
 
-    def run(self, part: Part, stopped: Callable[[], bool] = lambda: False) -> Iterator[Entry]:
-        """Make what is missing of `part`; its new entries, each once its image is there.
+    def run(self, part: Part, stopped: Callable[[], bool] = lambda: False) -> Iterator[int | Entry]:
+        """Make what is missing of `part`: how many items earlier runs did, then the new entries,
+        each once its image is there.
 
         Args:
             part: see there.
@@ -97,24 +98,34 @@ class Worker:
             GalipEdgeError: the model cannot be loaded, or a file cannot be written.
         """
         journal, output = self._work.journal(part), self._work.output(part)
+        try:
+            yield from self._run(part, journal, output, stopped)
+        except OSError as error:
+            raise JobError(
+                f"cannot write to {self._work.folder}: {error.strerror or error}"
+            ) from error
+        finally:
+            output.suspend()
+            journal.close()
+
+    def _run(
+        self, part: Part, journal: Journal, output: Output, stopped: Callable[[], bool]
+    ) -> Iterator[int | Entry]:
         record = output.resume(journal.read())
         entries = [e for e in record.entries if e["status"] == DONE or not self._work.retry_failed]
         known = {(entry["row"], entry["index"]) for entry in entries}
         missing = [item for item in part.items if item.place not in known]
+        yield len(entries)
         if not missing and record.shards is not None:
             return
         journal.restart(Record(entries, record.shards))
-        try:
-            for entry in self._write_all(missing, output, stopped):
-                journal.add(entry)
-                entries.append(entry)
-                yield entry
-            if len(entries) == len(part.items):
-                entries.sort(key=lambda entry: (entry["row"], entry["index"]))
-                journal.finish(Record(entries, output.finish()))
-        finally:
-            output.suspend()
-            journal.close()
+        for entry in self._write_all(missing, output, stopped):
+            journal.add(entry)
+            entries.append(entry)
+            yield entry
+        if len(entries) == len(part.items):
+            entries.sort(key=lambda entry: (entry["row"], entry["index"]))
+            journal.finish(Record(entries, output.finish()))
 
     def _write_all(
         self, items: Sequence[Item], output: Output, stopped: Callable[[], bool]

@@ -1,0 +1,27 @@
+"""What a job left in its folder."""
+
+import json
+from pathlib import Path
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    """All files of a job but for what it remembers and the times in its manifest."""
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".job" not in path.parts and path.name != "manifest.parquet"
+    }
+    files["manifest.jsonl"] = "".join(
+        json.dumps({**entry, "milliseconds": None}) + "\n" for entry in entries(folder)
+    ).encode()
+    return files
+
+
+def entries(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+def orphans(folder: Path) -> list[Path]:
+    """Files that are half written, and shards that were not finished."""
+    left = [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    return [*left, *(folder / ".job" / "open").glob("*")]

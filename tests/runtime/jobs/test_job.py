@@ -1,0 +1,318 @@
+"""Jobs in this process: what they make, that they go on, and what they refuse."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from left import entries, made, orphans
+from PIL import Image
+from plain_model import PlainPipeline
+
+from runtime import Job, JobError, JobOptions, Pipeline, PromptFile
+from runtime.errors import GalipEdgeError
+from runtime.images import read_metadata
+from runtime.jobs import outputs
+from runtime.jobs.encoding import ImageFormat
+
+FORMS = ("folder", "tar", "parquet")
+
+
+@pytest.fixture
+def prompts(tmp_path) -> PromptFile:
+    """23 rows, 44 items: some of many images, two that cannot be made."""
+    path = tmp_path / "prompts.csv"
+    lines = [f"bird-{i},bird number {i},{i % 3 + 1},{i * 5},{i % 2}" for i in range(22)]
+    lines[7] = "bird-7, ,3,1,0"
+    lines[9] = "bird-3,a bird,1,1,0"
+    path.write_text("id,prompt,n,seed,kind\n" + "\n".join(lines) + "\nlast,the last,2,1,x\n")
+    return PromptFile(path, carry=("kind",))
+
+
+def run(prompts, bundle, out, **options) -> Job:
+    job = Job(prompts, bundle, out, JobOptions(**{"part": 10, **options}))
+    for _ in job:
+        pass
+    return job
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_item_is_in_the_manifest(form, prompts, bundle, tmp_path, plain_model):
+    job = run(prompts, bundle, tmp_path / "out", form=form)
+    found = entries(tmp_path / "out")
+    expected = [(r.number, i) for r in prompts.rows() for i in range(r.count)]
+    assert [(e["row"], e["index"]) for e in found] == expected
+    assert (job.progress.done, job.progress.failed, job.progress.left) == (len(found) - 2, 2, 0)
+    failed = {e["row"]: e["error"] for e in found if e["status"] == "failed"}
+    assert "the prompt is empty" in failed[7]
+    assert "the id 'bird-3' was given to row 3 already" in failed[9]
+    assert {e["model"] for e in found} == {job.model.model_hash}
+    assert [e["kind"] for e in found if e["row"] == 5] == ["1"] * 3
+    table = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    assert table == found
+    assert not orphans(tmp_path / "out")
+
+
+def test_files_are_what_the_manifest_says(prompts, bundle, tmp_path, plain_model):
+    import hashlib
+
+    run(prompts, bundle, tmp_path / "out")
+    done = [e for e in entries(tmp_path / "out") if e["status"] == "done"]
+    for entry in done:
+        data = (tmp_path / "out" / entry["file"]).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["bytes"], entry["sha256"])
+        recipe = read_metadata(tmp_path / "out" / entry["file"])
+        assert (recipe.prompt, recipe.seed, recipe.index) == (
+            entry["prompt"],
+            entry["seed"],
+            entry["index"],
+        )
+    files = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("0*/*")}
+    assert files == {e["file"] for e in done}
+
+
+def test_shards_are_read_by_webdataset(prompts, bundle, tmp_path, plain_model):
+    import webdataset
+
+    run(prompts, bundle, tmp_path / "out", form="tar", image_format=ImageFormat("webp"))
+    shards = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
+    assert len(shards) == 5
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8"))
+    done = [e for e in entries(tmp_path / "out") if e["status"] == "done"]
+    assert [s["__key__"] for s in samples] == [e["key"] for e in done]
+    assert [s["txt"] for s in samples] == [e["prompt"] for e in done]
+    assert all(s["webp"].shape == (8, 8, 3) for s in samples)
+    assert [(s["json"]["seed"], s["json"]["kind"]) for s in samples] == [
+        (e["seed"], e["kind"]) for e in done
+    ]
+    for shard in shards:
+        with tarfile.open(shard) as archive:
+            assert archive.getnames()
+
+
+def test_parquet_shards_hold_images(prompts, bundle, tmp_path, plain_model):
+    run(prompts, bundle, tmp_path / "out", form="parquet")
+    shards = sorted((tmp_path / "out").glob("0*.parquet"))
+    rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+    done = [e for e in entries(tmp_path / "out") if e["status"] == "done"]
+    assert [row["prompt"] for row in rows] == [e["prompt"] for e in done]
+    picture = Image.open(io.BytesIO(rows[0]["image"]["bytes"]))
+    assert (picture.size, rows[0]["image"]["path"]) == ((8, 8), f"{done[0]['key']}.png")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("after", [0, 1, 9, 10, 11, 25, 43])
+def test_a_stopped_job_goes_on(form, after, prompts, bundle, tmp_path, plain_model):
+    run(prompts, bundle, tmp_path / "whole", form=form)
+    job = Job(prompts, bundle, tmp_path / "out", JobOptions(form=form, part=10))
+    seen = []
+    if after == 0:
+        job.stop()
+    for entry in job:
+        seen.append(entry)
+        if len(seen) == after:
+            job.stop()
+    assert (tmp_path / "out" / "manifest.jsonl").exists()
+    again = Job(prompts, bundle, tmp_path / "out", JobOptions(form=form, part=10))
+    rest = list(again)
+    if form != "parquet":  # whose shards are made whole
+        assert len(seen) + len(rest) == 44
+    assert again.progress.left == 0
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+    assert not orphans(tmp_path / "out")
+    assert list(again) == []  # nothing is left
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_gone_is_made_again_and_nothing_else(form, prompts, bundle, tmp_path, plain_model):
+    run(prompts, bundle, tmp_path / "out", form=form)
+    before = made(tmp_path / "out")
+    file = next(name for name in sorted(before, reverse=True) if name[0] == "0")
+    times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in before}
+    (tmp_path / "out" / file).unlink()
+    (tmp_path / "out" / "manifest.jsonl").write_bytes(before["manifest.jsonl"][:200])
+    run(prompts, bundle, tmp_path / "out", form=form)
+    assert made(tmp_path / "out") == before
+    for name, time in times.items():
+        if name[0] == "0" and name != file:
+            assert (tmp_path / "out" / name).stat().st_mtime_ns == time
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.99])
+def test_a_record_cut_short_costs_only_work(form, share, prompts, bundle, tmp_path, plain_model):
+    run(prompts, bundle, tmp_path / "out", form=form)
+    before = made(tmp_path / "out")
+    for journal in (tmp_path / "out" / ".job" / "parts").iterdir():
+        data = journal.read_bytes()
+        journal.write_bytes(data[: int(share * len(data))])
+    run(prompts, bundle, tmp_path / "out", form=form)
+    assert made(tmp_path / "out") == before
+    assert not orphans(tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_that_fails_stops_nothing_and_can_be_tried_again(
+    form, bundle, tmp_path, plain_model, monkeypatch
+):
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(f"{'crash' if i in (3, 4, 17) else 'bird'} {i}" for i in range(25)))
+    job = run(PromptFile(path), bundle, tmp_path / "out", form=form)
+    assert (job.progress.done, job.progress.failed) == (22, 3)
+    failed = [e for e in entries(tmp_path / "out") if e["status"] == "failed"]
+    assert [(e["row"], e["error"]) for e in failed] == [
+        (row, "RuntimeError: a kernel gave up") for row in (3, 4, 17)
+    ]
+    before = made(tmp_path / "out")
+    assert run(PromptFile(path), bundle, tmp_path / "out", form=form).progress.kept == 25
+    encode = PlainPipeline.encode
+    monkeypatch.setattr(
+        PlainPipeline,
+        "encode",
+        lambda self, ps: encode(self, [p.replace("crash", "x") for p in ps]),
+    )
+    again = run(PromptFile(path), bundle, tmp_path / "out", form=form, retry_failed=True)
+    assert (again.progress.done, again.progress.kept) == (3, 22)
+    after = made(tmp_path / "out")
+    assert {e["status"] for e in entries(tmp_path / "out")} == {"done"}
+    assert all(after[name] == data for name, data in before.items() if name[0] == "0")
+    assert run(PromptFile(path), bundle, tmp_path / "out", form=form).progress.kept == 25
+    assert made(tmp_path / "out") == after
+
+
+def test_too_many_failures_end_it(bundle, tmp_path, plain_model):
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join("crash" if i % 2 else "bird" for i in range(100)))
+    with pytest.raises(JobError, match="failed, more than --max-errors allows"):
+        run(PromptFile(path), bundle, tmp_path / "out", max_errors=4)
+    assert 10 <= len(entries(tmp_path / "out")) < 50
+    job = run(PromptFile(path), bundle, tmp_path / "out")
+    assert job.progress.left == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"part": 11}, "part size"),
+        ({"form": "tar"}, "output form"),
+        ({"image_format": ImageFormat("jpeg")}, "image format"),
+    ],
+)
+def test_another_job_in_the_same_folder_is_refused(
+    change, named, prompts, bundle, tmp_path, plain_model
+):
+    run(prompts, bundle, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("the user's")
+    with pytest.raises(JobError, match=f"holds a job with other {named}: .* --force"):
+        run(prompts, bundle, tmp_path / "out", **change)
+    run(prompts, bundle, tmp_path / "out", force=True, **change)
+    run(prompts, bundle, tmp_path / "other", **change)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "the user's"
+    (tmp_path / "out" / "notes.txt").unlink()
+    assert made(tmp_path / "out") == made(tmp_path / "other")
+
+
+def test_changed_prompts_and_models_are_noticed(
+    prompts, bundle, tiny_bundles, tmp_path, plain_model
+):
+    run(prompts, bundle, tmp_path / "out")
+    with pytest.raises(JobError, match="holds a job with other model"):
+        run(prompts, tiny_bundles["bf16"], tmp_path / "out")
+    prompts.path.write_text(prompts.path.read_text() + "more,one more,1,1,1\n")
+    with pytest.raises(JobError, match="holds a job with other prompts"):
+        run(prompts, bundle, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "prompt\n"])
+def test_no_prompts_are_one_sentence(content, bundle, tmp_path):
+    path = tmp_path / ("p.csv" if "prompt" in content else "p.txt")
+    path.write_text(content)
+    with pytest.raises(JobError, match="holds no prompts"):
+        Job(PromptFile(path), bundle, tmp_path / "out")
+
+
+def test_a_damaged_state_is_one_sentence(prompts, bundle, tmp_path, plain_model):
+    run(prompts, bundle, tmp_path / "out")
+    (tmp_path / "out" / ".job" / "job.json").write_text('{"version":')
+    with pytest.raises(JobError, match="job.json is damaged"):
+        run(prompts, bundle, tmp_path / "out")
+    run(prompts, bundle, tmp_path / "out", force=True)
+
+
+def test_two_processes_do_not_work_on_one_job(prompts, bundle, tmp_path, plain_model):
+    job = Job(prompts, bundle, tmp_path / "out")
+    first = iter(job)
+    next(first)
+    with pytest.raises(JobError, match="another process works on the job"):
+        next(iter(Job(prompts, bundle, tmp_path / "out")))
+    first.close()
+    assert list(Job(prompts, bundle, tmp_path / "out"))
+
+
+def test_a_write_that_fails_ends_it_and_loses_nothing(
+    prompts, bundle, tmp_path, plain_model, monkeypatch
+):
+    run(prompts, bundle, tmp_path / "whole")
+    atomic_path, count = outputs.atomic_path, 0
+
+    def full(path):
+        nonlocal count
+        count += 1
+        if count > 20:
+            raise JobError(f"cannot write {path}: No space left on device")
+        return atomic_path(path)
+
+    monkeypatch.setattr(outputs, "atomic_path", full)
+    with pytest.raises(JobError, match=r"No space left on device; then the same command goes on"):
+        run(prompts, bundle, tmp_path / "out")
+    monkeypatch.setattr(outputs, "atomic_path", atomic_path)
+    job = run(prompts, bundle, tmp_path / "out")
+    assert job.progress.kept >= 10
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_full_disk_ends_it_and_loses_nothing(form, bundle, tmp_path, plain_model):
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(f"bird {i}" for i in range(600)))
+    run(PromptFile(path), bundle, tmp_path / "whole", form=form, part=50)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk])
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        with pytest.raises(JobError, match="No space left on device"):
+            run(PromptFile(path), bundle, disk / "out", form=form, part=50)
+        subprocess.run(["mount", "-o", "remount,size=60m", disk], check=True)
+        job = run(PromptFile(path), bundle, disk / "out", form=form, part=50)
+        assert job.progress.kept > 0
+        assert made(disk / "out") == made(tmp_path / "whole")
+        assert not orphans(disk / "out")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(prompts, bundle, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(GalipEdgeError, match=f"cannot write {tmp_path / 'out'}"):
+        Job(prompts, bundle, tmp_path / "out")
+
+
+def test_pictures_are_those_of_the_pipeline(bundle, tmp_path):
+    path = tmp_path / "p.jsonl"
+    rows = [{"prompt": f"a bird {i}", "n": 2, "seed": i} for i in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(PromptFile(path), bundle, tmp_path / "out", part=4)
+    pipeline = Pipeline.from_bundle(bundle)
+    for entry in entries(tmp_path / "out"):
+        image = np.asarray(Image.open(tmp_path / "out" / entry["file"]))
+        wanted = pipeline.generate(entry["prompt"], n=2, seed=entry["seed"])[entry["index"]]
+        np.testing.assert_array_equal(image, wanted)
+    shutil.rmtree(tmp_path / "out")
