@@ -1,4 +1,4 @@
-"""From the start of a process to the first PNG on disk, by phase, with a cold and a warm cache.
+"""From the start of a process to the first PNG on disk, by phase, and its memory.
 
     python benchmarks/cold_start.py [BUNDLE] [--json]
 
@@ -24,12 +24,13 @@ from environment import environment
 from prepared import default_bundle
 
 PROMPT = "a bird on a branch"
+MEMORY = "peak memory"
 PHASES = ("interpreter", "import", "verify", "compile and generate", "write PNG")
 
 # What `galip-edge generate` does, with a look at the clock between its parts. perf_counter is the
 # same clock in all processes of a machine.
 _CHILD = """
-import sys, time
+import resource, sys, time
 times = [float(sys.argv[1]), time.perf_counter()]
 def tick(): times.append(time.perf_counter())
 from pathlib import Path
@@ -42,12 +43,13 @@ image = pipeline.generate(sys.argv[3])[0]
 tick()
 save_png(image, Path(sys.argv[4]), ImageMetadata(sys.argv[3], 0, 0, "benchmark", ""))
 tick()
-print(*(b - a for a, b in zip(times, times[1:])))
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(*(b - a for a, b in zip(times, times[1:])), memory)
 """
 
 
-def phases(bundle: Path, cache: str) -> list[float]:
-    """Seconds of each phase in a new process."""
+def phases(bundle: Path, cache: str) -> tuple[list[float], int]:
+    """Seconds of each phase in a new process, and its peak memory in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", _CHILD, str(time.perf_counter()), str(bundle), PROMPT]
         done = subprocess.run(
@@ -57,7 +59,8 @@ def phases(bundle: Path, cache: str) -> list[float]:
             capture_output=True,
             text=True,
         )
-    return [float(seconds) for seconds in done.stdout.split()]
+    *seconds, kibibytes = done.stdout.split()
+    return [float(each) for each in seconds], int(kibibytes) * 1024
 
 
 def command_line(bundle: Path, cache: str) -> float:
@@ -75,7 +78,7 @@ def command_line(bundle: Path, cache: str) -> float:
 
 
 def measure(bundle: Path, runs: int) -> dict[str, dict[str, float]]:
-    """Medians in seconds, cold and warm in turns."""
+    """Medians in seconds, and of peak memory in bytes, cold and warm in turns."""
     found: dict[str, dict[str, list[float]]] = {"cold": {}, "warm": {}}
 
     def note(kind: str, name: str, seconds: float) -> None:
@@ -84,10 +87,11 @@ def measure(bundle: Path, runs: int) -> dict[str, dict[str, float]]:
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as cache:
             for kind in found:
-                seconds = phases(bundle, cache)
+                seconds, memory = phases(bundle, cache)
                 for name, value in zip(PHASES, seconds, strict=True):
                     note(kind, name, value)
                 note(kind, "all phases", sum(seconds))
+                note(kind, MEMORY, memory)
         with tempfile.TemporaryDirectory() as cache:
             for kind in found:
                 note(kind, "galip-edge generate, to its exit", command_line(bundle, cache))
@@ -103,7 +107,8 @@ def print_table(results: dict[str, dict[str, float]], env: dict[str, Any]) -> No
     print("| | cold | warm |\n|---|---|---|")
     for name in results["cold"]:
         cold, warm = results["cold"][name], results["warm"][name]
-        print(f"| {name} | {cold * 1e3:.0f} ms | {warm * 1e3:.0f} ms |")
+        unit, factor = ("MB", 1e-6) if name == MEMORY else ("ms", 1e3)
+        print(f"| {name} | {cold * factor:.0f} {unit} | {warm * factor:.0f} {unit} |")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ _log = logging.getLogger(__name__)
 
 # OpenVINO's name for blobs without weights.
 _WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
+
+# How often the memory of weights that were laid out anew is given back meanwhile.
+_RELEASE_SECONDS = 0.08
 
 # Bytes of constants from which on they are taken from the bundle.
 _LARGE = 1 << 16
@@ -97,9 +101,12 @@ def _import(
     # A copy: OpenVINO does not keep an array alive that it only looks into.
     blob = ov.Tensor(ov.Type.u8, ov.Shape([len(data)]))
     blob.data[:] = np.frombuffer(data, np.uint8)
-    compiled = openvino_core().import_model(blob, "CPU", settings)
-    release_pages(weights)
-    return compiled
+    with ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(openvino_core().import_model, blob, "CPU", settings)
+        while not wait([compiling], timeout=_RELEASE_SECONDS).done:
+            release_pages(weights)
+        release_pages(weights)
+    return compiling.result()
 
 
 def _detach_small_constants(model: ov.Model) -> None:
