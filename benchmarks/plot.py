@@ -71,9 +71,8 @@ def plot_scaling(axes: Axes, found: dict[str, Any]) -> None:
 def plot_cold_start(axes: Axes, found: dict[str, Any]) -> None:
     """Phases from the start of the process to the first PNG, one after the other."""
     kinds = list(found["seconds"])
-    phases = [
-        name for name in found["seconds"][kinds[0]] if not name.startswith(("all ", "galip-edge"))
-    ]
+    others = ("all ", "galip-edge", "peak memory")
+    phases = [name for name in found["seconds"][kinds[0]] if not name.startswith(others)]
     left = [0.0] * len(kinds)
     for phase in phases:
         values = [found["seconds"][kind][phase] * 1e3 for kind in kinds]

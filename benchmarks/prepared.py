@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,22 @@ class Prepared:
     """Files made from one checkpoint, each when it is first asked for.
 
     Args:
-        checkpoint: None for an untrained one of the published size: latency does not depend on
-            the values of weights.
+        checkpoint: None for an untrained one of the published dimensions: latency does not depend
+            on the values of weights.
         clip: CLIP weights, for an original checkpoint.
         work: folder that keeps the files; by default in the user's cache folder.
+        image_size: of the untrained one.
     """
 
     def __init__(
-        self, checkpoint: Path | None = None, clip: Path | None = None, work: Path | None = None
+        self,
+        checkpoint: Path | None = None,
+        clip: Path | None = None,
+        work: Path | None = None,
+        image_size: int = 224,
     ) -> None:
         work = work_folder(work)
-        source = checkpoint or _untrained(work / "untrained.safetensors")
+        source = checkpoint or _untrained(work, image_size)
         self.folder = work / sha256_of(source)[:12]
         self.folder.mkdir(exist_ok=True)
         # One file of ours with CLIP inside, for all that is made from it.
@@ -168,15 +174,20 @@ class _Reader:
         return next(self._rows, None)
 
 
-def _untrained(path: Path) -> Path:
+def _untrained(work: Path, image_size: int) -> Path:
+    """The published dimensions; another size of image needs fewer blocks, or a larger last one."""
+    path = work / f"untrained-{image_size}.safetensors"
     if not path.exists():
         import torch
 
         from galip_edge.checkpoint import save_checkpoint
         from galip_edge.models import GALIP, PRESETS
 
+        config = PRESETS["coco"]
+        sizes = (*(size for size in config.block_sizes[:-1] if size < image_size), image_size)
+        channels = config.block_channels[: len(sizes) + 1]
         torch.manual_seed(0)
-        save_checkpoint(GALIP(PRESETS["coco"]), path)
+        save_checkpoint(GALIP(replace(config, block_sizes=sizes, block_channels=channels)), path)
     return path
 
 

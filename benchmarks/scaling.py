@@ -1,4 +1,4 @@
-"""Images a second over threads, streams and number of images, and memory, which stays flat.
+"""Images a second over threads, streams, number and size of images; memory, which stays flat.
 
     python benchmarks/scaling.py [BUNDLE] [--json]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from environment import environment
-from prepared import default_bundle
+from prepared import Prepared, default_bundle
 from turns import Variant, peak_memory
 
 from runtime.cpu import available_cores
@@ -79,6 +79,29 @@ def over_counts(bundle: Path, most: int) -> list[dict[str, float]]:
     return results
 
 
+def over_sizes(sizes: list[int], n: int, runs: int) -> list[dict[str, float]]:
+    """The published dimensions, untrained, at other sizes of image: one, and many side by side."""
+    variants = {
+        size: Variant(generating, str(Prepared(image_size=size).bundle("int8")), 0, 0)
+        for size in sizes
+    }
+    seconds: dict[int, dict[int, list[float]]] = {size: {1: [], n: []} for size in sizes}
+    for count in (1, n):
+        for _ in range(runs + 1):
+            for size, variant in variants.items():
+                seconds[size][count].append(variant.run(count)[0])
+    return [
+        {
+            "image_size": size,
+            # The first run of each compiled.
+            "image_s": statistics.median(seconds[size][1][1:]),
+            "images_per_second": n / statistics.median(seconds[size][n][1:]),
+            "peak_memory_bytes": variant.end(),
+        }
+        for size, variant in variants.items()
+    ]
+
+
 def print_tables(results: dict[str, Any], env: dict[str, Any]) -> None:
     """Markdown."""
     print(f"{env['cpu']}, {env['cores']} cores, OpenVINO {env['openvino']}\n")
@@ -94,11 +117,25 @@ def print_tables(results: dict[str, Any], env: dict[str, Any]) -> None:
         print(f"| {r['n']} | {r['images_per_second']:.2f} | {memory:.0f} MB |")
 
 
+def print_sizes(results: list[dict[str, float]]) -> None:
+    """Markdown."""
+    print("\n| size | one image | images/s, many | peak memory |\n|---|---|---|---|")
+    for r in results:
+        memory = r["peak_memory_bytes"] / 1e6
+        print(
+            f"| {r['image_size']} px | {r['image_s'] * 1e3:.0f} ms "
+            f"| {r['images_per_second']:.1f} | {memory:.0f} MB |"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path, nargs="?", help="default: an untrained one")
     parser.add_argument("-n", type=int, default=16, help="images of each measurement of a setting")
     parser.add_argument("--most", type=int, default=1000, help="largest number of images")
+    parser.add_argument(
+        "--size", type=int, action="append", help="images of untrained models, in pixels"
+    )
     parser.add_argument("--runs", type=int, default=5, help="measurements of each setting")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     args = parser.parse_args()
@@ -106,11 +143,13 @@ def main() -> None:
     results = {
         "settings": over_settings(bundle, args.n, args.runs),
         "counts": over_counts(bundle, args.most),
+        "sizes": over_sizes(args.size or [64, 128, 224, 256], args.n, args.runs),
     }
     if args.json:
         print(json.dumps({"environment": environment(), **results}, indent=1))
     else:
         print_tables(results, environment())
+        print_sizes(results["sizes"])
 
 
 if __name__ == "__main__":

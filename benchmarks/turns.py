@@ -22,18 +22,27 @@ class Variant:
         make: a function of a module; called in the process, it returns the function that `run`
             calls there.
         arguments: of `make`.
+        has_children: whether the process starts others.
 
     Raises:
         RuntimeError: it could not be made; the message says why.
     """
 
-    def __init__(self, make: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
+    def __init__(
+        self,
+        make: Callable[..., Callable[..., Any]],
+        *arguments: Any,
+        has_children: bool = False,
+    ) -> None:
         # One that is idle must not spin while others are measured; OpenMP reads it when loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, make, arguments), name=make.__name__, daemon=True
+            target=_serve,
+            args=(theirs, make, arguments),
+            name=make.__name__,
+            daemon=not has_children,
         )
         self._process.start()
         theirs.close()

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,7 +26,6 @@ from galip_edge.commands.options import (
     threads_option,
 )
 from runtime.errors import GalipEdgeError
-from runtime.files import atomic_path
 from runtime.jobs.encoding import SUFFIXES, ImageFormat
 from runtime.jobs.engine import Engine, InProcess
 from runtime.jobs.estimate import estimate
@@ -33,7 +33,6 @@ from runtime.jobs.job import MANIFEST, Job, JobOptions
 from runtime.jobs.outputs import FORMS
 from runtime.jobs.processes import Processes
 from runtime.jobs.prompt_file import FORMATS, MAX_IMAGES, PromptFile
-from runtime.jobs.worker import STATE
 from runtime.noise import MAX_SEED
 from runtime.pipeline import PipelineOptions
 
@@ -42,9 +41,8 @@ from runtime.pipeline import PipelineOptions
 @click.argument("prompts", type=click.Path(path_type=Path, allow_dash=True))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
     required=True,
-    help="Folder of the job.",
+    help="Folder of the job: a path, or a URL that fsspec knows, such as s3://bucket/x.",
 )
 @click.option("--model", type=existing_path, help="Bundle folder; default: the embedded model.")
 @click.option("--input-format", type=click.Choice(FORMATS), help="Default: by the file's ending.")
@@ -96,10 +94,16 @@ from runtime.pipeline import PipelineOptions
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes, each with its share of the cores.",
+    help="Processes, each with its share of the cores; default: one, or with ray one a node.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Processes of this machine, or of a Ray cluster.",
+)
+@click.option("--address", help="Of the Ray cluster; default: RAY_ADDRESS, else this machine.")
 @click.option("--retry-failed", is_flag=True, help="Make again what failed in an earlier run.")
 @click.option(
     "--max-errors", type=click.IntRange(min=0), help="Stop after more failures than this."
@@ -121,7 +125,7 @@ from runtime.pipeline import PipelineOptions
 @json_option
 def command(
     prompts: Path,
-    out: Path,
+    out: str,
     model: Path | None,
     input_format: str | None,
     count: int,
@@ -131,7 +135,9 @@ def command(
     image_format: str,
     quality: int,
     part: int,
-    workers: int,
+    workers: int | None,
+    engine: str,
+    address: str | None,
     retry_failed: bool,
     max_errors: int | None,
     force: bool,
@@ -147,9 +153,6 @@ def command(
     wanted, `id`, `n` and `seed`; `-` reads standard input. Prints the path of the manifest, which
     has a line for each image, also for one that failed.
     """
-    if str(prompts) == "-":
-        prompts = _spooled(out, input_format or "txt")
-    file = PromptFile(prompts, input_format, count, seed, carry)
     options = JobOptions(
         form=form,
         image_format=ImageFormat(image_format, quality),
@@ -160,27 +163,38 @@ def command(
         pipeline=PipelineOptions(threads, streams, cache),
     )
     bundle = model or default_model()
-    if dry_run:
-        _tell(asdict(estimate(file, bundle, options)), as_json)
+    with _prompt_file(prompts, input_format) as path:
+        file = PromptFile(path, input_format, count, seed, carry)
+        if dry_run:
+            _tell(asdict(estimate(file, bundle, options)), as_json)
+            return
+        with console().status("reading the prompts"):
+            job = Job(file, bundle, out, options, _engine(engine, workers, address))
+        with _stops_at_signals(job), _progress(job) as show:
+            for _ in job:
+                show()
+    _report(job, as_json)
+
+
+def _engine(name: str, workers: int | None, address: str | None) -> Engine:
+    if name == "ray":
+        from runtime.jobs.ray_engine import Ray
+
+        return Ray(workers, address)
+    return InProcess() if workers in (None, 1) else Processes(workers)
+
+
+@contextmanager
+def _prompt_file(prompts: Path, kind: str | None) -> Iterator[Path]:
+    """The file, or a copy of standard input while the job runs."""
+    if str(prompts) != "-":
+        yield prompts
         return
-    with console().status("reading the prompts"):
-        job = Job(file, bundle, out, options, _engine(workers))
-    with _stops_at_signals(job), _progress(job) as show:
-        for _ in job:
-            show()
-    _report(job, out, as_json)
-
-
-def _engine(workers: int) -> Engine:
-    return InProcess() if workers == 1 else Processes(workers)
-
-
-def _spooled(out: Path, kind: str) -> Path:
-    """Standard input as a file of the job."""
-    file = out / STATE / f"stdin.{kind}"
-    with atomic_path(file) as temporary, temporary.open("wb") as copy:
-        shutil.copyfileobj(sys.stdin.buffer, copy)
-    return file
+    with tempfile.TemporaryDirectory(prefix="galip-edge-") as folder:
+        file = Path(folder, f"stdin.{kind or 'txt'}")
+        with file.open("wb") as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+        yield file
 
 
 @contextmanager
@@ -225,9 +239,9 @@ def _progress(job: Job) -> Iterator[Any]:
         yield show
 
 
-def _report(job: Job, out: Path, as_json: bool) -> None:
+def _report(job: Job, as_json: bool) -> None:
     now = job.progress
-    manifest = str(out / MANIFEST)
+    manifest = f"{job.place}/{MANIFEST}"
     if as_json:
         click.echo(json.dumps({**asdict(now), "left": now.left, "manifest": manifest}))
     else:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any
 from runtime.bundle import Manifest, read_manifest, verify_files
 from runtime.cache import Stamps, cache_folder
 from runtime.errors import GalipEdgeError, JobError
-from runtime.files import atomic_path, sha256_of
+from runtime.files import sha256_of
 from runtime.jobs.encoding import ImageFormat
 from runtime.jobs.engine import Engine, InProcess
-from runtime.jobs.journal import COLUMNS, FAILED, Entry, Journal, to_line
-from runtime.jobs.lock import locked
+from runtime.jobs.journal import COLUMNS, FAILED, Entry, read_record, to_line
 from runtime.jobs.outputs import FORMS
 from runtime.jobs.parts import parts_of
+from runtime.jobs.place import STATE, place_of
 from runtime.jobs.prompt_file import PromptFile
-from runtime.jobs.worker import STATE, Work
+from runtime.jobs.worker import Work
 from runtime.pipeline import PipelineOptions
 
 MANIFEST = "manifest.jsonl"
@@ -29,6 +28,7 @@ MANIFEST_TABLE = "manifest.parquet"
 
 # Of what a job remembers; another version's is not gone on with.
 _VERSION = 1
+_STATE_FILE, _JOURNALS = f"{STATE}/job.json", f"{STATE}/parts"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Job:
     Args:
         prompts: see there.
         bundle: the model's folder.
-        out: the job's folder; made if there is none.
+        out: the job's folder, made if there is none; a path, or a URL that fsspec knows.
         options: see there.
         engine: who does the work; by default this process.
 
@@ -112,7 +112,7 @@ class Job:
         options: JobOptions | None = None,
         engine: Engine | None = None,
     ) -> None:
-        self.prompts, self.out = prompts, Path(out)
+        self.prompts, self.place = prompts, place_of(out)
         self.options = options or JobOptions()
         self.model: Manifest = read_manifest(Path(bundle))
         verify_files(Path(bundle), self.model, Stamps(cache_folder()))
@@ -123,7 +123,7 @@ class Job:
             model=self.model.name,
             model_hash=self.model.model_hash,
             options=self.options.pipeline,
-            folder=self.out,
+            out=str(out),
             form=self.options.form,
             image_format=self.options.image_format,
             retry_failed=self.options.retry_failed,
@@ -141,8 +141,7 @@ class Job:
             JobError: another process works on it, a file cannot be written, or too much failed.
         """
         self.progress = Progress(self.progress.items)
-        with locked(self.out / STATE):
-            self._sweep()
+        with self.place.lock():
             try:
                 yield from self._run()
             except GalipEdgeError as error:
@@ -155,14 +154,8 @@ class Job:
         if self._too_many_errors():
             raise JobError(
                 f"{self.progress.failed} failed, more than --max-errors allows: {MANIFEST} in "
-                f"{self.out} has the reasons; the same command goes on"
+                f"{self.place} has the reasons; the same command goes on"
             )
-
-    def _sweep(self) -> None:
-        """Remove what processes that were killed left half written; parts do the same."""
-        for folder in (self.out, self.out / STATE, self.out / STATE / "parts"):
-            for left in folder.glob(".*.tmp"):
-                left.unlink(missing_ok=True)
 
     def _run(self) -> Iterator[Entry]:
         parts = parts_of(self.prompts.rows(), self.options.part)
@@ -184,23 +177,22 @@ class Job:
 
     def _prepare(self) -> int:
         """Make the job's folder, or find it; how many items there are."""
-        file = self.out / STATE / "job.json"
         described = self._description()
-        known = _read_state(file, self.options.force)
+        known = self._known()
         if known is not None:
             changed = sorted(name for name in described if described[name] != known.get(name))
             if not changed:
                 return int(known["items"])
             if not self.options.force:
                 raise JobError(
-                    f"{self.out} holds a job with other {', '.join(changed)}: choose another "
+                    f"{self.place} holds a job with other {', '.join(changed)}: choose another "
                     "folder, or give --force to remove what it made and start again"
                 )
             self._discard()
         items = sum(row.count for row in self.prompts.rows())
         if not items:
             raise JobError(f"{self.prompts.path} holds no prompts")
-        with atomic_path(file) as temporary:
+        with self.place.new(_STATE_FILE) as temporary:
             temporary.write_text(json.dumps(described | {"items": items}), encoding="utf-8")
         return items
 
@@ -227,49 +219,41 @@ class Job:
             "part size": options.part,
         }
 
+    def _known(self) -> dict[str, Any] | None:
+        """What is known of an earlier run."""
+        try:
+            content = self.place.read(_STATE_FILE)
+            found = None if content is None else json.loads(content)
+        except (OSError, ValueError) as error:
+            if self.options.force:
+                return {}
+            raise JobError(
+                f"{_STATE_FILE} in {self.place} is damaged ({error}): give --force to start "
+                "again, or another folder"
+            ) from error
+        return found if found is None or isinstance(found, dict) else {}
+
     def _discard(self) -> None:
         """Remove what an earlier job made, and nothing else."""
-        with locked(self.out / STATE):
-            for journal in self._journals():
-                record = journal.read()
-                names = {entry["file"] for entry in record.entries if entry["file"]}
-                for name in names | set(record.shards or {}):
-                    (self.out / name).unlink(missing_ok=True)
-                    if (folder := (self.out / name).parent) != self.out:
-                        with suppress(OSError):  # not empty yet, or with something of the user's
-                            folder.rmdir()
-            for name in (MANIFEST, MANIFEST_TABLE):
-                (self.out / name).unlink(missing_ok=True)
-        shutil.rmtree(self.out / STATE)
+        with self.place.lock():
+            journals = self.place.names(_JOURNALS)
+            for journal in journals:
+                record = read_record(self.place.read(journal))
+                files = {entry["file"] for entry in record.entries if entry["file"]}
+                for name in sorted(files | set(record.shards or {})):
+                    self.place.remove(name)
+            unfinished = self.place.names(f"{STATE}/open")
+            for name in (MANIFEST, MANIFEST_TABLE, *unfinished, _STATE_FILE, *journals):
+                self.place.remove(name)
 
-    def _journals(self) -> Iterator[Journal]:
-        return map(Journal, sorted((self.out / STATE / "parts").glob("*.jsonl")))
-
-    def _entries(self) -> Iterable[Entry]:
-        for journal in self._journals():
-            yield from journal.read().entries
+    def _entries(self) -> Iterator[Entry]:
+        for journal in self.place.names(_JOURNALS):
+            yield from read_record(self.place.read(journal)).entries
 
     def _write_manifest(self) -> None:
         from runtime.jobs.tables import write_parquet
 
-        with (
-            atomic_path(self.out / MANIFEST) as temporary,
-            temporary.open("w", encoding="utf-8") as file,
-        ):
+        with self.place.new(MANIFEST) as path, path.open("w", encoding="utf-8") as file:
             file.writelines(map(to_line, self._entries()))
-        columns = [*COLUMNS, *self.prompts.carry]
-        write_parquet(self.out / MANIFEST_TABLE, self._entries(), columns)
-
-
-def _read_state(file: Path, force: bool) -> dict[str, Any] | None:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        if force:
-            return {}
-        raise JobError(
-            f"{file} is damaged ({error}): give --force to start again, or another folder"
-        ) from error
-    return found if isinstance(found, dict) else {}
+        with self.place.new(MANIFEST_TABLE) as path:
+            write_parquet(path, self._entries(), [*COLUMNS, *self.prompts.carry])

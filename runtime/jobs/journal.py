@@ -54,10 +54,29 @@ class Record:
     shards: dict[str, int] | None = None
 
 
+def read_record(content: bytes | None) -> Record:
+    """A record from what was written: a process that is killed leaves a last line cut short at
+    worst, which is no entry. None is an empty one."""
+    entries: list[Entry] = []
+    shards: dict[str, int] | None = None
+    for line in (content or b"").split(b"\n")[:-1]:  # after the last line's end is nothing whole
+        try:
+            found = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(found, dict):
+            break
+        if "shards" in found and "row" not in found:
+            shards = found["shards"]
+        elif set(COLUMNS) - set(found):
+            break
+        else:
+            entries.append(found)
+    return Record(entries, shards)
+
+
 class Journal:
     """The record of a part on disk.
-
-    A process that is killed leaves a last line cut short at worst, which is no entry.
 
     Args:
         path: of its file.
@@ -68,27 +87,8 @@ class Journal:
         self._file: TextIO | None = None
 
     def read(self) -> Record:
-        """What earlier runs wrote."""
-        try:
-            lines = self._path.read_bytes().split(b"\n")
-        except OSError:
-            return Record()
-        entries: list[Entry] = []
-        shards: dict[str, int] | None = None
-        for line in lines[:-1]:  # after the last line's end is nothing, or a line cut short
-            try:
-                found = json.loads(line)
-            except ValueError:
-                break
-            if not isinstance(found, dict):
-                break
-            if "shards" in found and "row" not in found:
-                shards = found["shards"]
-            elif set(COLUMNS) - set(found):
-                break
-            else:
-                entries.append(found)
-        return Record(entries, shards)
+        """What earlier runs wrote. Raises OSError."""
+        return read_record(self._path.read_bytes() if self._path.exists() else None)
 
     def restart(self, record: Record) -> None:
         """Hold this, and go on after it."""

@@ -10,8 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from runtime.files import atomic_path
-
 _TYPES = {
     "row": pa.int64(),
     "index": pa.int64(),
@@ -47,9 +45,9 @@ def _cell(value: Any, kind: pa.DataType) -> Any:
 
 
 def write_parquet(path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Write any number of rows, in flat memory, whole or not at all."""
+    """Write any number of rows, in flat memory."""
     schema = schema_of(columns)
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with pq.ParquetWriter(path, schema) as writer:
         group: list[dict[str, Any]] = []
         for row in rows:
             group.append(row)

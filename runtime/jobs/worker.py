@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,18 +16,15 @@ from typing import Any
 from runtime.errors import GalipEdgeError, JobError
 from runtime.images import ImageMetadata, Images
 from runtime.jobs.encoding import ImageFormat
-from runtime.jobs.journal import DONE, FAILED, Entry, Journal, Record, entry_of
+from runtime.jobs.journal import DONE, FAILED, Entry, Journal, Record, entry_of, read_record
 from runtime.jobs.outputs import Output, open_output
 from runtime.jobs.parts import Item, Part
+from runtime.jobs.place import STATE, RemotePlace, place_of
 from runtime.noise import draw_noise
 from runtime.pipeline import Pipeline, PipelineOptions
 
 # Writers wait for the disk more than they work.
 _WRITERS = 4
-
-
-# Folder of what a job remembers, in its own.
-STATE = ".job"
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Work:
         bundle: the model's folder.
         model, model_hash: its name, and the hash of all of its files.
         options: how the worker uses the CPU.
-        folder: of the job.
+        out: path or URL of the job's folder.
         form: of the output, one of `outputs.FORMS`.
         image_format: of the images.
         retry_failed: whether to make again what failed before.
@@ -47,25 +45,15 @@ class Work:
     model: str
     model_hash: str
     options: PipelineOptions
-    folder: Path
+    out: str
     form: str
     image_format: ImageFormat
     retry_failed: bool = False
 
-    @property
-    def state(self) -> Path:
-        """Folder of what the job remembers."""
-        return self.folder / STATE
 
-    def journal(self, part: Part) -> Journal:
-        """The record of `part`."""
-        return Journal(self.state / "parts" / f"{part.name}.jsonl")
-
-    def output(self, part: Part) -> Output:
-        """Where its images go."""
-        return open_output(
-            self.form, self.folder, self.state / "open", part, self.image_format.suffix
-        )
+def journal_name(part: Part) -> str:
+    """Of a part's record, in the job's folder."""
+    return f"{STATE}/parts/{part.name}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -81,6 +69,7 @@ class Worker:
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self._place = place_of(work.out)
 
     @cached_property
     def _pipeline(self) -> Pipeline:
@@ -97,13 +86,54 @@ class Worker:
         Raises:
             GalipEdgeError: the model cannot be loaded, or a file cannot be written.
         """
-        journal, output = self._work.journal(part), self._work.output(part)
+        if isinstance(self._place, RemotePlace):
+            yield from self._run_elsewhere(part, self._place, stopped)
+        else:
+            yield from self._run_in(self._place.folder, part, stopped)
+
+    def _run_elsewhere(
+        self, part: Part, place: RemotePlace, stopped: Callable[[], bool]
+    ) -> Iterator[int | Entry]:
+        """Make the part here, whole, and store its record after its files."""
+        record = read_record(place.read(journal_name(part)))
+        if self._is_whole(part, record, place):
+            yield len(part.items)
+            return
+        yield 0
+        with tempfile.TemporaryDirectory(prefix="galip-edge-") as name:
+            folder = Path(name)
+            _, *entries = self._run_in(folder, part, stopped)
+            if len(entries) < len(part.items):
+                return  # stopped
+            for file in sorted(folder.rglob("*")):
+                if file.is_file() and STATE not in file.parts:
+                    place.put(file, file.relative_to(folder).as_posix())
+            place.put(folder / journal_name(part), journal_name(part))
+        yield from entries
+
+    def _is_whole(self, part: Part, record: Record, place: RemotePlace) -> bool:
+        """Whether nothing of a part that is stored elsewhere is missing."""
+        if record.shards is None or len(record.entries) != len(part.items):
+            return False
+        failed = any(entry["status"] == FAILED for entry in record.entries)
+        if failed and self._work.retry_failed:
+            return False
+        wanted = dict(record.shards) or {
+            entry["file"]: entry["bytes"] for entry in record.entries if entry["file"]
+        }
+        found = place.sizes("" if record.shards else part.name)
+        return all(found.get(name) == size for name, size in wanted.items())
+
+    def _run_in(
+        self, folder: Path, part: Part, stopped: Callable[[], bool]
+    ) -> Iterator[int | Entry]:
+        journal = Journal(folder / journal_name(part))
+        suffix = self._work.image_format.suffix
+        output = open_output(self._work.form, folder, folder / STATE / "open", part, suffix)
         try:
             yield from self._run(part, journal, output, stopped)
         except OSError as error:
-            raise JobError(
-                f"cannot write to {self._work.folder}: {error.strerror or error}"
-            ) from error
+            raise JobError(f"cannot write to {folder}: {error.strerror or error}") from error
         finally:
             output.suspend()
             journal.close()

@@ -54,6 +54,32 @@ def test_commands_of_an_edge_box_run_without_torch(arguments, tiny_bundles, tmp_
         assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_batch_job_runs_without_torch(workers, tiny_bundles, tmp_path):
+    (tmp_path / "p.txt").write_text("a bird\ntwo dogs\n")
+    arguments = [str(tmp_path / "p.txt"), "--out", str(tmp_path / "out"), "--workers", workers]
+    arguments += ["--part", "1", "--model", str(tiny_bundles["int8"]), "--json"]
+    result = run(f"from galip_edge.cli import main; main(['batch', *{arguments!r}])")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["done"] == 2
+
+
+def test_a_model_repository_is_written_without_torch(tiny_bundles, tmp_path):
+    arguments = ["export-ovms", str(tiny_bundles["int8"]), str(tmp_path / "repository")]
+    result = run(f"from galip_edge.cli import main; main({arguments!r})")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "repository" / "config.json").exists()
+
+
+def test_batch_says_which_extra_is_missing():
+    result = run(
+        "sys.modules['pyarrow'] = None\n"
+        "from galip_edge.cli import main; main(['batch', 'p.txt', '--out', 'x'])"
+    )
+    assert result.returncode == 1
+    assert "galip-edge batch needs pyarrow, which is not installed: pip install" in result.stderr
+
+
 def test_convert_says_which_extra_is_missing():
     result = run("from galip_edge.cli import main; main(['convert', 'x.pth'])")
     assert result.returncode == 1

@@ -1,0 +1,192 @@
+"""What a batch job costs beside its inference, and what it can do without any.
+
+    python benchmarks/batch_throughput.py [BUNDLE] [--items 1000000] [--json]
+
+Without a bundle it is the untrained one of the published size that cpu_latency.py makes. In turns,
+in one run: the pictures alone, as `Pipeline.generate_each` gives them; the same as a job of one
+process that writes files, and tar shards; and as a job of two processes, each with half of the
+cores. Then jobs whose generator is replaced by a constant picture, for what reading, files and
+manifest can do, and how memory grows over many prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from environment import environment
+from prepared import default_bundle
+from turns import Variant
+
+from runtime import Job, JobOptions, Pipeline, PipelineOptions, PromptFile
+from runtime.bundle import read_manifest
+from runtime.jobs import worker
+from runtime.jobs.encoding import ImageFormat
+from runtime.jobs.engine import InProcess
+from runtime.jobs.processes import Processes
+
+COLOURS = ("red", "blue", "green", "white", "black", "brown", "yellow", "orange", "pink", "grey")
+# Of a job's entries, so many first ones are not measured: workers load the model.
+_FIRST = 0.2
+# From this item on memory may not grow.
+_SETTLED = 10_000
+
+
+def prompt_of(index: int) -> str:
+    return f"a small {COLOURS[index % 10]} bird on a branch, picture {index}"
+
+
+def rate(steps: Iterator[Any], count: int) -> float:
+    """Items a second, without the first ones."""
+    first, started = int(_FIRST * count), 0.0
+    for index, _ in enumerate(steps, 1):
+        if index == first:
+            started = time.perf_counter()
+    return (count - first) / (time.perf_counter() - started)
+
+
+def alone(bundle: str) -> Callable[[int], float]:
+    """Pictures and nothing else."""
+    pipeline = Pipeline.from_bundle(bundle)
+
+    def run(count: int) -> float:
+        return rate(pipeline.generate_each([prompt_of(i) for i in range(count)]), count)
+
+    return run
+
+
+def as_job(bundle: str, form: str, workers: int) -> Callable[[int], float]:
+    """A job in a new folder."""
+
+    def run(count: int) -> float:
+        with tempfile.TemporaryDirectory() as name:
+            prompts = Path(name, "prompts.txt")
+            prompts.write_text("\n".join(map(prompt_of, range(count))))
+            engine = InProcess() if workers == 1 else Processes(workers)
+            options = JobOptions(form=form, part=max(1, count // 8))
+            return rate(
+                iter(Job(PromptFile(prompts), bundle, f"{name}/out", options, engine)), count
+            )
+
+    return run
+
+
+class ConstantPipeline:
+    """Stands for `Pipeline`: all pictures are one."""
+
+    def __init__(self, manifest: Any) -> None:
+        self.manifest = manifest
+        size = manifest.image_size
+        self._image = np.full((size, size, 3), 128, np.uint8)
+        self._sentence = np.zeros((1, 1), np.float32)
+
+    @classmethod
+    def from_bundle(cls, path: Path, _: PipelineOptions | None = None) -> ConstantPipeline:
+        return cls(read_manifest(Path(path)))
+
+    def prepare(self, count: int) -> None:
+        pass
+
+    def encode(self, prompts: list[str]) -> Any:
+        return self._sentence
+
+    def synthesize_each(self, rows: Iterator[Any], count: int) -> Iterator[Any]:
+        for _ in rows:
+            yield self._image
+
+
+def without_model(bundle: str, form: str, image: str) -> Callable[[int], dict[str, float]]:
+    """A job whose pictures cost nothing."""
+    worker.Pipeline = ConstantPipeline  # type: ignore[assignment, misc]
+
+    def run(count: int) -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as name:
+            prompts = Path(name, "prompts.txt")
+            with prompts.open("w") as file:
+                file.writelines(f"{prompt_of(i)}\n" for i in range(count))
+            options = JobOptions(form=form, image_format=ImageFormat(image))
+            start, settled, most = time.perf_counter(), 0, 0
+            for index, _ in enumerate(Job(PromptFile(prompts), bundle, f"{name}/out", options), 1):
+                if index == _SETTLED:
+                    settled = memory()
+                elif index % 1000 == 0:
+                    most = max(most, memory())
+            seconds = time.perf_counter() - start
+            most = max(most, memory())
+            return {"items_per_second": count / seconds, "growth_bytes": most - settled}
+
+    return run
+
+
+def memory() -> int:
+    """Bytes of this process that are in memory now."""
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * 4096
+
+
+def measure(bundle: Path, count: int, runs: int, items: int) -> dict[str, Any]:
+    """Images a second, medians; and what jobs of constant pictures do."""
+    variants = {
+        "pictures alone": Variant(alone, str(bundle)),
+        "job, files": Variant(as_job, str(bundle), "folder", 1),
+        "job, tar shards": Variant(as_job, str(bundle), "tar", 1),
+        "job of two processes, files": Variant(as_job, str(bundle), "folder", 2, has_children=True),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(runs + 1):
+        for name, variant in variants.items():
+            found = variant.run(count)
+            if turn:  # the first one compiled
+                rates[name].append(found)
+    for variant in variants.values():
+        variant.end()
+    constant = {}
+    for form, image in (("folder", "png"), ("tar", "png"), ("tar", "jpeg")):
+        print(f"constant pictures: {form}, {image}", file=sys.stderr)
+        variant = Variant(without_model, str(bundle), form, image)
+        constant[f"{form}, {image}"] = variant.run(items)
+        variant.end()
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {"images_per_second": medians, "items": items, "constant": constant}
+
+
+def print_tables(results: dict[str, Any], env: dict[str, Any]) -> None:
+    """Markdown."""
+    print(f"{env['cpu']}, {env['cores']} cores, OpenVINO {env['openvino']}; medians\n")
+    print("| | images/s | of pictures alone |\n|---|---|---|")
+    rates = results["images_per_second"]
+    for name, value in rates.items():
+        print(f"| {name} | {value:.2f} | {value / rates['pictures alone'] * 100:.1f} % |")
+    print(
+        f"\n| {results['items']:,} constant pictures | items/s | growth of memory |\n|---|---|---|"
+    )
+    for name, found in results["constant"].items():
+        growth = found["growth_bytes"] / 1e6
+        print(f"| {name} | {found['items_per_second']:,.0f} | {growth:.0f} MB |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("bundle", type=Path, nargs="?", help="default: an untrained one")
+    parser.add_argument("-n", type=int, default=160, help="pictures of each measurement")
+    parser.add_argument("--runs", type=int, default=5, help="measurements of each")
+    parser.add_argument("--items", type=int, default=100_000, help="constant pictures")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
+    args = parser.parse_args()
+    results = measure(args.bundle or default_bundle(), args.n, args.runs, args.items)
+    if args.json:
+        print(json.dumps({"environment": environment(), **results}, indent=1))
+    else:
+        print_tables(results, environment())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""A bundle as a model repository of OpenVINO Model Server.
+
+    DIR/config.json           what the server reads
+    DIR/NAME/1/model.xml      tokens (1,77) int64, noise (1,Z) -> image (1,H,W,3) uint8
+    DIR/NAME/1/model.bin      its weights
+    DIR/NAME/1/merges.txt     the tokenizer's merges, for clients
+
+One model, since one request is all that a picture needs; encoding its text again for each picture
+of a prompt takes a tenth of the time. The batch is one: a larger one rounds differently, and is
+hardly faster. The server calculates as many requests side by side as the machine has cores.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, read_manifest, verify_files
+from runtime.compiled import read_model
+from runtime.errors import BundleError
+from runtime.files import atomic_folder
+from runtime.openvino_core import keep_locale
+
+CONFIG = "config.json"
+_VERSION = "1"
+
+
+def export_model_server(bundle: Path, folder: Path, force: bool = False) -> Manifest:
+    """Write the repository, whole or not at all.
+
+    Args:
+        bundle: to serve.
+        folder: of the repository; it must not exist.
+        force: replace one that exists.
+
+    Returns:
+        The bundle's manifest.
+
+    Raises:
+        BundleError: the bundle is missing or damaged, or `folder` exists.
+    """
+    manifest = read_manifest(bundle)
+    verify_files(bundle, manifest)
+    if folder.exists() and not (force and (folder / CONFIG).is_file()):
+        raise BundleError(
+            f"{folder} exists and is no model repository, so --force does not replace it"
+            if force
+            else f"{folder} exists: choose another folder, or give --force"
+        )
+    name = model_name(manifest)
+    with keep_locale(), atomic_folder(folder, replace=force) as temporary:
+        version = temporary / name / _VERSION
+        version.mkdir(parents=True)
+        ov.save_model(whole_model(bundle, manifest), version / "model.xml", compress_to_fp16=False)
+        shutil.copyfile(bundle / MERGES, version / MERGES)
+        (temporary / CONFIG).write_text(json.dumps(_config(name, manifest), indent=2) + "\n")
+    return manifest
+
+
+def model_name(manifest: Manifest) -> str:
+    """The model's name as it can stand in an address."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", manifest.name).strip("-") or "galip"
+
+
+def whole_model(bundle: Path, manifest: Manifest) -> ov.Model:
+    """Text encoder and generator as one model: tokens and noise to an image."""
+    text, generator = read_model(bundle / TEXT_ENCODER), read_model(bundle / GENERATOR)
+    text.reshape({text.inputs[0]: [1, manifest.context_length]})
+    generator.reshape({i: [1, *list(i.partial_shape)[1:]] for i in generator.inputs})
+    sentence = generator.input("sentence")
+    sentence.replace(text.outputs[0].get_node().input_value(0))
+    inputs = [text.inputs[0].get_node(), generator.input("noise").get_node()]
+    whole = ov.Model(generator.get_results(), inputs, model_name(manifest))
+    whole.outputs[0].set_names({"image"})
+    whole.validate_nodes_and_infer_types()
+    return whole
+
+
+def _config(name: str, manifest: Manifest) -> dict[str, Any]:
+    plugin = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_PRECISION_HINT": manifest.inference_precision,
+    }
+    config = {"name": name, "base_path": name, "target_device": "CPU", "plugin_config": plugin}
+    return {"model_config_list": [{"config": config}]}

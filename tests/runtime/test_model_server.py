@@ -1,0 +1,40 @@
+import json
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from runtime import BundleError, Pipeline, Tokenizer, draw_noise
+from runtime.model_server import export_model_server
+
+
+@pytest.mark.parametrize("precision", ["fp32", "mixed", "int8"])
+def test_the_server_gives_the_runtimes_pictures(precision, tiny_bundles, tmp_path):
+    """As the server would: by its config, with its plugin's settings, from its files alone."""
+    manifest = export_model_server(tiny_bundles[precision], tmp_path / "repository")
+    listed = json.loads((tmp_path / "repository" / "config.json").read_text())
+    (config,) = (entry["config"] for entry in listed["model_config_list"])
+    folder = tmp_path / "repository" / config["base_path"] / "1"
+    compiled = ov.Core().compile_model(folder / "model.xml", "CPU", config["plugin_config"])
+    assert {name for i in compiled.inputs for name in i.names} == {"tokens", "noise"}
+    assert compiled.outputs[0].names == {"image"}
+    tokenizer = Tokenizer((folder / "merges.txt").read_text().splitlines())
+    wanted = Pipeline.from_bundle(tiny_bundles[precision]).generate("a bird", n=2, seed=3)
+    for index in range(2):
+        noise = draw_noise(3, "a bird", index, manifest.noise_dim)[None]
+        image = compiled({"tokens": tokenizer("a bird"), "noise": noise})[0]
+        assert image.dtype == np.uint8
+        # The text encoder reads all 77 tokens here, and rounds a little differently.
+        assert np.abs(image.astype(int) - wanted[index]).max() <= (1 if precision == "fp32" else 40)
+        assert np.abs(image.astype(int) - wanted[index]).mean() < 1
+
+
+def test_what_is_there_is_not_replaced_unless_asked_for(tiny_bundles, tmp_path):
+    folder = tmp_path / "repository"
+    export_model_server(tiny_bundles["int8"], folder)
+    with pytest.raises(BundleError, match="exists: choose another folder, or give --force"):
+        export_model_server(tiny_bundles["int8"], folder)
+    export_model_server(tiny_bundles["fp32"], folder, force=True)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(BundleError, match="is no model repository"):
+        export_model_server(tiny_bundles["fp32"], tmp_path / "other", force=True)
