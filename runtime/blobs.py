@@ -68,13 +68,10 @@ def compile_and_keep(
         blob, weights, properties: as for `load_blob`.
 
     Returns:
-        What `load_blob` would, or None if that cannot be written or gives other numbers.
-
-    Raises:
-        RuntimeError: OpenVINO cannot compile it.
+        What `load_blob` would, or None if it cannot be compiled or written or gives other numbers.
     """
-    data, expected = _export(read(), properties)
     try:
+        data, expected = _export(read(), properties)
         kept = _import(data, weights, properties)
         if not np.array_equal(_numbers(kept), expected):
             _log.info("%s would give other numbers: it is not kept", blob)

@@ -124,10 +124,8 @@ class ModelFile:
         def read() -> ov.Model:
             return _with_static_shapes(read_model(self._graph), columns)
 
-        if (compiled := load_blob(*place)) is not None:
-            return compiled
-        with _compiling(self._graph.name):
-            return compile_and_keep(read, *place)
+        compiled = load_blob(*place)
+        return compile_and_keep(read, *place) if compiled is None else compiled
 
 
 def _with_static_shapes(model: ov.Model, columns: int | None) -> ov.Model:

@@ -20,6 +20,7 @@ from runtime.jobs.outputs import FORMS
 from runtime.jobs.parts import parts_of
 from runtime.jobs.place import STATE, place_of
 from runtime.jobs.prompt_file import PromptFile
+from runtime.jobs.tables import write_parquet
 from runtime.jobs.worker import Work
 from runtime.pipeline import PipelineOptions
 
@@ -251,8 +252,6 @@ class Job:
             yield from read_record(self.place.read(journal)).entries
 
     def _write_manifest(self) -> None:
-        from runtime.jobs.tables import write_parquet
-
         with self.place.new(MANIFEST) as path, path.open("w", encoding="utf-8") as file:
             file.writelines(map(to_line, self._entries()))
         with self.place.new(MANIFEST_TABLE) as path:

@@ -5,10 +5,12 @@ Everything appears whole or not at all. A part is made by one process at a time.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -154,23 +156,26 @@ class TarOutput(_Shard):
         """See Output."""
         found = self._finished(record)
         good = found.entries
-        size, end = self._open.stat().st_size if self._open.exists() else 0, 0
+        if not self._open.exists():
+            return found
+        end = 0
         for entry in record.entries:
             if entry["status"] == DONE and entry["file"] == self._name:
-                length = self._length(entry)
-                if end + length > size:
+                if (sample := self._sample_at(entry, end)) is None:
                     break
-                end += length
+                end += len(sample)
                 good.append(entry)
-        if size:
-            self._tar().truncate(end)
-            self._tar().seek(end)
+        self._tar().truncate(end)
+        self._tar().seek(end)
         return Record(good, found.shards)
 
-    def _length(self, entry: Entry) -> int:
-        """Bytes of its sample in the archive."""
-        members = self._members(entry, bytes(entry["bytes"]))
-        return sum(512 + -(-member.size // 512) * 512 for member, _ in members)
+    def _sample_at(self, entry: Entry, start: int) -> bytes | None:
+        """Its sample, if it is whole at `start`: a power cut may have left less, or zeros."""
+        self._tar().seek(start)
+        sample = self._tar().read(len(self._packed(entry, bytes(entry["bytes"]))))
+        image = sample[512 : 512 + entry["bytes"]]
+        whole = hashlib.sha256(image).hexdigest() == entry["sha256"]
+        return sample if whole and sample == self._packed(entry, image) else None
 
     def _tar(self) -> BinaryIO:
         if self._file is None:
@@ -184,25 +189,25 @@ class TarOutput(_Shard):
     def append(self, item: Item, data: bytes, entry: Entry) -> None:
         """See Output."""
         entry["file"], entry["key"] = self._name, item.key
-        for member, content in self._members(entry, data):
-            padding = bytes(-len(content) % 512)
-            self._tar().write(member.tobuf(tarfile.USTAR_FORMAT) + content + padding)
+        self._tar().write(self._packed(entry, data))
         self._tar().flush()
 
-    def _members(self, entry: Entry, data: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
+    def _packed(self, entry: Entry, image: bytes) -> bytes:
+        """The members of a sample as the archive holds them, the image first."""
         sample = json.dumps(self._sample(entry), ensure_ascii=False).encode()
-        contents = {self._suffix: data, "txt": entry["prompt"].encode(), "json": sample}
-        members = []
+        contents = {self._suffix: image, "txt": entry["prompt"].encode(), "json": sample}
+        packed = b""
         for ending, content in contents.items():
             member = tarfile.TarInfo(f"{entry['key']}.{ending}")
             member.size, member.mode = len(content), 0o644
-            members.append((member, content))
-        return members
+            packed += member.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+        return packed
 
     def suspend(self) -> None:
         """See Output."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of a full disk: what is not written is made again
+                self._file.close()
             self._file = None
 
     def finish(self) -> dict[str, int]:

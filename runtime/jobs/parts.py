@@ -36,8 +36,9 @@ class Item:
     @property
     def key(self) -> str:
         """A name that sorts as the items do, that no other item of the job has, without dots."""
-        words = re.sub(r"[^\w]+", "-", self.id if self.id != f"{self.row:08d}" else self.prompt)
-        return f"{self.row:08d}-{self.index:05d}-{words.lower()[:40].strip('-_') or 'image'}"
+        words = self.prompt if self.id == f"{self.row:08d}" else self.id
+        words = re.sub(r"[^a-z0-9]+", "-", words.lower())
+        return f"{self.row:08d}-{self.index:05d}-{words[:40].strip('-') or 'image'}"
 
 
 @dataclass(frozen=True)

@@ -122,11 +122,13 @@ class RemotePlace:
         return f"{self._root}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """See Place. Raises OSError."""
+        """See Place. Raises JobError."""
         try:
             return bytes(self._files.cat_file(self._path(name)))
         except FileNotFoundError:
             return None
+        except Exception as error:  # each protocol has its own
+            raise JobError(f"cannot read {self.url}/{name}: {error}") from error
 
     def sizes(self, folder: str) -> dict[str, int]:
         """See Place."""
@@ -135,6 +137,8 @@ class RemotePlace:
             found = self._files.ls(self._path(folder).rstrip("/"), detail=True)
         except FileNotFoundError:
             return {}
+        except Exception as error:
+            raise JobError(f"cannot list {self.url}/{folder}: {error}") from error
         files = (entry for entry in found if entry["type"] == "file")
         return {_inside(folder, e["name"].rsplit("/", 1)[-1]): int(e["size"]) for e in files}
 

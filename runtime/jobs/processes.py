@@ -6,8 +6,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -33,8 +33,10 @@ class _Process:
     process: BaseProcess
     connection: Connection
     part: Part | None = None
-    # What was told of the part by this process and those that died of it; None before anything.
-    told: set[tuple[int, int]] | None = None
+    # Of the part, by this process and those that died of it: what earlier runs did, and the entries
+    # that were told. None before anything.
+    known: int | None = None
+    told: set[tuple[int, int]] = field(default_factory=set)
 
 
 class Processes:
@@ -60,7 +62,7 @@ class Processes:
         context = multiprocessing.get_context("spawn")  # a fork would copy OpenVINO's threads
         stop = context.Event()
         pool: list[_Process] = []
-        again: list[tuple[Part, set[tuple[int, int]] | None]] = []
+        again: list[_Process] = []
         deaths: dict[int, int] = {}
 
         def start() -> _Process:
@@ -78,12 +80,14 @@ class Processes:
                 stop.set()
                 return False
             if again:
-                worker.part, worker.told = again.pop()
+                dead = again.pop()
+                worker.part, worker.known, worker.told = dead.part, dead.known, dead.told
             elif (part := next(parts, None)) is not None:
-                worker.part, worker.told = part, None
+                worker.part, worker.known, worker.told = part, None, set()
             if worker.part is None:
                 return False
-            worker.connection.send(worker.part)
+            with suppress(OSError):  # of one that just died, which is noticed when it is heard
+                worker.connection.send(worker.part)
             return True
 
         try:
@@ -104,7 +108,7 @@ class Processes:
                         deaths[part.number] = deaths.get(part.number, 0) + 1
                         if deaths[part.number] == _DEATHS:
                             raise JobError(_died(part)) from None
-                        again.append((part, worker.told))
+                        again.append(worker)
                         pool.remove(worker)
                         pool.append(start())
                         give(pool[-1])
@@ -114,11 +118,11 @@ class Processes:
                     if message is None:
                         give(worker)
                     elif isinstance(message, int):
-                        if worker.told is None:
-                            worker.told = set()
-                            yield message
+                        # One that died may have made some that it could not tell of any more.
+                        before = 0 if worker.known is None else worker.known + len(worker.told)
+                        worker.known = message - len(worker.told)
+                        yield message - before
                     else:
-                        assert worker.told is not None
                         place = message["row"], message["index"]
                         if place not in worker.told:
                             worker.told.add(place)

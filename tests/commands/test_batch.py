@@ -43,7 +43,7 @@ def test_a_job_from_a_file(prompts, tiny_bundles, tmp_path):
     assert "holds a job with other n: choose another folder, or give --force" in changed.stderr
     assert "Traceback" not in changed.stderr
     assert batch(*command, "-n", 2, "--force").returncode == 1
-    assert len(lines(out)) == 5
+    assert len(lines(out)) == 4
 
 
 def test_standard_input(tiny_bundles, tmp_path):

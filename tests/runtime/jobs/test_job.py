@@ -239,7 +239,7 @@ def test_no_prompts_are_one_sentence(content, bundle, tmp_path):
 def test_a_damaged_state_is_one_sentence(prompts, bundle, tmp_path, plain_model):
     run(prompts, bundle, tmp_path / "out")
     (tmp_path / "out" / ".job" / "job.json").write_text('{"version":')
-    with pytest.raises(JobError, match="job.json is damaged"):
+    with pytest.raises(JobError, match="job.json in .* is damaged"):
         run(prompts, bundle, tmp_path / "out")
     run(prompts, bundle, tmp_path / "out", force=True)
 
@@ -316,3 +316,16 @@ def test_pictures_are_those_of_the_pipeline(bundle, tmp_path):
         wanted = pipeline.generate(entry["prompt"], n=2, seed=entry["seed"])[entry["index"]]
         np.testing.assert_array_equal(image, wanted)
     shutil.rmtree(tmp_path / "out")
+
+
+def test_a_shard_that_a_power_cut_left_empty_is_made_again(prompts, bundle, tmp_path, plain_model):
+    run(prompts, bundle, tmp_path / "whole", form="tar", part=40)
+    job = Job(prompts, bundle, tmp_path / "out", JobOptions(form="tar", part=40))
+    for count, _ in enumerate(job):
+        if count == 20:
+            job.stop()
+    (shard,) = (tmp_path / "out" / ".job" / "open").iterdir()
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[: size // 2] + bytes(size - size // 2))
+    run(prompts, bundle, tmp_path / "out", form="tar", part=40)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import plain_model
@@ -42,18 +43,30 @@ def test_a_killed_job_ends_as_if_it_had_not_been(
     for _ in Job(PromptFile(prompts), bundle, tmp_path / "whole", JobOptions(form=form, part=40)):
         pass
     moments, out = random.Random(form), tmp_path / "out"
-    progress = 0
-    for _ in range(kills):
+
+    def known() -> int:
+        journals = list((out / ".job" / "parts").glob("*.jsonl"))
+        return sum(journal.read_bytes().count(b"\n") for journal in journals)
+
+    def start_and_kill(after: Callable[[], object]) -> None:
         process = start(prompts, bundle, out, form, workers, milliseconds=10 * workers)
-        time.sleep(moments.uniform(0.3, 0.9))
+        after()
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        journals = list((out / ".job" / "parts").glob("*.jsonl"))
-        now = sum(journal.read_bytes().count(b"\n") for journal in journals)
+
+    def first_image() -> None:
+        while not known():
+            time.sleep(0.02)
+
+    began = time.perf_counter()
+    start_and_kill(first_image)
+    takes, progress = time.perf_counter() - began, known()
+    for _ in range(kills - 1):
+        seconds = moments.uniform(0.5 * takes, takes + 0.5)
+        start_and_kill(lambda seconds=seconds: time.sleep(seconds))
         if form != "parquet":
-            assert now >= progress  # nothing is lost
-        progress = now
-    assert progress > 0
+            assert known() >= progress  # nothing is lost
+        progress = known()
     process = start(prompts, bundle, out, form, workers, milliseconds=0)
     assert process.wait() == 0, process.stderr.read()
     assert made(out) == made(tmp_path / "whole")
