@@ -12,6 +12,7 @@ manifest can do, and how memory grows over many prompts.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -26,7 +27,7 @@ from environment import environment
 from prepared import default_bundle
 from turns import Variant
 
-from runtime import Job, JobOptions, Pipeline, PipelineOptions, PromptFile
+from runtime import Job, JobOptions, Pipeline, PipelineOptions, PromptFile, draw_noise
 from runtime.bundle import read_manifest
 from runtime.jobs import worker
 from runtime.jobs.encoding import ImageFormat
@@ -34,6 +35,8 @@ from runtime.jobs.engine import InProcess
 from runtime.jobs.processes import Processes
 
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "yellow", "orange", "pink", "grey")
+# Of output and image of jobs of constant pictures.
+KINDS = ("folder, png", "tar, png", "tar, jpeg")
 # Of a job's entries, so many first ones are not measured: workers load the model.
 _FIRST = 0.2
 # From this item on memory may not grow.
@@ -54,11 +57,18 @@ def rate(steps: Iterator[Any], count: int) -> float:
 
 
 def alone(bundle: str) -> Callable[[int], float]:
-    """Pictures and nothing else."""
+    """Pictures and nothing else: each prompt encoded, each image generated, and dropped."""
     pipeline = Pipeline.from_bundle(bundle)
+    size, numbers = pipeline.manifest.noise_dim, itertools.count()
+
+    def row(number: int) -> tuple[Any, Any]:
+        prompt = prompt_of(number)
+        return pipeline.encode([prompt])[0], draw_noise(0, prompt, 0, size)
 
     def run(count: int) -> float:
-        return rate(pipeline.generate_each([prompt_of(i) for i in range(count)]), count)
+        # New prompts in each run: the pipeline keeps sentences that it knows.
+        rows = map(row, itertools.islice(numbers, count))
+        return rate(pipeline.synthesize_each(rows, count), count)
 
     return run
 
@@ -132,8 +142,8 @@ def memory() -> int:
     return int(fields[1]) * 4096
 
 
-def measure(bundle: Path, count: int, runs: int, items: int) -> dict[str, Any]:
-    """Images a second, medians; and what jobs of constant pictures do."""
+def measure(bundle: Path, count: int, runs: int) -> dict[str, float]:
+    """Images a second, medians."""
     variants = {
         "pictures alone": Variant(alone, str(bundle)),
         "job, files": Variant(as_job, str(bundle), "folder", 1),
@@ -148,14 +158,18 @@ def measure(bundle: Path, count: int, runs: int, items: int) -> dict[str, Any]:
                 rates[name].append(found)
     for variant in variants.values():
         variant.end()
-    constant = {}
-    for form, image in (("folder", "png"), ("tar", "png"), ("tar", "jpeg")):
-        print(f"constant pictures: {form}, {image}", file=sys.stderr)
-        variant = Variant(without_model, str(bundle), form, image)
-        constant[f"{form}, {image}"] = variant.run(items)
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def measure_constant(bundle: Path, items: int, kinds: list[str]) -> dict[str, dict[str, float]]:
+    """Items a second, and growth of memory in bytes."""
+    found = {}
+    for kind in kinds:
+        print(f"constant pictures: {kind}", file=sys.stderr)
+        variant = Variant(without_model, str(bundle), *kind.split(", "))
+        found[kind] = variant.run(items)
         variant.end()
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    return {"images_per_second": medians, "items": items, "constant": constant}
+    return found
 
 
 def print_tables(results: dict[str, Any], env: dict[str, Any]) -> None:
@@ -177,11 +191,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path, nargs="?", help="default: an untrained one")
     parser.add_argument("-n", type=int, default=160, help="pictures of each measurement")
-    parser.add_argument("--runs", type=int, default=5, help="measurements of each")
+    parser.add_argument("--runs", type=int, default=5, help="measurements of each; 0: none")
     parser.add_argument("--items", type=int, default=100_000, help="constant pictures")
+    parser.add_argument("--constant", action="append", choices=KINDS, help="default: all")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     args = parser.parse_args()
-    results = measure(args.bundle or default_bundle(), args.n, args.runs, args.items)
+    bundle = args.bundle or default_bundle()
+    results = {
+        "images_per_second": measure(bundle, args.n, args.runs) if args.runs else {},
+        "items": args.items,
+        "constant": measure_constant(bundle, args.items, args.constant or list(KINDS)),
+    }
     if args.json:
         print(json.dumps({"environment": environment(), **results}, indent=1))
     else:

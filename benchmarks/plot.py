@@ -113,6 +113,18 @@ def plot_precision(axes: Axes, found: dict[str, Any]) -> None:
     axes.set_ylabel("PSNR against PyTorch, dB")
 
 
+def plot_cluster_scaling(axes: Axes, found: dict[str, Any]) -> None:
+    """Simulated nodes, beside what they would give if leading them cost nothing."""
+    nodes = [row["nodes"] for row in found["simulated"]]
+    perfect = [count * found["rate"] for count in nodes]
+    axes.plot(nodes, perfect, ":", color=OTHERS, label="perfect")
+    rates = [row["images_per_second"] for row in found["simulated"]]
+    axes.plot(nodes, rates, "o-", color=OURS, label="a job on simulated nodes")
+    axes.set_xlabel("nodes")
+    axes.set_ylabel("images a second")
+    axes.legend(frameon=False)
+
+
 def plot_training(axes: Axes, steps: list[dict[str, Any]]) -> None:
     """The generator's loss in each phase of the warm-up."""
     names = sorted({name for step in steps for name in step if name.startswith("generator/")})
@@ -132,6 +144,7 @@ PLOTS: dict[str, Callable[..., None]] = {
     "cold_start": plot_cold_start,
     "roofline": plot_roofline,
     "precision": plot_precision,
+    "cluster_scaling": plot_cluster_scaling,
 }
 
 

@@ -19,7 +19,7 @@ import openvino as ov
 import openvino.opset13 as ops
 
 from runtime.errors import GalipEdgeError
-from runtime.files import atomic_path
+from runtime.files import write_whole
 from runtime.memory import release_pages
 from runtime.openvino_core import openvino_core
 
@@ -76,8 +76,7 @@ def compile_and_keep(
         if not np.array_equal(_numbers(kept), expected):
             _log.info("%s would give other numbers: it is not kept", blob)
             return None
-        with atomic_path(blob) as temporary:
-            temporary.write_bytes(hashlib.sha256(data).digest() + data)
+        write_whole(blob, hashlib.sha256(data).digest() + data)
     except (RuntimeError, GalipEdgeError) as error:
         _log.info("%s is not kept: %s", blob, error)
         return None

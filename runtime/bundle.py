@@ -52,7 +52,8 @@ class Manifest:
     Attributes:
         name: of the model, as shown to people.
         noise_dim, embedding_dim, image_size, context_length: the model's dimensions.
-        precision: how weights and activations are stored: fp32, fp16, bf16 or int8.
+        precision: how weights and activations are stored: fp32, fp16, bf16, int8, or mixed (int8
+            but for a few small parts).
         inference_precision: what the parts that are not int8 are calculated in, f32 or bf16
             (f32 where the CPU has no bf16).
         files: every file but the manifest.

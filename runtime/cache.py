@@ -12,7 +12,7 @@ from pathlib import Path
 import platformdirs
 
 from runtime.errors import GalipEdgeError
-from runtime.files import atomic_path
+from runtime.files import write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -56,8 +56,7 @@ class Stamps:
     def add(self, path: Path, sha256: str) -> None:
         """Remember that `path` has this hash now."""
         try:
-            with atomic_path(self._stamp(path)) as temporary:
-                temporary.write_text(json.dumps(self._state(path, sha256)))
+            write_whole(self._stamp(path), json.dumps(self._state(path, sha256)).encode())
         except GalipEdgeError as error:
             _log.info("hashes are not remembered: %s", error)
 

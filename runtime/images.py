@@ -9,7 +9,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -76,7 +76,7 @@ def write_png(image: Images, file: BinaryIO, metadata: ImageMetadata) -> None:
     picture = Image.fromarray(image)
     info = PngInfo()
     info.add_text("parameters", metadata.parameters(picture.size))
-    info.add_text(JSON_CHUNK, json.dumps(asdict(metadata)))
+    info.add_text(JSON_CHUNK, json.dumps(vars(metadata)))
     picture.save(file, format="PNG", pnginfo=info, **_PNG)
 
 

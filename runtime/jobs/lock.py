@@ -23,7 +23,6 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises JobError if another one does, or if workers of an earlier one do not end.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     busy = f"another process works on the job in {folder.parent}: wait for it, or stop it"
     with _held(folder / "lock", exclusive=True, seconds=0, busy=busy):
         with _held(folder / "workers", exclusive=True, seconds=_PATIENCE_SECONDS, busy=busy):
@@ -45,7 +44,11 @@ def _held(file: Path, exclusive: bool, seconds: float, busy: str) -> Iterator[No
 
     kind = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
     until = time.monotonic() + seconds
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise JobError(f"cannot write {file}: {error.strerror}") from error
     try:
         while True:
             try:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from runtime.files import atomic_path
+from runtime.files import write_whole
 from runtime.jobs.journal import COLUMNS, DONE, Entry, Record
 from runtime.jobs.parts import Item, Part
 
@@ -91,8 +91,7 @@ class FolderOutput:
 
     def store(self, item: Item, data: bytes) -> None:
         """See Output."""
-        with atomic_path(self._folder / self._file(item)) as temporary:
-            temporary.write_bytes(data)
+        write_whole(self._folder / self._file(item), data)
 
     def append(self, item: Item, data: bytes, entry: Entry) -> None:
         """See Output."""
@@ -263,6 +262,6 @@ class ParquetOutput(_Shard):
 
         buffer = io.BytesIO()
         pq.write_table(table_of(self._rows), buffer, compression="none")  # images are compressed
-        with atomic_path(self._folder / self._name) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-        return self._shards | {self._name: buffer.getbuffer().nbytes}
+        content = buffer.getvalue()
+        write_whole(self._folder / self._name, content)
+        return self._shards | {self._name: len(content)}

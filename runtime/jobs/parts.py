@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -33,7 +34,7 @@ class Item:
         """Row and index: no other item of the job has both."""
         return self.row, self.index
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A name that sorts as the items do, that no other item of the job has, without dots."""
         words = self.prompt if self.id == f"{self.row:08d}" else self.id

@@ -20,7 +20,7 @@ _TYPES = {
 }
 
 # Rows of a row group: flat memory, and still few groups.
-_GROUP = 8192
+_GROUP = 1024
 
 
 def schema_of(columns: Sequence[str]) -> pa.Schema:

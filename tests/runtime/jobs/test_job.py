@@ -258,19 +258,19 @@ def test_a_write_that_fails_ends_it_and_loses_nothing(
     prompts, bundle, tmp_path, plain_model, monkeypatch
 ):
     run(prompts, bundle, tmp_path / "whole")
-    atomic_path, count = outputs.atomic_path, 0
+    write_whole, count = outputs.write_whole, 0
 
-    def full(path):
+    def full(path, data):
         nonlocal count
         count += 1
         if count > 20:
             raise JobError(f"cannot write {path}: No space left on device")
-        return atomic_path(path)
+        write_whole(path, data)
 
-    monkeypatch.setattr(outputs, "atomic_path", full)
+    monkeypatch.setattr(outputs, "write_whole", full)
     with pytest.raises(JobError, match=r"No space left on device; then the same command goes on"):
         run(prompts, bundle, tmp_path / "out")
-    monkeypatch.setattr(outputs, "atomic_path", atomic_path)
+    monkeypatch.setattr(outputs, "write_whole", write_whole)
     job = run(prompts, bundle, tmp_path / "out")
     assert job.progress.kept >= 10
     assert made(tmp_path / "out") == made(tmp_path / "whole")
@@ -297,6 +297,20 @@ def test_a_full_disk_ends_it_and_loses_nothing(form, bundle, tmp_path, plain_mod
         assert not orphans(disk / "out")
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+def test_a_read_only_output_is_one_sentence(prompts, bundle, tmp_path, plain_model):
+    run(prompts, bundle, tmp_path / "disk" / "out")
+    mounted = subprocess.run(["mount", "--bind", "-o", "ro", tmp_path / "disk", tmp_path / "disk"])
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        for out in ("out", "another"):
+            with pytest.raises(GalipEdgeError, match="cannot write .*: Read-only file system"):
+                run(prompts, bundle, tmp_path / "disk" / out)
+    finally:
+        subprocess.run(["umount", tmp_path / "disk"], check=True)
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(prompts, bundle, tmp_path):
