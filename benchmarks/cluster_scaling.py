@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each job")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     args = parser.parse_args()
-    results = measure(args.nodes or [1, 2, 4, 8, 16, 32], args.rate, args.seconds)
+    with redirect_stdout(sys.stderr):  # Ray says things there
+        results = measure(args.nodes or [1, 2, 4, 8, 16, 32], args.rate, args.seconds)
     env = environment()
     if args.json:
         print(json.dumps({"environment": env, "rate": args.rate, "simulated": results}, indent=1))

@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -168,11 +168,12 @@ def command(
         if dry_run:
             _tell(asdict(estimate(file, bundle, options)), as_json)
             return
-        with console().status("reading the prompts"):
-            job = Job(file, bundle, out, options, _engine(engine, workers, address))
-        with _stops_at_signals(job), _progress(job) as show:
-            for _ in job:
-                show()
+        with redirect_stdout(sys.stderr):  # Ray says things there
+            with console().status("reading the prompts"):
+                job = Job(file, bundle, out, options, _engine(engine, workers, address))
+            with _stops_at_signals(job), _progress(job) as show:
+                for _ in job:
+                    show()
     _report(job, as_json)
 
 
@@ -251,9 +252,9 @@ def _report(job: Job, as_json: bool) -> None:
             f"stopped: {now.left:,} of {now.items:,} are left; the same command goes on", err=True
         )
         raise click.exceptions.Exit(130)
-    if now.failed:
+    if now.all_failed:
         raise GalipEdgeError(
-            f"{now.failed:,} of {now.items:,} failed: {manifest} has the reasons, and "
+            f"{now.all_failed:,} of {now.items:,} failed: {manifest} has the reasons, and "
             "--retry-failed tries them again"
         )
 

@@ -71,12 +71,14 @@ class Progress:
         items: images that were asked for, and rows that cannot be made.
         kept: of them, known from earlier runs.
         done, failed: in this run.
+        all_failed: in this run and earlier ones; known at its end.
     """
 
     items: int
     kept: int = 0
     done: int = 0
     failed: int = 0
+    all_failed: int = 0
 
     @property
     def left(self) -> int:
@@ -252,7 +254,10 @@ class Job:
             yield from read_record(self.place.read(journal)).entries
 
     def _write_manifest(self) -> None:
+        self.progress.all_failed = 0
         with self.place.new(MANIFEST) as path, path.open("w", encoding="utf-8") as file:
-            file.writelines(map(to_line, self._entries()))
+            for entry in self._entries():
+                self.progress.all_failed += entry["status"] == FAILED
+                file.write(to_line(entry))
         with self.place.new(MANIFEST_TABLE) as path:
             write_parquet(path, self._entries(), [*COLUMNS, *self.prompts.carry])

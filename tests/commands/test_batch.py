@@ -37,7 +37,9 @@ def test_a_job_from_a_file(prompts, tiny_bundles, tmp_path):
         ("done", "z"),
     ]
     again = batch(*command, "--json")
-    assert json.loads(again.stdout)["kept"] == 4
+    told = json.loads(again.stdout)
+    assert (told["kept"], told["failed"], told["all_failed"]) == (4, 0, 1)
+    assert again.returncode == 1
     changed = batch(*command, "-n", 2)
     assert changed.returncode == 1
     assert "holds a job with other n: choose another folder, or give --force" in changed.stderr
