@@ -184,12 +184,12 @@ class Job:
         known = self._known()
         if known is not None:
             changed = sorted(name for name in described if described[name] != known.get(name))
-            if not changed:
+            if not changed and isinstance(known.get("items"), int):
                 return int(known["items"])
             if not self.options.force:
                 raise JobError(
-                    f"{self.place} holds a job with other {', '.join(changed)}: choose another "
-                    "folder, or give --force to remove what it made and start again"
+                    f"{self.place} holds a job with other {', '.join(changed) or 'contents'}: choose "
+                    "another folder, or give --force to remove what it made and start again"
                 )
             self._discard()
         items = sum(row.count for row in self.prompts.rows())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -67,12 +68,19 @@ def read_record(content: bytes | None) -> Record:
         if not isinstance(found, dict):
             break
         if "shards" in found and "row" not in found:
+            if not all(map(_is_ours, found["shards"])):
+                break
             shards = found["shards"]
-        elif set(COLUMNS) - set(found):
+        elif set(COLUMNS) - set(found) or not _is_ours(found["file"] or "00000000.tar"):
             break
         else:
             entries.append(found)
     return Record(entries, shards)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a job makes files of this name: whatever a record says, no other one is removed."""
+    return re.fullmatch(r"\d{8}(-retry\d+)?\.\w+|\d{8}/[a-z0-9-]+\.\w+", name) is not None
 
 
 class Journal:

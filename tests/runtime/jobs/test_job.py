@@ -217,6 +217,21 @@ def test_another_job_in_the_same_folder_is_refused(
     assert made(tmp_path / "out") == made(tmp_path / "other")
 
 
+@pytest.mark.parametrize("name", ["../outside.png", "/tmp/outside.png", "00000000/../../x.png"])
+def test_force_removes_nothing_outside(name, prompts, bundle, tmp_path, plain_model):
+    """Whatever the record says that came with a folder from elsewhere."""
+    run(prompts, bundle, tmp_path / "out")
+    outside = [tmp_path / "outside.png", tmp_path / "x.png"]
+    for path in outside:
+        path.write_text("the user's")
+    journal = tmp_path / "out" / ".job" / "parts" / "00000000.jsonl"
+    first, *rest = journal.read_text().splitlines()
+    entry = json.loads(first) | {"file": name}
+    journal.write_text("\n".join([*rest[:-1], json.dumps(entry), rest[-1]]) + "\n")
+    run(prompts, bundle, tmp_path / "out", force=True, part=11)
+    assert all(path.exists() for path in outside)
+
+
 def test_changed_prompts_and_models_are_noticed(
     prompts, bundle, tiny_bundles, tmp_path, plain_model
 ):
