@@ -187,9 +187,10 @@ class Job:
             if not changed and isinstance(known.get("items"), int):
                 return int(known["items"])
             if not self.options.force:
+                what = ", ".join(changed) or "contents"
                 raise JobError(
-                    f"{self.place} holds a job with other {', '.join(changed) or 'contents'}: choose "
-                    "another folder, or give --force to remove what it made and start again"
+                    f"{self.place} holds a job with other {what}: choose another folder, or give "
+                    "--force to remove what it made and start again"
                 )
             self._discard()
         items = sum(row.count for row in self.prompts.rows())
