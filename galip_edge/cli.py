@@ -21,6 +21,12 @@ from runtime.version import __version__
 # Command -> (module in galip_edge.commands, extra that it needs, one line of help).
 COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "generate": ("generate", None, "Generate images from prompts, as PNG files."),
+    "interpolate": (
+        "interpolate",
+        None,
+        "Move from picture to picture: animation, frames or grid.",
+    ),
+    "explore": ("explore", None, "One prompt, many seeds, on a labelled sheet."),
     "batch": ("batch", "batch", "Generate images of all prompts in a file, in a job that resumes."),
     "convert": (
         "convert",

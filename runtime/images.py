@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from runtime.files import atomic_path
@@ -134,6 +134,16 @@ def contact_sheet(images: Sequence[Images], columns: int, gap: int = 4) -> Image
         left = gap + (i % columns) * (width + gap)
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def labelled(image: Images, text: str) -> Images:
+    """A picture (H,W,3) with a line of text below it, (H+h,W,3)."""
+    width = image.shape[1]
+    size = max(10, width // 12)
+    strip = Image.new("RGB", (width, size + size // 2), "white")
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(strip).text((width / 2, strip.height / 2), text, "black", font, anchor="mm")
+    return np.concatenate([image, np.asarray(strip)])
 
 
 def save_sheet(sheet: Images, path: Path) -> None:

@@ -1,0 +1,84 @@
+"""`galip-edge explore`: one prompt, many seeds, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from galip_edge.commands.console import console, counting_progress
+from galip_edge.commands.options import (
+    cache_option,
+    default_model,
+    existing_path,
+    json_option,
+    threads_option,
+)
+from runtime.images import contact_sheet, labelled, save_sheet
+from runtime.latent import Keyframe, latent_of
+from runtime.noise import MAX_SEED
+from runtime.pipeline import Pipeline, PipelineOptions
+
+
+@click.command("explore")
+@click.argument("prompt")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=0,
+    show_default=True,
+    help="The first one.",
+)
+@click.option("-n", "count", type=click.IntRange(1, 10_000), default=32, show_default=True)
+@click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option(
+    "--psi",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Truncation: below 1 pictures are more usual and less various.",
+)
+@click.option("--model", type=existing_path, help="Bundle folder; default: the embedded model.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("seeds.png"),
+    show_default=True,
+)
+@threads_option
+@cache_option
+@json_option
+def command(
+    prompt: str,
+    seed: int,
+    count: int,
+    columns: int,
+    psi: float,
+    model: Path | None,
+    out: Path,
+    threads: int,
+    cache: bool,
+    as_json: bool,
+) -> None:
+    """Write a sheet of PROMPT's pictures for `-n` seeds, labelled with their seeds.
+
+    Each is what `galip-edge generate PROMPT --seed SEED` makes first.
+    """
+    seeds = range(seed, seed + count)
+    if seeds[-1] > MAX_SEED:
+        raise click.UsageError(f"the last seed would be above {MAX_SEED}")
+    with console().status("loading the model"):
+        pipeline = Pipeline.from_bundle(
+            model or default_model(), PipelineOptions(threads, 0, cache)
+        )
+    latents = (latent_of(pipeline, Keyframe(prompt, each), psi) for each in seeds)
+    pictures = []
+    with counting_progress() as progress:
+        task = progress.add_task("generating", total=count)
+        rows = ((sentence, noise) for noise, sentence in latents)
+        for each, image in zip(seeds, pipeline.synthesize_each(rows, count)):
+            pictures.append(labelled(image, str(each)))
+            progress.advance(task)
+    save_sheet(contact_sheet(pictures, columns), out)
+    click.echo(json.dumps({"path": str(out), "seeds": list(seeds)}) if as_json else out)

@@ -1,0 +1,136 @@
+"""`galip-edge interpolate`: from picture to picture, as an animation, frames or a grid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from galip_edge.commands.console import console, counting_progress
+from galip_edge.commands.options import (
+    cache_option,
+    default_model,
+    existing_path,
+    json_option,
+    threads_option,
+)
+from runtime.animation import ENDINGS, save_animation
+from runtime.images import Images, contact_sheet, save_sheet
+from runtime.latent import Keyframe, interpolate, style_grid
+from runtime.noise import MAX_SEED
+from runtime.pipeline import Pipeline, PipelineOptions
+
+
+@click.command("interpolate")
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
+@click.option(
+    "--seed",
+    "seeds",
+    type=click.IntRange(0, MAX_SEED),
+    multiple=True,
+    default=(0,),
+    help="Of the pictures on the way; repeat for more.",
+)
+@click.option("--model", type=existing_path, help="Bundle folder; default: the embedded model.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("interpolation.webp"),
+    show_default=True,
+    help=f"An animation ({', '.join(ENDINGS)}), a strip (.png), or a folder for frames.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1, 10_000),
+    default=24,
+    show_default=True,
+    help="From each picture to the next.",
+)
+@click.option("--loop", is_flag=True, help="Lead back to the first picture.")
+@click.option("--fps", type=click.FloatRange(0.1, 100), default=24, show_default=True)
+@click.option(
+    "--psi",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Truncation: below 1 pictures are more usual and less various.",
+)
+@click.option("--grid", metavar="ROWSxCOLUMNS", help="A grid between four pictures, as PNG.")
+@threads_option
+@cache_option
+@json_option
+def command(
+    prompts: tuple[str, ...],
+    seeds: tuple[int, ...],
+    model: Path | None,
+    out: Path,
+    steps: int,
+    loop: bool,
+    fps: float,
+    psi: float,
+    grid: str | None,
+    threads: int,
+    cache: bool,
+    as_json: bool,
+) -> None:
+    """Move from picture to picture: between prompts, seeds, or both.
+
+    One prompt and many seeds, many prompts and one seed, or as many of both. The pictures
+    themselves are those of `galip-edge generate`.
+    """
+    keyframes = _keyframes(prompts, seeds)
+    shape = _shape(grid) if grid else None
+    if shape and out.suffix.lower() != ".png":
+        out = out.with_suffix(".png")
+    with console().status("loading the model"):
+        pipeline = Pipeline.from_bundle(
+            model or default_model(), PipelineOptions(threads, 0, cache)
+        )
+    if shape:
+        total = shape[0] * shape[1]
+        frames = style_grid(pipeline, keyframes, *shape, psi)
+    else:
+        total = steps * (len(keyframes) - (not loop)) + (not loop)
+        frames = interpolate(pipeline, keyframes, steps, loop, psi)
+    with counting_progress() as progress:
+        task = progress.add_task("generating", total=total)
+
+        def counted() -> Iterator[Images]:
+            for frame in frames:
+                progress.advance(task)
+                yield frame
+
+        _save(counted(), out, shape[1] if shape else total, fps)
+    click.echo(json.dumps({"path": str(out), "pictures": total}) if as_json else out)
+
+
+def _keyframes(prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Keyframe]:
+    count = max(len(prompts), len(seeds))
+    if {len(prompts), len(seeds)} - {1, count}:
+        raise click.UsageError(
+            f"{len(prompts)} prompts and {len(seeds)} seeds: give one of either, or as many of both"
+        )
+    pairs = zip(prompts * (count // len(prompts)), seeds * (count // len(seeds)))
+    return [Keyframe(prompt, seed) for prompt, seed in pairs]
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, _, columns = text.lower().partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise click.UsageError(f"--grid is ROWSxCOLUMNS, such as 5x7, got {text!r}")
+    return int(rows), int(columns)
+
+
+def _save(frames: Iterator[Images], out: Path, columns: int, fps: float) -> None:
+    ending = out.suffix.lower()
+    if ending in ENDINGS:
+        save_animation(frames, out, fps)
+    elif ending == ".png":
+        save_sheet(contact_sheet(list(frames), columns), out)
+    elif ending:
+        raise click.UsageError(f"--out ends in {', '.join(ENDINGS)} or .png, or is a folder: {out}")
+    else:
+        for index, frame in enumerate(frames):
+            save_sheet(frame, out / f"{index:05d}.png")

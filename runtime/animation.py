@@ -1,0 +1,77 @@
+"""Pictures one after the other as GIF, WebP or MP4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from runtime.errors import GalipEdgeError
+from runtime.files import atomic_path
+
+Images = npt.NDArray[np.uint8]
+
+ENDINGS = (".gif", ".webp", ".mp4")
+
+
+def save_animation(
+    frames: Iterable[Images], path: Path, frames_per_second: float = 24.0, loop: bool = True
+) -> None:
+    """Write an animation, whole or not at all.
+
+    Args:
+        frames: each (H,W,3), all of one size; at least one.
+        path: ending in one of `ENDINGS`, which decides the format; MP4 needs PyAV.
+        frames_per_second: GIF rounds to hundredths of a second a frame.
+        loop: whether GIF and WebP begin again at their end.
+
+    Raises:
+        GalipEdgeError: PyAV is missing, or the file cannot be written.
+        ValueError: the ending is another one.
+    """
+    if path.suffix.lower() not in ENDINGS:
+        raise ValueError(f"an animation ends in {', '.join(ENDINGS)}, got {path.name}")
+    with atomic_path(path) as temporary:
+        if path.suffix.lower() == ".mp4":
+            _save_mp4(frames, temporary, frames_per_second)
+            return
+        first, *rest = (Image.fromarray(frame) for frame in frames)
+        kind = path.suffix[1:].upper()
+        settings = {"quality": 90, "method": 4} if kind == "WEBP" else {}
+        first.save(
+            temporary,
+            kind,
+            save_all=True,
+            append_images=rest,
+            duration=round(1000 / frames_per_second),
+            **({"loop": 0} if loop else {}),
+            **settings,
+        )
+
+
+def _save_mp4(frames: Iterable[Images], path: Path, frames_per_second: float) -> None:
+    try:
+        import av
+    except ImportError as error:
+        raise GalipEdgeError(
+            "MP4 needs PyAV, which is not installed: pip install 'galip-edge[video]', or write a "
+            ".webp or .gif"
+        ) from error
+    from fractions import Fraction
+
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = None
+        for frame in frames:
+            if stream is None:
+                rate = Fraction(frames_per_second).limit_denominator(1000)
+                stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
+                # Players want even sides and colours at half of the resolution.
+                stream.height, stream.width = (side - side % 2 for side in frame.shape[:2])
+                stream.pix_fmt = "yuv420p"
+            even = np.ascontiguousarray(frame[: stream.height, : stream.width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        if stream is not None:
+            container.mux(stream.encode())

@@ -1,0 +1,159 @@
+"""Moving through the latent space: pictures between pictures.
+
+A picture comes from noise and a sentence embedding, so whatever lies between two of them lies
+between their noises and their sentences. Noise is drawn from N(0,1) in many dimensions, where
+nearly all of it lies near a sphere; a straight line between two points would leave it, an arc does
+not. The paper shows such interpolations (Tao et al. 2023, https://arxiv.org/abs/2301.12959).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.noise import draw_noise
+from runtime.pipeline import Pipeline
+
+Floats = npt.NDArray[np.float32]
+Images = npt.NDArray[np.uint8]
+
+# Noise and sentence embedding of a picture.
+Latent = tuple[Floats, Floats]
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """A picture that the way leads through: the one that `generate` makes.
+
+    Attributes:
+        prompt: what it shows.
+        seed: of its noise.
+        index: which image of the prompt, as in `generate`.
+    """
+
+    prompt: str
+    seed: int = 0
+    index: int = 0
+
+
+def slerp(start: Floats, end: Floats, share: float) -> Floats:
+    """On the arc from `start` to `end`, with the length changing evenly.
+
+    Args:
+        start, end: vectors of one length; neither is zero.
+        share: of the way, from 0, where it is `start` to the bit, to 1, where it is `end`.
+    """
+    if share <= 0 or share >= 1:
+        return start if share <= 0 else end
+    a, b = start.astype(np.float64), end.astype(np.float64)
+    lengths = np.linalg.norm(a), np.linalg.norm(b)
+    cosine = np.clip(a @ b / (lengths[0] * lengths[1]), -1, 1)
+    angle = np.arccos(cosine)
+    if np.sin(angle) < 1e-6:  # the same direction, or the opposite one, between which no arc is
+        return ((1 - share) * a + share * b).astype(np.float32)
+    direction = (
+        np.sin((1 - share) * angle) * a / lengths[0] + np.sin(share * angle) * b / lengths[1]
+    )
+    length = (1 - share) * lengths[0] + share * lengths[1]
+    return (direction / np.sin(angle) * length).astype(np.float32)
+
+
+def latent_of(pipeline: Pipeline, keyframe: Keyframe, psi: float = 1.0) -> Latent:
+    """What `generate` makes its picture from.
+
+    Args:
+        pipeline: of the model.
+        keyframe: see there.
+        psi: truncation in [0,1]: noise is drawn in to its mean, for pictures that are more usual
+            and less various; 1 leaves it as it is.
+
+    Raises:
+        PromptError: its prompt is empty, too long or no valid text.
+        ValueError: psi or the seed is out of range.
+    """
+    if not 0 <= psi <= 1:
+        raise ValueError(f"psi must be from 0 to 1, got {psi}")
+    sentence = pipeline.encode([keyframe.prompt])[0]
+    size = pipeline.manifest.noise_dim
+    noise = draw_noise(keyframe.seed, keyframe.prompt, keyframe.index, size)
+    return noise if psi == 1 else (noise * np.float32(psi)), sentence
+
+
+def between(start: Latent, end: Latent, share: float) -> Latent:
+    """`share` of the way from one latent to another."""
+    return slerp(start[0], end[0], share), slerp(start[1], end[1], share)
+
+
+def interpolate(
+    pipeline: Pipeline,
+    keyframes: Sequence[Keyframe],
+    steps: int,
+    loop: bool = False,
+    psi: float = 1.0,
+) -> Iterator[Images]:
+    """Pictures (H,W,3) on the way through all keyframes, in order.
+
+    The keyframes themselves are the pictures of `generate`, to the bit, if psi is 1.
+
+    Args:
+        pipeline: of the model.
+        keyframes: at least two.
+        steps: from each keyframe to the next; there are `steps` - 1 pictures between them.
+        loop: whether the way leads back to the first keyframe, which is not repeated at its end.
+        psi: see `latent_of`.
+
+    Raises:
+        ValueError: there are fewer than two keyframes, or steps is below 1.
+        PromptError: a prompt is empty, too long or no valid text.
+    """
+    if len(keyframes) < 2:
+        raise ValueError(f"an interpolation needs at least two keyframes, got {len(keyframes)}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    latents = [latent_of(pipeline, keyframe, psi) for keyframe in keyframes]
+    ends = latents[1:] + latents[:1] if loop else latents[1:]
+    way = [between(a, b, i / steps) for a, b in zip(latents, ends) for i in range(steps)]
+    if not loop:
+        way.append(latents[-1])
+    yield from _draw(pipeline, way)
+
+
+def style_grid(
+    pipeline: Pipeline,
+    corners: Sequence[Keyframe],
+    rows: int,
+    columns: int,
+    psi: float = 1.0,
+) -> Iterator[Images]:
+    """Pictures (H,W,3) between four, row by row.
+
+    Args:
+        pipeline: of the model.
+        corners: top left, top right, bottom left and bottom right.
+        rows, columns: of the grid, at least 2 each.
+        psi: see `latent_of`.
+
+    Raises:
+        ValueError: there are not four corners, or the grid is too small.
+        PromptError: a prompt is empty, too long or no valid text.
+    """
+    if len(corners) != 4 or min(rows, columns) < 2:
+        raise ValueError(
+            f"a grid needs four corners and at least 2 x 2 pictures, got {len(corners)} corners "
+            f"and {rows} x {columns}"
+        )
+    latents = [latent_of(pipeline, corner, psi) for corner in corners]
+    way = []
+    for row in range(rows):
+        down = row / (rows - 1)
+        left, right = (between(latents[i], latents[i + 2], down) for i in range(2))
+        way += [between(left, right, column / (columns - 1)) for column in range(columns)]
+    yield from _draw(pipeline, way)
+
+
+def _draw(pipeline: Pipeline, way: Sequence[Latent]) -> Iterator[Images]:
+    rows = ((sentence, noise) for noise, sentence in way)
+    return pipeline.synthesize_each(rows, len(way))
