@@ -1,0 +1,93 @@
+"""`galip-edge serve`: pictures over HTTP."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import click
+import uvicorn
+
+from galip_edge.commands.console import console
+from galip_edge.commands.options import cache_option, default_model, existing_path, threads_option
+from runtime.errors import GalipEdgeError
+from runtime.pipeline import Pipeline, PipelineOptions
+from runtime.server.app import ServerOptions, create_app
+
+
+@click.command("serve")
+@click.option("--model", type=existing_path, help="Bundle folder; default: the embedded model.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--api-key",
+    envvar="GALIP_EDGE_API_KEY",
+    help="That clients must give; needed where others can reach the server.",
+)
+@click.option(
+    "--most",
+    type=click.IntRange(min=1),
+    default=ServerOptions.most,
+    show_default=True,
+    help="Pictures of one request.",
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(min=1),
+    default=ServerOptions.queue,
+    show_default=True,
+    help="Pictures that may wait.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=ServerOptions.seconds,
+    show_default=True,
+    help="Seconds after which a request is given up.",
+)
+@threads_option
+@cache_option
+def command(
+    model: Path | None,
+    host: str,
+    port: int,
+    api_key: str | None,
+    most: int,
+    queue: int,
+    timeout: float,
+    threads: int,
+    cache: bool,
+) -> None:
+    """Serve pictures over HTTP, as OpenAI's images API has them.
+
+    SIGTERM and SIGINT finish what was accepted.
+    """
+    if api_key is None and not _is_loopback(host):
+        raise GalipEdgeError(
+            f"{host} can be reached by others: give --api-key or GALIP_EDGE_API_KEY, or leave the "
+            "default --host"
+        )
+    options = ServerOptions(api_key, most, queue, timeout)
+    with console().status("loading the model"):
+        pipeline = Pipeline.from_bundle(
+            model or default_model(), PipelineOptions(threads, 0, cache)
+        )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(pipeline, options),
+            host=host,
+            port=port,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=int(timeout) + 1,
+        )
+    )
+    click.echo(f"http://{host}:{port}", err=True)
+    server.run()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,1 @@
+"""A server of pictures over HTTP, with the API that programs for OpenAI's images already speak."""

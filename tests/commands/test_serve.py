@@ -1,0 +1,88 @@
+"""`galip-edge serve` as a process, and the client that programs for OpenAI use."""
+
+import base64
+import io
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime import Pipeline
+
+
+@pytest.fixture
+def server(tiny_bundles):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "galip_edge", "serve", "--model", tiny_bundles["int8"]]
+    process = subprocess.Popen([*map(str, command), "--port", str(port)], stderr=subprocess.PIPE)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            if httpx.get(f"{address}/readyz").status_code == 200:
+                break
+        except httpx.TransportError:
+            assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    yield process, address
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def test_openais_client_gets_pictures(server, tiny_bundles):
+    from openai import BadRequestError, OpenAI
+
+    client = OpenAI(base_url=f"{server[1]}/v1", api_key="none is asked for", max_retries=0)
+    (model,) = client.models.list()
+    answer = client.images.generate(
+        model=model.id,
+        prompt="a bird",
+        n=2,
+        size="64x64",
+        response_format="b64_json",
+        extra_body={"seed": 5},
+    )
+    wanted = Pipeline.from_bundle(tiny_bundles["int8"]).generate("a bird", n=2, seed=5)
+    for each, image in zip(answer.data, wanted, strict=True):
+        found = np.asarray(Image.open(io.BytesIO(base64.b64decode(each.b64_json))))
+        np.testing.assert_array_equal(found, image)
+    url = client.images.generate(prompt="a bird").data[0].url
+    assert httpx.get(url).headers["content-type"] == "image/png"
+    with pytest.raises(BadRequestError, match="the prompt is empty"):
+        client.images.generate(prompt=" ")
+
+
+def test_a_signal_lets_it_finish_what_it_accepted(server):
+    process, address = server
+    answers = []
+
+    def ask():
+        body = {"prompt": "a bird", "n": 10}
+        answers.append(httpx.post(f"{address}/v1/images/generations", json=body, timeout=60))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.15)
+    process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join()
+    process.wait(timeout=30)
+    assert [answer.status_code for answer in answers] == [200] * 6
+
+
+def test_others_need_a_key(tiny_bundles):
+    command = [sys.executable, "-m", "galip_edge", "serve", "--host", "0.0.0.0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "0.0.0.0 can be reached by others: give --api-key" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,207 @@
+"""The server's interface, with a model in this process."""
+
+import base64
+import io
+import threading
+import time
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from runtime import Pipeline
+from runtime.images import read_metadata
+from runtime.server.app import ServerOptions, create_app
+from runtime.server.queue import PictureQueue, QueueFullError, Wish
+
+GENERATE = "/v1/images/generations"
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundles):
+    return tiny_bundles["int8"]
+
+
+@pytest.fixture(scope="module")
+def client(bundle):
+    with TestClient(create_app(Pipeline.from_bundle(bundle))) as client:
+        yield client
+
+
+def pictures(answer) -> list[np.ndarray]:
+    found = [base64.b64decode(each["b64_json"]) for each in answer.json()["data"]]
+    return [np.asarray(Image.open(io.BytesIO(data))) for data in found]
+
+
+def test_pictures_are_those_of_the_pipeline(client, bundle):
+    body = {"prompt": "a bird", "n": 3, "seed": 7, "response_format": "b64_json", "size": "64x64"}
+    answer = client.post(GENERATE, json=body)
+    assert answer.status_code == 200
+    assert answer.json()["seed"] == 7
+    wanted = Pipeline.from_bundle(bundle).generate("a bird", n=3, seed=7)
+    np.testing.assert_array_equal(pictures(answer), wanted)
+
+
+def test_a_seed_is_drawn_and_told(client):
+    body = {"prompt": "a bird", "response_format": "b64_json"}
+    first, second = (client.post(GENERATE, json=body) for _ in range(2))
+    assert first.json()["seed"] != second.json()["seed"]
+    again = client.post(GENERATE, json=body | {"seed": first.json()["seed"]})
+    np.testing.assert_array_equal(pictures(again), pictures(first))
+
+
+def test_a_url_gives_a_png_with_its_recipe(client, tmp_path):
+    answer = client.post(GENERATE, json={"prompt": "a bird", "seed": 3})
+    (url,) = (each["url"] for each in answer.json()["data"])
+    file = tmp_path / "a.png"
+    file.write_bytes(client.get(url).content)
+    recipe = read_metadata(file)
+    assert (recipe.prompt, recipe.seed, recipe.index) == ("a bird", 3, 0)
+    assert client.get("/v1/pictures/another").status_code == 404
+    assert client.get("/v1/pictures/..%2f..%2fetc%2fpasswd").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "parameter", "message"),
+    [
+        ({}, "prompt", "prompt must be a text"),
+        ({"prompt": 5}, "prompt", "prompt must be a text"),
+        ({"prompt": " "}, "prompt", "the prompt is empty"),
+        ({"prompt": "x" * 3000}, "prompt", "at most 2,000 are accepted"),
+        ({"prompt": "a\0b"}, "prompt", "NUL"),
+        ({"prompt": "\ud800"}, "prompt", "not valid UTF-8"),
+        ({"prompt": "a", "n": 0}, "n", "n must be an integer from 1 to 10"),
+        ({"prompt": "a", "n": 11}, "n", "n must be an integer from 1 to 10"),
+        ({"prompt": "a", "n": True}, "n", "n must be an integer"),
+        ({"prompt": "a", "seed": -1}, "seed", "seed must be an integer from 0"),
+        ({"prompt": "a", "size": "1024x1024"}, "size", "size must be 64x64 or auto"),
+        ({"prompt": "a", "response_format": "tiff"}, "response_format", "one of url, b64_json"),
+        ({"prompt": "a", "steps": 50}, "steps", "there is no parameter 'steps'"),
+    ],
+)
+def test_what_is_wrong_is_told(body, parameter, message, client):
+    import json
+
+    answer = client.post(GENERATE, content=json.dumps(body))
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == parameter
+    assert message in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b"x" * 100_000, b"[1]"])
+def test_bodies_that_are_none(body, client):
+    assert client.post(GENERATE, content=body).status_code == 400
+
+
+def test_other_addresses(client):
+    assert client.get("/nowhere").json()["error"]["code"] == "not_found"
+    answer = client.get(GENERATE)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+    assert "galip_pictures_total" in client.get("/metrics").text
+    assert client.get("/openapi.json").json()["openapi"] == "3.1.0"
+    (model,) = client.get("/v1/models").json()["data"]
+    assert client.get(f"/v1/models/{model['id']}").json() == model
+    assert client.get("/v1/models/other").status_code == 404
+
+
+def test_a_key_is_asked_for(bundle):
+    options = ServerOptions(api_key="a long secret")
+    with TestClient(create_app(Pipeline.from_bundle(bundle), options)) as client:
+        for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "a long secret"}):
+            answer = client.post(GENERATE, json={"prompt": "a bird"}, headers=given)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+            assert client.get("/v1/models", headers=given).status_code == 401
+        given = {"Authorization": "Bearer a long secret"}
+        answer = client.post(GENERATE, json={"prompt": "a bird"}, headers=given)
+        assert answer.status_code == 200
+        assert client.get("/healthz").status_code == 200
+
+
+def test_too_late_is_told_when_to_come_again(bundle):
+    options = ServerOptions(queue=8, most=8)
+    with TestClient(create_app(Pipeline.from_bundle(bundle), options)) as client:
+        answers = []
+
+        def ask():
+            answers.append(client.post(GENERATE, json={"prompt": "a bird", "n": 8}))
+
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {answer.status_code for answer in answers} == {200, 429}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "try again in" in refused.json()["error"]["message"]
+
+
+class SlowPipeline:
+    """Makes a picture each time it is allowed to."""
+
+    def __init__(self, manifest):
+        self.manifest, self.allowed, self.made = manifest, threading.Semaphore(0), []
+
+    def encode(self, prompts):
+        return [np.array([len(prompts[0])], np.float32)]
+
+    def synthesize_each(self, rows, count):
+        for sentence, _ in rows:
+            self.allowed.acquire()
+            self.made.append(int(sentence[0]))
+            if self.made[-1] == 13:
+                raise RuntimeError("a kernel gave up")
+            yield np.zeros((8, 8, 3), np.uint8)
+
+
+@pytest.fixture
+def slow(bundle):
+    return SlowPipeline(Pipeline.from_bundle(bundle).manifest)
+
+
+def test_pictures_are_made_in_order_and_the_queue_is_bounded(slow):
+    queue = PictureQueue(slow, bound=4)
+    first = queue.ask([Wish("x", 0, 0)])
+    while len(queue):
+        time.sleep(0.001)  # it is at it
+    rest = queue.ask([Wish("x" * i, 0, 0) for i in range(2, 6)])
+    with pytest.raises(QueueFullError, match="try again in 1 s"):
+        queue.ask([Wish("late", 0, 0)])
+    rest[1].cancel()
+    slow.allowed.release(10)
+    queue.close()
+    assert slow.made == [1, 2, 4, 5]
+    assert all(future.done() for future in first + rest)
+    with pytest.raises(CancelledError):
+        rest[1].result()
+
+
+def test_a_failure_is_told_and_the_next_one_is_made(slow):
+    slow.allowed.release(10)
+    queue = PictureQueue(slow, bound=4)
+    (failed,) = queue.ask([Wish("x" * 13, 0, 0)])
+    with pytest.raises(RuntimeError, match="a kernel gave up"):
+        failed.result(timeout=5)
+    (good,) = queue.ask([Wish("x", 0, 0)])
+    assert good.result(timeout=5).shape == (8, 8, 3)
+    queue.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"most": 0}, "got 0"),
+        ({"most": 65}, "as many as may wait .64., got 65"),
+        ({"seconds": 0}, "seconds must be above 0, got 0"),
+        ({"body_bytes": 10}, "body_bytes must be at least 1024, got 10"),
+        ({"api_key": "short"}, "at least 8 characters"),
+    ],
+)
+def test_invalid_options_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ServerOptions(**settings)
