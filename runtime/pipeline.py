@@ -123,7 +123,7 @@ class Pipeline:
 
     def prepare(self, count: int) -> None:
         """Begin to compile what `count` images need, beside whatever else is done meanwhile."""
-        streams = self._streams(count)
+        streams = self.side_by_side(count)
         if streams not in self._generators:
             thread = ThreadPoolExecutor(1)
             self._generators[streams] = thread.submit(
@@ -235,9 +235,10 @@ class Pipeline:
     def _generator(self, count: int) -> CompiledModel:
         """For `count` images: all cores for each, or many images side by side."""
         self.prepare(count)
-        return self._generators[self._streams(count)].result()
+        return self._generators[self.side_by_side(count)].result()
 
-    def _streams(self, count: int) -> int:
+    def side_by_side(self, count: int) -> int:
+        """How many of `count` images are calculated at once, each with its share of the cores."""
         if self.options.streams:
             return self.options.streams
         # In float32, sums depend on the number of threads, and the picture would on `count`.

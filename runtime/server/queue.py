@@ -7,6 +7,7 @@ gets all cores. The queue is bounded: who comes too late is told when to come ag
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -97,9 +98,11 @@ class PictureQueue:
     def _work(self) -> None:
         while self._some():
             taken: deque[_Waiting] = deque()
-            started = time.perf_counter()
+            started, count = time.perf_counter(), len(self._waiting)
+            # One that has all cores ends its pass: more may wait by then, to be made side by side.
+            most = 1 if self._pipeline.side_by_side(count) == 1 else sys.maxsize
             try:
-                for image in self._pipeline.synthesize_each(self._rows(taken), len(self._waiting)):
+                for image in self._pipeline.synthesize_each(self._rows(taken, most), count):
                     taken.popleft().future.set_result(image)
                     now = time.perf_counter()
                     latest, started = now - started, now
@@ -116,10 +119,10 @@ class PictureQueue:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             return bool(self._waiting)
 
-    def _rows(self, taken: deque[_Waiting]) -> Iterator[tuple[Floats, Floats]]:
-        """What is to be made now, in order, also what comes meanwhile."""
+    def _rows(self, taken: deque[_Waiting], most: int) -> Iterator[tuple[Floats, Floats]]:
+        """What is to be made now, in order, also what comes meanwhile; `most` of it."""
         size = self._pipeline.manifest.noise_dim
-        while True:
+        for _ in range(most):
             with self._changed:
                 if not self._waiting:
                     return

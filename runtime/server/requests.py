@@ -91,6 +91,8 @@ def _integer(body: dict[str, Any], name: str, default: int, least: int, most: in
     value = body.get(name)
     if value is None:
         return default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # JSON has one kind of number
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise BadRequestError(f"{name} must be an integer from {least} to {most}", name)
     return value

@@ -37,7 +37,7 @@ def pictures(answer) -> list[np.ndarray]:
 
 def test_pictures_are_those_of_the_pipeline(client, bundle):
     body = {"prompt": "a bird", "n": 3, "seed": 7, "response_format": "b64_json", "size": "64x64"}
-    answer = client.post(GENERATE, json=body)
+    answer = client.post(GENERATE, json=body | {"seed": 7.0})
     assert answer.status_code == 200
     assert answer.json()["seed"] == 7
     wanted = Pipeline.from_bundle(bundle).generate("a bird", n=3, seed=7)
@@ -75,6 +75,7 @@ def test_a_url_gives_a_png_with_its_recipe(client, tmp_path):
         ({"prompt": "a", "n": 0}, "n", "n must be an integer from 1 to 10"),
         ({"prompt": "a", "n": 11}, "n", "n must be an integer from 1 to 10"),
         ({"prompt": "a", "n": True}, "n", "n must be an integer"),
+        ({"prompt": "a", "seed": 1.5}, "seed", "seed must be an integer from 0"),
         ({"prompt": "a", "seed": -1}, "seed", "seed must be an integer from 0"),
         ({"prompt": "a", "size": "1024x1024"}, "size", "size must be 64x64 or auto"),
         ({"prompt": "a", "response_format": "tiff"}, "response_format", "one of url, b64_json"),
@@ -146,6 +147,9 @@ class SlowPipeline:
 
     def __init__(self, manifest):
         self.manifest, self.allowed, self.made = manifest, threading.Semaphore(0), []
+
+    def side_by_side(self, count):
+        return 2
 
     def encode(self, prompts):
         return [np.array([len(prompts[0])], np.float32)]

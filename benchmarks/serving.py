@@ -1,0 +1,191 @@
+"""What serving costs beside generating, and what many clients at once do to it.
+
+    python benchmarks/serving.py [BUNDLE] [--json]
+
+Without a bundle it is the untrained one of the published size that cpu_latency.py makes. In turns,
+in one run: `Pipeline.generate_each` with many pictures, and `galip-edge serve` with 8 clients, each
+of whom asks for its next picture when it has one. Then many clients at once for a minute: what they
+were answered, how long those waited who got pictures, and how memory grew. Clients run on the same
+cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from environment import environment
+from prepared import default_bundle
+from turns import Variant, percentile
+
+from runtime import Pipeline
+
+CLIENTS = 8
+_QUEUE = 64
+
+
+def generating(bundle: str) -> Callable[[int], float]:
+    """Pictures a second, without a server."""
+    pipeline = Pipeline.from_bundle(bundle)
+    seeds = iter(range(1 << 30))
+
+    def run(count: int) -> float:
+        start = time.perf_counter()
+        for _ in pipeline.generate_each("a bird on a branch", n=count, seed=next(seeds)):
+            pass
+        return count / (time.perf_counter() - start)
+
+    return run
+
+
+class Server:
+    """`galip-edge serve` in a process of its own."""
+
+    def __init__(self, bundle: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        command = [sys.executable, "-m", "galip_edge", "serve", "--model", str(bundle)]
+        self._process = subprocess.Popen(
+            [*command, "--port", str(self.port), "--queue", str(_QUEUE)]
+        )
+        while True:
+            try:
+                connection = self.connect()
+                connection.request("GET", "/readyz")
+                if connection.getresponse().status == 200:
+                    return
+            except OSError:
+                time.sleep(0.1)
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+
+    def memory(self) -> int:
+        """Bytes that it has in memory now."""
+        fields = Path(f"/proc/{self._process.pid}/statm").read_text().split()
+        return int(fields[1]) * 4096
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def clients(
+    server: Server, count: int, until: Callable[[], bool]
+) -> tuple[Counter[int], list[float]]:
+    """Ask for pictures, one each at a time; statuses, and seconds of those that were met."""
+    statuses: Counter[int] = Counter()
+    seconds: list[float] = []
+    lock = threading.Lock()
+
+    def client(number: int) -> None:
+        connection, asked = server.connect(), 0
+        while not until():
+            asked += 1
+            body = json.dumps({"prompt": "a bird on a branch", "seed": number * 1000 + asked})
+            start = time.perf_counter()
+            connection.request("POST", "/v1/images/generations", body)
+            answer = connection.getresponse()
+            answer.read()
+            with lock:
+                statuses[answer.status] += 1
+                if answer.status == 200:
+                    seconds.append(time.perf_counter() - start)
+            if answer.status == 429:
+                time.sleep(float(answer.headers["Retry-After"]))
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return statuses, seconds
+
+
+def throughput(server: Server, count: int) -> float:
+    """Pictures a second of `CLIENTS` clients."""
+    left = iter(range(count))
+    start = time.perf_counter()
+    statuses, _ = clients(server, CLIENTS, lambda: next(left, None) is None)
+    return statuses[200] / (time.perf_counter() - start)
+
+
+def crowd(server: Server, count: int, seconds: float, rate: float) -> dict[str, Any]:
+    """Many clients at once."""
+    end = time.perf_counter() + seconds
+    before = server.memory()
+    statuses, waited = clients(server, count, lambda: time.perf_counter() > end)
+    return {
+        "clients": count,
+        "seconds": seconds,
+        "statuses": dict(statuses),
+        "p50_s": statistics.median(waited),
+        "p99_s": percentile(waited, 0.99),
+        "queue_times_service_s": _QUEUE / rate,
+        "growth_bytes": server.memory() - before,
+    }
+
+
+def measure(bundle: Path, count: int, runs: int, many: int, crowd_seconds: float) -> dict[str, Any]:
+    """Medians in pictures a second, and the crowd."""
+    alone, server = Variant(generating, str(bundle)), Server(bundle)
+    rates: dict[str, list[float]] = {"generate": [], "serve": []}
+    for turn in range(runs + 1):
+        found = alone.run(count), throughput(server, count)
+        if turn:  # the first one compiled
+            for name, rate in zip(rates, found, strict=True):
+                rates[name].append(rate)
+    alone.end()
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    crowded = crowd(server, many, crowd_seconds, medians["serve"])
+    server.end()
+    return {"images_per_second": medians, "crowd": crowded}
+
+
+def print_table(results: dict[str, Any], env: dict[str, Any]) -> None:
+    """Markdown."""
+    print(f"{env['cpu']}, {env['cores']} cores, OpenVINO {env['openvino']}\n")
+    rates, found = results["images_per_second"], results["crowd"]
+    print("| | images/s |\n|---|---|")
+    print(f"| generate, many | {rates['generate']:.1f} |")
+    share = rates["serve"] / rates["generate"] * 100
+    print(f"| serve, {CLIENTS} clients | {rates['serve']:.1f} ({share:.1f} %) |\n")
+    print(f"{found['clients']} clients for {found['seconds']:.0f} s: statuses {found['statuses']}")
+    print(
+        f"p50 {found['p50_s']:.2f} s, p99 {found['p99_s']:.2f} s; the queue times the time of a "
+        f"picture is {found['queue_times_service_s']:.2f} s; memory + "
+        f"{found['growth_bytes'] / 1e6:.0f} MB"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("bundle", type=Path, nargs="?", help="default: an untrained one")
+    parser.add_argument("-n", type=int, default=120, help="pictures of each measurement")
+    parser.add_argument("--runs", type=int, default=5, help="measurements of each")
+    parser.add_argument("--clients", type=int, default=200, help="of the crowd")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the crowd")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    args = parser.parse_args()
+    bundle = args.bundle or default_bundle()
+    results = measure(bundle, args.n, args.runs, args.clients, args.seconds)
+    if args.json:
+        print(json.dumps({"environment": environment(), **results}, indent=1))
+    else:
+        print_table(results, environment())
+
+
+if __name__ == "__main__":
+    main()
