@@ -146,6 +146,8 @@ class _Server:
             if not images.done():
                 self._metrics.given_up.inc()
                 return _error(504, f"not made within {self._options.seconds:.0f} s", "timeout")
+            if images.exception() is not None:  # which the queue has logged
+                return _error(500, "the pictures could not be made", "failed")
             pictures = await asyncio.to_thread(self._encode, wanted, images.result())
         finally:
             leaving.cancel()

@@ -39,6 +39,7 @@ def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
             "200": {"description": "The pictures.", "content": _json(pictures)},
             "400": _error("The request cannot be met; `param` says what is wrong."),
             "429": _error("Too many pictures are waited for; see `Retry-After`."),
+            "500": _error("The pictures could not be made."),
             "503": _error("The server is starting or ending."),
             "504": _error("It took too long."),
             **refused,

@@ -110,6 +110,17 @@ def test_other_addresses(client):
     assert client.get("/v1/models/other").status_code == 404
 
 
+def test_a_model_that_fails_is_told_and_the_server_goes_on(bundle, monkeypatch):
+    pipeline = Pipeline.from_bundle(bundle)
+    with TestClient(create_app(pipeline)) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "synthesize_each", lambda rows, count: (1 // 0 for _ in rows))
+            answer = client.post(GENERATE, json={"prompt": "a bird", "n": 2})
+        assert answer.status_code == 500
+        assert answer.json()["error"]["message"] == "the pictures could not be made"
+        assert client.post(GENERATE, json={"prompt": "a bird"}).status_code == 200
+
+
 def test_a_key_is_asked_for(bundle):
     options = ServerOptions(api_key="a long secret")
     with TestClient(create_app(Pipeline.from_bundle(bundle), options)) as client:
