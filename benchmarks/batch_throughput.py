@@ -27,12 +27,13 @@ from environment import environment
 from prepared import default_bundle
 from turns import Variant
 
-from runtime import Job, JobOptions, Pipeline, PipelineOptions, PromptFile, draw_noise
+from runtime import Job, JobOptions, Pipeline, PipelineOptions, PromptFile
 from runtime.bundle import read_manifest
 from runtime.jobs import worker
 from runtime.jobs.encoding import ImageFormat
 from runtime.jobs.engine import InProcess
 from runtime.jobs.processes import Processes
+from runtime.latent import Keyframe, latent_of
 
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "yellow", "orange", "pink", "grey")
 # Of output and image of jobs of constant pictures.
@@ -59,16 +60,13 @@ def rate(steps: Iterator[Any], count: int) -> float:
 def alone(bundle: str) -> Callable[[int], float]:
     """Pictures and nothing else: each prompt encoded, each image generated, and dropped."""
     pipeline = Pipeline.from_bundle(bundle)
-    size, numbers = pipeline.manifest.noise_dim, itertools.count()
-
-    def row(number: int) -> tuple[Any, Any]:
-        prompt = prompt_of(number)
-        return pipeline.encode([prompt])[0], draw_noise(0, prompt, 0, size)
+    numbers = itertools.count()
 
     def run(count: int) -> float:
         # New prompts in each run: the pipeline keeps sentences that it knows.
-        rows = map(row, itertools.islice(numbers, count))
-        return rate(pipeline.synthesize_each(rows, count), count)
+        prompts = map(prompt_of, itertools.islice(numbers, count))
+        latents = (latent_of(pipeline, Keyframe(prompt)) for prompt in prompts)
+        return rate(pipeline.synthesize_each(latents, count), count)
 
     return run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 # A bundle whose images are further from PyTorch's is refused, in dB. Untrained and trained models
 # alike lie well above; below it, something went wrong.
 MIN_PSNR = {"fp32": 50.0, "fp16": 45.0, "bf16": 35.0, "mixed": 20.0, "int8": 20.0, "auto": 30.0}
-_CALIBRATED = ("int8", "mixed", "auto")
+_QUANTIZED = ("int8", "mixed")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ConvertOptions:
             raise ValueError(
                 f"precision must be one of {', '.join(MIN_PSNR)}, got {self.precision!r}"
             )
-        if self.calibration is not None and self.precision not in _CALIBRATED:
+        if self.calibration is not None and self.precision not in (*_QUANTIZED, "auto"):
             raise ValueError(
                 f"calibration has no effect with {self.precision}, only with int8 and mixed"
             )
@@ -57,4 +57,4 @@ class ConvertOptions:
     @property
     def inference_precision(self) -> str:
         """What is not int8 is calculated in this."""
-        return "bf16" if self.precision in ("bf16", "mixed", "int8") else "f32"
+        return "bf16" if self.precision in ("bf16", *_QUANTIZED) else "f32"

@@ -6,13 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from runtime.errors import GalipEdgeError
 from runtime.files import atomic_path
-
-Images = npt.NDArray[np.uint8]
+from runtime.images import Images
 
 ENDINGS = (".gif", ".webp", ".mp4")
 

@@ -12,13 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from runtime.noise import draw_noise
-from runtime.pipeline import Pipeline
-
-Floats = npt.NDArray[np.float32]
-Images = npt.NDArray[np.uint8]
+from runtime.pipeline import Floats, Images, Pipeline
 
 # Noise and sentence embedding of a picture.
 Latent = tuple[Floats, Floats]
@@ -26,12 +22,12 @@ Latent = tuple[Floats, Floats]
 
 @dataclass(frozen=True)
 class Keyframe:
-    """A picture that the way leads through: the one that `generate` makes.
+    """A picture that `generate` makes, by what it is made from.
 
     Attributes:
         prompt: what it shows.
         seed: of its noise.
-        index: which image of the prompt, as in `generate`.
+        index: which image of the prompt.
     """
 
     prompt: str
@@ -118,7 +114,7 @@ def interpolate(
     way = [between(a, b, i / steps) for a, b in zip(latents, ends) for i in range(steps)]
     if not loop:
         way.append(latents[-1])
-    yield from _draw(pipeline, way)
+    yield from pipeline.synthesize_each(way, len(way))
 
 
 def style_grid(
@@ -151,9 +147,4 @@ def style_grid(
         down = row / (rows - 1)
         left, right = (between(latents[i], latents[i + 2], down) for i in range(2))
         way += [between(left, right, column / (columns - 1)) for column in range(columns)]
-    yield from _draw(pipeline, way)
-
-
-def _draw(pipeline: Pipeline, way: Sequence[Latent]) -> Iterator[Images]:
-    rows = ((sentence, noise) for noise, sentence in way)
-    return pipeline.synthesize_each(rows, len(way))
+    yield from pipeline.synthesize_each(way, len(way))

@@ -186,11 +186,11 @@ class Pipeline:
         """The image (H,W,3) of each row, in order, as soon as it is there.
 
         Args:
-            rows: a sentence embedding (embedding_dim,) and noise (noise_dim,) each, which are
+            rows: noise (noise_dim,) and a sentence embedding (embedding_dim,) each, which are
                 taken as they are needed.
             count: about how many there are: many are calculated side by side.
         """
-        return self._generator(count).each((noise, sentence) for sentence, noise in rows)
+        return self._generator(count).each(rows)
 
     def generate(self, prompts: str | Sequence[str], n: int = 1, seed: int = 0) -> Images:
         """`n` images of each prompt, in order.
@@ -217,7 +217,7 @@ class Pipeline:
         sentences = self.encode(prompts)
         size = self.manifest.noise_dim
         jobs = [(row, prompt, i) for row, prompt in enumerate(prompts) for i in range(n)]
-        rows = ((sentences[row], draw_noise(seed, prompt, i, size)) for row, prompt, i in jobs)
+        rows = ((draw_noise(seed, prompt, i, size), sentences[row]) for row, prompt, i in jobs)
         for (_, prompt, i), image in zip(jobs, self.synthesize_each(rows, len(jobs))):
             yield Generated(prompt, seed, i, image)
 

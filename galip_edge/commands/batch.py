@@ -21,8 +21,8 @@ from galip_edge.commands.console import console
 from galip_edge.commands.options import (
     cache_option,
     default_model,
-    existing_path,
     json_option,
+    model_option,
     threads_option,
 )
 from runtime.errors import GalipEdgeError
@@ -44,7 +44,7 @@ from runtime.pipeline import PipelineOptions
     required=True,
     help="Folder of the job: a path, or a URL that fsspec knows, such as s3://bucket/x.",
 )
-@click.option("--model", type=existing_path, help="Bundle folder; default: the embedded model.")
+@model_option
 @click.option("--input-format", type=click.Choice(FORMATS), help="Default: by the file's ending.")
 @click.option(
     "-n",

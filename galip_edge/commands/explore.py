@@ -7,18 +7,19 @@ from pathlib import Path
 
 import click
 
-from galip_edge.commands.console import console, counting_progress
+from galip_edge.commands.console import counting_progress
+from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
     cache_option,
-    default_model,
-    existing_path,
     json_option,
+    model_option,
     threads_option,
+    truncation_option,
 )
 from runtime.images import contact_sheet, labelled, save_sheet
 from runtime.latent import Keyframe, latent_of
 from runtime.noise import MAX_SEED
-from runtime.pipeline import Pipeline, PipelineOptions
+from runtime.pipeline import PipelineOptions
 
 
 @click.command("explore")
@@ -32,14 +33,8 @@ from runtime.pipeline import Pipeline, PipelineOptions
 )
 @click.option("-n", "count", type=click.IntRange(1, 10_000), default=32, show_default=True)
 @click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option(
-    "--psi",
-    type=click.FloatRange(0, 1),
-    default=1.0,
-    show_default=True,
-    help="Truncation: below 1 pictures are more usual and less various.",
-)
-@click.option("--model", type=existing_path, help="Bundle folder; default: the embedded model.")
+@truncation_option
+@model_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -68,16 +63,12 @@ def command(
     seeds = range(seed, seed + count)
     if seeds[-1] > MAX_SEED:
         raise click.UsageError(f"the last seed would be above {MAX_SEED}")
-    with console().status("loading the model"):
-        pipeline = Pipeline.from_bundle(
-            model or default_model(), PipelineOptions(threads, 0, cache)
-        )
+    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
     latents = (latent_of(pipeline, Keyframe(prompt, each), psi) for each in seeds)
     pictures = []
     with counting_progress() as progress:
         task = progress.add_task("generating", total=count)
-        rows = ((sentence, noise) for noise, sentence in latents)
-        for each, image in zip(seeds, pipeline.synthesize_each(rows, count)):
+        for each, image in zip(seeds, pipeline.synthesize_each(latents, count)):
             pictures.append(labelled(image, str(each)))
             progress.advance(task)
     save_sheet(contact_sheet(pictures, columns), out)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from galip_edge.commands.console import console, counting_progress
+from galip_edge.commands.console import counting_progress
+from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
     cache_option,
-    default_model,
-    existing_path,
     json_option,
+    model_option,
     threads_option,
 )
 from runtime.images import ImageMetadata, contact_sheet, file_name, save_each, save_sheet
@@ -33,7 +33,7 @@ from runtime.prompts import checked_prompt
     show_default=True,
     help="Picks the noise.",
 )
-@click.option("--model", type=existing_path, help="Bundle folder; default: the embedded model.")
+@model_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -71,8 +71,7 @@ def command(
     for prompt in prompts:
         checked_prompt(prompt)
     options = PipelineOptions(threads, streams, cache)
-    with console().status("loading the model"):
-        pipeline = Pipeline.from_bundle(model or default_model(), options)
+    pipeline = load_pipeline(model, options)
     manifest = pipeline.manifest
     pipeline.prepare(len(prompts) * count)
     _warn_of_cut_prompts(pipeline, prompts)

@@ -8,19 +8,20 @@ from pathlib import Path
 
 import click
 
-from galip_edge.commands.console import console, counting_progress
+from galip_edge.commands.console import counting_progress
+from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
     cache_option,
-    default_model,
-    existing_path,
     json_option,
+    model_option,
     threads_option,
+    truncation_option,
 )
 from runtime.animation import ENDINGS, save_animation
 from runtime.images import Images, contact_sheet, save_sheet
 from runtime.latent import Keyframe, interpolate, style_grid
 from runtime.noise import MAX_SEED
-from runtime.pipeline import Pipeline, PipelineOptions
+from runtime.pipeline import PipelineOptions
 
 
 @click.command("interpolate")
@@ -33,7 +34,7 @@ from runtime.pipeline import Pipeline, PipelineOptions
     default=(0,),
     help="Of the pictures on the way; repeat for more.",
 )
-@click.option("--model", type=existing_path, help="Bundle folder; default: the embedded model.")
+@model_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -50,13 +51,7 @@ from runtime.pipeline import Pipeline, PipelineOptions
 )
 @click.option("--loop", is_flag=True, help="Lead back to the first picture.")
 @click.option("--fps", type=click.FloatRange(0.1, 100), default=24, show_default=True)
-@click.option(
-    "--psi",
-    type=click.FloatRange(0, 1),
-    default=1.0,
-    show_default=True,
-    help="Truncation: below 1 pictures are more usual and less various.",
-)
+@truncation_option
 @click.option("--grid", metavar="ROWSxCOLUMNS", help="A grid between four pictures, as PNG.")
 @threads_option
 @cache_option
@@ -84,10 +79,7 @@ def command(
     shape = _shape(grid) if grid else None
     if shape and out.suffix.lower() != ".png":
         out = out.with_suffix(".png")
-    with console().status("loading the model"):
-        pipeline = Pipeline.from_bundle(
-            model or default_model(), PipelineOptions(threads, 0, cache)
-        )
+    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
     if shape:
         total = shape[0] * shape[1]
         frames = style_grid(pipeline, keyframes, *shape, psi)

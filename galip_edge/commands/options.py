@@ -20,6 +20,18 @@ settings_option = click.option(
     help="Override a setting, such as batch_size=32 or data.root=photos; may be repeated.",
 )
 
+model_option = click.option(
+    "--model", type=existing_path, help="Bundle folder; default: the embedded model."
+)
+
+truncation_option = click.option(
+    "--psi",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Truncation: below 1 pictures are more usual and less various.",
+)
+
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=0),

@@ -8,15 +8,15 @@ from pathlib import Path
 import click
 import uvicorn
 
-from galip_edge.commands.console import console
-from galip_edge.commands.options import cache_option, default_model, existing_path, threads_option
+from galip_edge.commands.loading import load_pipeline
+from galip_edge.commands.options import cache_option, model_option, threads_option
 from runtime.errors import GalipEdgeError
-from runtime.pipeline import Pipeline, PipelineOptions
+from runtime.pipeline import PipelineOptions
 from runtime.server.app import ServerOptions, create_app
 
 
 @click.command("serve")
-@click.option("--model", type=existing_path, help="Bundle folder; default: the embedded model.")
+@model_option
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option(
@@ -68,10 +68,7 @@ def command(
             "default --host"
         )
     options = ServerOptions(api_key, most, queue, timeout)
-    with console().status("loading the model"):
-        pipeline = Pipeline.from_bundle(
-            model or default_model(), PipelineOptions(threads, 0, cache)
-        )
+    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(pipeline, options),

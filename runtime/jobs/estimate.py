@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from runtime.images import ImageMetadata
@@ -43,15 +42,18 @@ def estimate(prompts: PromptFile, bundle: str | Path, options: JobOptions) -> Es
         BundleError: the bundle is missing or damaged.
     """
     rows = images = refused = 0
+    some: list[str] = []
     for row in prompts.rows():
         rows += 1
-        refused += row.error is not None
-        images += row.count if row.error is None else 0
+        if row.error is not None:
+            refused += 1
+            continue
+        images += row.count
+        if len(some) < _MEASURED:
+            some.append(row.prompt)
     if not images:
         return Estimate(rows, 0, refused, 0, 0.0)
     pipeline = Pipeline.from_bundle(bundle, options.pipeline)
-    usable = (row for row in prompts.rows() if row.error is None)
-    some = [row.prompt for row in islice(usable, _MEASURED)]
     some = (some * _MEASURED)[:_MEASURED]
     pipeline.generate(some[:1], n=_MEASURED)  # compiles what the job would use
     start, size = time.perf_counter(), 0

@@ -256,9 +256,16 @@ class Job:
 
     def _write_manifest(self) -> None:
         self.progress.all_failed = 0
-        with self.place.new(MANIFEST) as path, path.open("w", encoding="utf-8") as file:
-            for entry in self._entries():
-                self.progress.all_failed += entry["status"] == FAILED
-                file.write(to_line(entry))
-        with self.place.new(MANIFEST_TABLE) as path:
-            write_parquet(path, self._entries(), [*COLUMNS, *self.prompts.carry])
+        with (
+            self.place.new(MANIFEST) as lines,
+            lines.open("w", encoding="utf-8") as file,
+            self.place.new(MANIFEST_TABLE) as table,
+        ):
+
+            def entries() -> Iterator[Entry]:
+                for entry in self._entries():
+                    self.progress.all_failed += entry["status"] == FAILED
+                    file.write(to_line(entry))
+                    yield entry
+
+            write_parquet(table, entries(), [*COLUMNS, *self.prompts.carry])

@@ -100,7 +100,7 @@ class Journal:
 
     def restart(self, record: Record) -> None:
         """Hold this, and go on after it."""
-        self._write(record)
+        self.finish(record)
         self._file = self._path.open("a", encoding="utf-8")
 
     def add(self, entry: Entry) -> None:
@@ -117,9 +117,6 @@ class Journal:
 
     def finish(self, record: Record) -> None:
         """Hold this, which is all that there will be."""
-        self._write(record)
-
-    def _write(self, record: Record) -> None:
         with atomic_path(self._path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(map(to_line, record.entries))
             if record.shards is not None:

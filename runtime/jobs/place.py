@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from runtime.errors import JobError
 from runtime.files import atomic_path
-from runtime.jobs.lock import locked
+from runtime.jobs.lock import locked, shared
 
 # Folder of what a job remembers, in its own.
 STATE = ".job"
@@ -36,7 +36,10 @@ class Place(Protocol):
         """Delete a file, if it is there, and its folder if nothing else is in it."""
 
     def lock(self) -> AbstractContextManager[None]:
-        """Be the only one who works here. Raises JobError if somebody does."""
+        """Be the only one who leads a job here. Raises JobError if somebody does."""
+
+    def share(self) -> AbstractContextManager[None]:
+        """Be a worker of who leads it. Raises JobError if another one is about to."""
 
 
 class LocalPlace:
@@ -79,17 +82,18 @@ class LocalPlace:
             with suppress(OSError):  # not empty
                 file.parent.rmdir()
 
-    def lock(self) -> AbstractContextManager[None]:
-        """See Place. Removes what processes that were killed left half written, too."""
-        return self._locked()
-
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
+        """See Place. Removes what processes that were killed left half written, too."""
         with locked(self.folder / STATE):
             for folder in (self.folder, self.folder / STATE, self.folder / STATE / "parts"):
                 for left in folder.glob(".*.tmp"):
                     left.unlink(missing_ok=True)
             yield
+
+    def share(self) -> AbstractContextManager[None]:
+        """See Place."""
+        return shared(self.folder / STATE)
 
 
 class RemotePlace:
@@ -168,6 +172,10 @@ class RemotePlace:
             self._files.rm_file(self._path(name))
 
     def lock(self) -> AbstractContextManager[None]:
+        """See Place."""
+        return nullcontext()
+
+    def share(self) -> AbstractContextManager[None]:
         """See Place."""
         return nullcontext()
 

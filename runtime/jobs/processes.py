@@ -6,19 +6,17 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from runtime.cpu import available_cores
 from runtime.errors import GalipEdgeError, JobError
 from runtime.jobs.journal import Entry
-from runtime.jobs.lock import shared
 from runtime.jobs.parts import Part
-from runtime.jobs.place import STATE, LocalPlace, place_of
+from runtime.jobs.place import place_of
 from runtime.jobs.worker import Work, Worker
 
 # A part that ended so many processes is not given to another one.
@@ -154,9 +152,7 @@ def _serve(work: Work, connection: Connection, stop: Any) -> None:
         return bool(stop.is_set()) or os.getppid() != parent
 
     try:
-        # Elsewhere nothing can be locked.
-        local = isinstance(place_of(work.out), LocalPlace)
-        with shared(Path(work.out, STATE)) if local else nullcontext():
+        with place_of(work.out).share():
             worker = Worker(work)
             while True:
                 part: Part = connection.recv()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,6 @@ def write_parquet(path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[
     """Write any number of rows, in flat memory."""
     schema = schema_of(columns)
     with pq.ParquetWriter(path, schema) as writer:
-        group: list[dict[str, Any]] = []
-        for row in rows:
-            group.append(row)
-            if len(group) == _GROUP:
-                writer.write_table(table_of(group).select(schema.names))
-                group = []
-        if group:
+        left = iter(rows)
+        while group := list(islice(left, _GROUP)):
             writer.write_table(table_of(group).select(schema.names))

@@ -20,7 +20,7 @@ from runtime.jobs.journal import DONE, FAILED, Entry, Journal, Record, entry_of,
 from runtime.jobs.outputs import Output, open_output
 from runtime.jobs.parts import Item, Part
 from runtime.jobs.place import STATE, RemotePlace, place_of
-from runtime.noise import draw_noise
+from runtime.latent import Keyframe, latent_of
 from runtime.pipeline import Pipeline, PipelineOptions
 
 # Writers wait for the disk more than they work.
@@ -223,12 +223,9 @@ class Worker:
             return iter(())
         pipeline = self._pipeline
         pipeline.prepare(len(items))
-        size = pipeline.manifest.noise_dim
-        rows = (
-            (pipeline.encode([i.prompt])[0], draw_noise(i.seed, i.prompt, i.index, size))
-            for i in items
-        )
-        return pipeline.synthesize_each(rows, len(items))
+        wanted = (Keyframe(item.prompt, item.seed, item.index) for item in items)
+        latents = (latent_of(pipeline, each) for each in wanted)
+        return pipeline.synthesize_each(latents, len(items))
 
 
 class _Clock:

@@ -22,10 +22,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runtime.images import ImageMetadata, Images, write_png
+from runtime.latent import Keyframe
 from runtime.pipeline import Pipeline
 from runtime.server.metrics import Metrics
 from runtime.server.openapi import document
-from runtime.server.queue import PictureQueue, QueueFullError, Wish
+from runtime.server.queue import PictureQueue, QueueFullError
 from runtime.server.requests import BadRequestError, ImagesRequest, parse
 
 # Pictures that a `url` was given for, the latest ones.
@@ -99,9 +100,9 @@ class _Server:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """Compile for one picture and for many before the first request; end what was accepted."""
         queue = PictureQueue(self._pipeline, self._options.queue)
-        many = [Wish("a bird on a branch", 0, i) for i in range(min(8, self._options.queue))]
-        for wishes in (many[:1], many):
-            await asyncio.gather(*map(asyncio.wrap_future, queue.ask(wishes)))
+        many = [Keyframe("a bird on a branch", 0, i) for i in range(min(8, self._options.queue))]
+        for wanted in (many[:1], many):
+            await asyncio.gather(*map(asyncio.wrap_future, queue.ask(wanted)))
         self._queue = queue
         yield
         self._queue = None
@@ -132,8 +133,8 @@ class _Server:
         if self._queue is None:
             return _error(503, "the server is starting or ending", "unavailable")
         started = time.perf_counter()
-        wishes = [Wish(wanted.prompt, wanted.seed, index) for index in range(wanted.n)]
-        futures = self._queue.ask(wishes)
+        keyframes = [Keyframe(wanted.prompt, wanted.seed, index) for index in range(wanted.n)]
+        futures = self._queue.ask(keyframes)
         images = asyncio.gather(*map(asyncio.wrap_future, futures))
         leaving = asyncio.ensure_future(_disconnected(request))
         either: set[asyncio.Future[Any]] = {images, leaving}

@@ -16,22 +16,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from runtime.images import Images
-from runtime.noise import draw_noise
-from runtime.pipeline import Floats, Pipeline
+from runtime.latent import Keyframe, Latent, latent_of
+from runtime.pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
 
 # Of the time that a picture takes, how much the latest one counts.
 _NEW = 0.1
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A picture as `generate` makes it: prompt, seed and index."""
-
-    prompt: str
-    seed: int
-    index: int
 
 
 class QueueFullError(Exception):
@@ -48,7 +39,7 @@ class QueueFullError(Exception):
 
 @dataclass
 class _Waiting:
-    wish: Wish
+    wanted: Keyframe
     future: Future[Images] = field(default_factory=Future)
 
 
@@ -74,13 +65,13 @@ class PictureQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def ask(self, wishes: list[Wish]) -> list[Future[Images]]:
+    def ask(self, wanted: list[Keyframe]) -> list[Future[Images]]:
         """Wait for pictures (H,W,3). One whose future is cancelled is not made, if it is early.
 
         Raises:
             QueueFullError: there is no room for all of them.
         """
-        waiting = [_Waiting(wish) for wish in wishes]
+        waiting = [_Waiting(each) for each in wanted]
         with self._changed:
             if len(self._waiting) + len(waiting) > self.bound:
                 raise QueueFullError(max(1.0, self._seconds * len(self._waiting)))
@@ -119,9 +110,8 @@ class PictureQueue:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             return bool(self._waiting)
 
-    def _rows(self, taken: deque[_Waiting], most: int) -> Iterator[tuple[Floats, Floats]]:
+    def _rows(self, taken: deque[_Waiting], most: int) -> Iterator[Latent]:
         """What is to be made now, in order, also what comes meanwhile; `most` of it."""
-        size = self._pipeline.manifest.noise_dim
         for _ in range(most):
             with self._changed:
                 if not self._waiting:
@@ -129,6 +119,4 @@ class PictureQueue:
                 next_one = self._waiting.popleft()
             if next_one.future.set_running_or_notify_cancel():
                 taken.append(next_one)
-                wish = next_one.wish
-                sentence = self._pipeline.encode([wish.prompt])[0]
-                yield sentence, draw_noise(wish.seed, wish.prompt, wish.index, size)
+                yield latent_of(self._pipeline, next_one.wanted)

@@ -35,7 +35,7 @@ class PlainPipeline:
         return np.frombuffer(digest, np.uint8)[None].astype(np.float32)
 
     def synthesize_each(self, rows, count):
-        for sentence, noise in rows:
+        for noise, sentence in rows:
             time.sleep(self.seconds)
             values = np.resize(np.concatenate([sentence, noise * 50 + 128]), (8, 8, 3))
             yield values.clip(0, 255).astype(np.uint8)

@@ -13,8 +13,9 @@ from starlette.testclient import TestClient
 
 from runtime import Pipeline
 from runtime.images import read_metadata
+from runtime.latent import Keyframe
 from runtime.server.app import ServerOptions, create_app
-from runtime.server.queue import PictureQueue, QueueFullError, Wish
+from runtime.server.queue import PictureQueue, QueueFullError
 
 GENERATE = "/v1/images/generations"
 
@@ -166,7 +167,7 @@ class SlowPipeline:
         return [np.array([len(prompts[0])], np.float32)]
 
     def synthesize_each(self, rows, count):
-        for sentence, _ in rows:
+        for _, sentence in rows:
             self.allowed.acquire()
             self.made.append(int(sentence[0]))
             if self.made[-1] == 13:
@@ -181,12 +182,12 @@ def slow(bundle):
 
 def test_pictures_are_made_in_order_and_the_queue_is_bounded(slow):
     queue = PictureQueue(slow, bound=4)
-    first = queue.ask([Wish("x", 0, 0)])
+    first = queue.ask([Keyframe("x", 0, 0)])
     while len(queue):
         time.sleep(0.001)  # it is at it
-    rest = queue.ask([Wish("x" * i, 0, 0) for i in range(2, 6)])
+    rest = queue.ask([Keyframe("x" * i, 0, 0) for i in range(2, 6)])
     with pytest.raises(QueueFullError, match="try again in 1 s"):
-        queue.ask([Wish("late", 0, 0)])
+        queue.ask([Keyframe("late", 0, 0)])
     rest[1].cancel()
     slow.allowed.release(10)
     queue.close()
@@ -199,10 +200,10 @@ def test_pictures_are_made_in_order_and_the_queue_is_bounded(slow):
 def test_a_failure_is_told_and_the_next_one_is_made(slow):
     slow.allowed.release(10)
     queue = PictureQueue(slow, bound=4)
-    (failed,) = queue.ask([Wish("x" * 13, 0, 0)])
+    (failed,) = queue.ask([Keyframe("x" * 13, 0, 0)])
     with pytest.raises(RuntimeError, match="a kernel gave up"):
         failed.result(timeout=5)
-    (good,) = queue.ask([Wish("x", 0, 0)])
+    (good,) = queue.ask([Keyframe("x", 0, 0)])
     assert good.result(timeout=5).shape == (8, 8, 3)
     queue.close()
 
