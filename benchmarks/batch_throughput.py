@@ -33,7 +33,8 @@ from runtime.jobs import worker
 from runtime.jobs.encoding import ImageFormat
 from runtime.jobs.engine import InProcess
 from runtime.jobs.processes import Processes
-from runtime.latent import Keyframe, latent_of
+from runtime.keyframes import Keyframe
+from runtime.latent import latent_of
 
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "yellow", "orange", "pink", "grey")
 # Of output and image of jobs of constant pictures.

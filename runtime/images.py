@@ -9,7 +9,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from runtime.files import atomic_path
+from runtime.keyframes import Blend, Keyframe
 from runtime.version import __version__
 
 Images = npt.NDArray[np.uint8]
@@ -29,7 +30,7 @@ JSON_CHUNK = "galip-edge"
 
 @dataclass(frozen=True)
 class ImageMetadata:
-    """What is needed to make an image again."""
+    """What is needed to make an image again; for the last four see `Blend`."""
 
     prompt: str
     seed: int
@@ -37,15 +38,49 @@ class ImageMetadata:
     model: str
     model_hash: str
     version: str = __version__
+    psi: float = 1.0
+    end: Keyframe | None = None
+    sentence_share: float = 0.0
+    noise_share: float = 0.0
+
+    @classmethod
+    def of_blend(cls, blend: Blend, model: str, model_hash: str) -> ImageMetadata:
+        """Of an image that was made from a blend."""
+        start, shares = blend.start, (blend.sentence_share, blend.noise_share)
+        identity = (start.prompt, start.seed, start.index, model, model_hash, __version__)
+        return cls(*identity, blend.psi, blend.end, *shares)
 
     def parameters(self, size: tuple[int, int]) -> str:
         """The line format that image tools share: the prompt, then settings."""
         width, height = size
-        return (
-            f"{self.prompt}\nSteps: 1, Sampler: GALIP, Seed: {self.seed}, Image index: "
-            f"{self.index}, Size: {width}x{height}, Model hash: {self.model_hash[:10]}, "
-            f"Model: {self.model}, Version: galip-edge {self.version}"
-        )
+        settings: dict[str, Any] = {
+            "Steps": 1,
+            "Sampler": "GALIP",
+            "Seed": self.seed,
+            "Image index": self.index,
+            "Size": f"{width}x{height}",
+            "Model hash": self.model_hash[:10],
+            "Model": self.model,
+            "Version": f"galip-edge {self.version}",
+        }
+        if self.psi != 1:
+            settings["Psi"] = self.psi
+        if self.end:
+            settings["Toward"] = json.dumps(self.end.prompt)  # quoted: it may have commas in it
+            settings["Toward seed"] = self.end.seed
+            settings["Toward image index"] = self.end.index
+            settings["Sentence share"] = self.sentence_share
+            settings["Noise share"] = self.noise_share
+        return f"{self.prompt}\n" + ", ".join(f"{name}: {it}" for name, it in settings.items())
+
+    def recorded(self) -> dict[str, Any]:
+        """For JSON; without what only blends and truncated pictures have in any other."""
+        found = asdict(self)
+        if self.psi == 1:
+            del found["psi"]
+        if self.end is None:
+            del found["end"], found["sentence_share"], found["noise_share"]
+        return found
 
 
 # For smooth pictures, runs alone give smaller files than the usual search, in less time.
@@ -76,7 +111,7 @@ def write_png(image: Images, file: BinaryIO, metadata: ImageMetadata) -> None:
     picture = Image.fromarray(image)
     info = PngInfo()
     info.add_text("parameters", metadata.parameters(picture.size))
-    info.add_text(JSON_CHUNK, json.dumps(vars(metadata)))
+    info.add_text(JSON_CHUNK, json.dumps(metadata.recorded()))
     picture.save(file, format="PNG", pnginfo=info, **_PNG)
 
 
@@ -107,8 +142,11 @@ def read_metadata(path: Path) -> ImageMetadata | None:
     with Image.open(path) as picture:
         text = getattr(picture, "text", {}).get(JSON_CHUNK)
     try:
-        return ImageMetadata(**json.loads(text)) if text else None
-    except (ValueError, TypeError):
+        found = json.loads(text or "null")
+        if found and found.get("end"):
+            found["end"] = Keyframe(**found["end"])
+        return ImageMetadata(**found) if found else None
+    except (AttributeError, ValueError, TypeError):
         return None
 
 

@@ -9,10 +9,10 @@ not. The paper shows such interpolations (Tao et al. 2023, https://arxiv.org/abs
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.keyframes import Blend, Keyframe
 from runtime.noise import draw_noise
 from runtime.pipeline import Floats, Images, Pipeline
 
@@ -20,35 +20,20 @@ from runtime.pipeline import Floats, Images, Pipeline
 Latent = tuple[Floats, Floats]
 
 
-@dataclass(frozen=True)
-class Keyframe:
-    """A picture that `generate` makes, by what it is made from.
-
-    Attributes:
-        prompt: what it shows.
-        seed: of its noise.
-        index: which image of the prompt.
-    """
-
-    prompt: str
-    seed: int = 0
-    index: int = 0
-
-
 def slerp(start: Floats, end: Floats, share: float) -> Floats:
     """On the arc from `start` to `end`, with the length changing evenly.
 
     Args:
-        start, end: vectors of one length; neither is zero.
+        start, end: vectors of one length.
         share: of the way, from 0, where it is `start` to the bit, to 1, where it is `end`.
     """
     if share <= 0 or share >= 1:
         return start if share <= 0 else end
     a, b = start.astype(np.float64), end.astype(np.float64)
     lengths = np.linalg.norm(a), np.linalg.norm(b)
-    cosine = np.clip(a @ b / (lengths[0] * lengths[1]), -1, 1)
-    angle = np.arccos(cosine)
-    if np.sin(angle) < 1e-6:  # the same direction, or the opposite one, between which no arc is
+    both = lengths[0] * lengths[1]
+    angle = np.arccos(np.clip(a @ b / both, -1, 1)) if both else 0.0
+    if np.sin(angle) < 1e-6:  # no arc from nothing, in one direction, or between opposite ones
         return ((1 - share) * a + share * b).astype(np.float32)
     direction = (
         np.sin((1 - share) * angle) * a / lengths[0] + np.sin(share * angle) * b / lengths[1]
@@ -63,8 +48,7 @@ def latent_of(pipeline: Pipeline, keyframe: Keyframe, psi: float = 1.0) -> Laten
     Args:
         pipeline: of the model.
         keyframe: see there.
-        psi: truncation in [0,1]: noise is drawn in to its mean, for pictures that are more usual
-            and less various; 1 leaves it as it is.
+        psi: truncation in [0,1], see `Blend`.
 
     Raises:
         PromptError: its prompt is empty, too long or no valid text.
@@ -76,6 +60,21 @@ def latent_of(pipeline: Pipeline, keyframe: Keyframe, psi: float = 1.0) -> Laten
     size = pipeline.manifest.noise_dim
     noise = draw_noise(keyframe.seed, keyframe.prompt, keyframe.index, size)
     return noise if psi == 1 else (noise * np.float32(psi)), sentence
+
+
+def blended(pipeline: Pipeline, blend: Blend) -> Latent:
+    """What the picture of a blend is made from.
+
+    Raises:
+        PromptError: a prompt is empty, too long or no valid text.
+        ValueError: a seed is out of range.
+    """
+    start = latent_of(pipeline, blend.start, blend.psi)
+    if blend.end is None:
+        return start
+    end = latent_of(pipeline, blend.end, blend.psi)
+    noise = slerp(start[0], end[0], blend.noise_share)
+    return noise, slerp(start[1], end[1], blend.sentence_share)
 
 
 def between(start: Latent, end: Latent, share: float) -> Latent:

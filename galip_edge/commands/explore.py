@@ -17,7 +17,8 @@ from galip_edge.commands.options import (
     truncation_option,
 )
 from runtime.images import contact_sheet, labelled, save_sheet
-from runtime.latent import Keyframe, latent_of
+from runtime.keyframes import Keyframe
+from runtime.latent import latent_of
 from runtime.noise import MAX_SEED
 from runtime.pipeline import PipelineOptions
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -84,7 +83,7 @@ def command(
             for item in pipeline.generate_each(prompts, count, seed)
         )
         for image, metadata, path in save_each(made, out):
-            click.echo(json.dumps({"path": str(path), **asdict(metadata)}) if as_json else path)
+            click.echo(json.dumps({"path": str(path), **metadata.recorded()}) if as_json else path)
             progress.advance(task)
             if grid:
                 images.append(image)

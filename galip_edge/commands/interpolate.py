@@ -19,7 +19,8 @@ from galip_edge.commands.options import (
 )
 from runtime.animation import ENDINGS, save_animation
 from runtime.images import Images, contact_sheet, save_sheet
-from runtime.latent import Keyframe, interpolate, style_grid
+from runtime.keyframes import Keyframe
+from runtime.latent import interpolate, style_grid
 from runtime.noise import MAX_SEED
 from runtime.pipeline import PipelineOptions
 

@@ -12,7 +12,8 @@ from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import cache_option, model_option, threads_option
 from runtime.errors import GalipEdgeError
 from runtime.pipeline import PipelineOptions
-from runtime.server.app import ServerOptions, create_app
+from runtime.server.app import create_app
+from runtime.server.options import ServerOptions
 
 
 @click.command("serve")

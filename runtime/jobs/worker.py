@@ -20,7 +20,8 @@ from runtime.jobs.journal import DONE, FAILED, Entry, Journal, Record, entry_of,
 from runtime.jobs.outputs import Output, open_output
 from runtime.jobs.parts import Item, Part
 from runtime.jobs.place import STATE, RemotePlace, place_of
-from runtime.latent import Keyframe, latent_of
+from runtime.keyframes import Keyframe
+from runtime.latent import latent_of
 from runtime.pipeline import Pipeline, PipelineOptions
 
 # Writers wait for the disk more than they work.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.server.requests import schema
+from runtime.server.requests import INTERPOLATION, generation
 from runtime.version import __version__
 
 
@@ -30,33 +30,32 @@ def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
         "required": ["created", "seed", "data"],
     }
     keyed: dict[str, Any] = {"security": [{"key": []}]} if with_key else {}
-    refused = {"401": _error("The API key is missing or wrong.")} if with_key else {}
-    generations: dict[str, Any] = {
-        "summary": "Pictures of a prompt",
-        "operationId": "generate",
-        "requestBody": {"required": True, "content": _json(schema(side, most))},
-        "responses": {
-            "200": {"description": "The pictures.", "content": _json(pictures)},
-            "400": _error("The request cannot be met; `param` says what is wrong."),
-            "429": _error("Too many pictures are waited for; see `Retry-After`."),
-            "500": _error("The pictures could not be made."),
-            "503": _error("The server is starting or ending."),
-            "504": _error("It took too long."),
-            **refused,
-        },
-        **keyed,
-    }
+    refusals = ("401", "403") if with_key else ("403",)
+
+    def posting(
+        summary: str, name: str, wanted: dict[str, Any], given: dict[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            "post": {
+                "summary": summary,
+                "operationId": name,
+                "requestBody": {"required": True, "content": _json(wanted)},
+                "responses": {
+                    "200": {"description": summary, "content": given},
+                    **_errors("400", *refusals, "429", "500", "503", "504"),
+                },
+                **keyed,
+            }
+        }
 
     def getting(summary: str, *others: str, **more: Any) -> dict[str, Any]:
-        answers = {status: _error(_MEANINGS[status]) for status in others}
-        given = {"200": {"description": "It."}, **answers}
+        given = {"200": {"description": summary}, **_errors(*others)}
         return {"get": {"summary": summary, "responses": given, **more}}
 
     def named(summary: str, **more: Any) -> dict[str, Any]:
         name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
         return getting(summary, "404", *more.pop("others", ()), parameters=[name], **more)
 
-    models = ("401",) if with_key else ()
     components: dict[str, Any] = {}
     if with_key:
         components = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
@@ -64,9 +63,20 @@ def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "galip-edge", "version": __version__},
         "paths": {
-            "/v1/images/generations": {"post": generations},
-            "/v1/models": getting("Models", *models, **keyed),
-            "/v1/models/{name}": named("A model", others=models, **keyed),
+            "/v1/images/generations": posting(
+                "Pictures of a prompt",
+                "generate",
+                generation(side, most).schema(),
+                _json(pictures),
+            ),
+            "/v1/images/interpolations": posting(
+                "A picture between two",
+                "interpolate",
+                INTERPOLATION.schema(),
+                {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+            ),
+            "/v1/models": getting("Models", *refusals, **keyed),
+            "/v1/models/{name}": named("A model", others=refusals, **keyed),
             "/v1/pictures/{name}": named("A picture whose address was given"),
             "/healthz": getting("Whether the process lives"),
             "/readyz": getting("Whether it takes requests", "503"),
@@ -77,9 +87,14 @@ def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
 
 
 _MEANINGS = {
+    "400": "The request cannot be met; `param` says what is wrong.",
     "401": "The API key is missing or wrong.",
+    "403": "A page of another site asked.",
     "404": "There is none of this name.",
+    "429": "Too many pictures are waited for; see `Retry-After`.",
+    "500": "The pictures could not be made.",
     "503": "The server is starting or ending.",
+    "504": "It took too long.",
 }
 
 
@@ -87,10 +102,12 @@ def _json(kind: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": kind}}
 
 
-def _error(description: str) -> dict[str, Any]:
+def _errors(*statuses: str) -> dict[str, Any]:
     said = {
         "type": "object",
         "properties": {"error": {"type": "object", "required": ["message", "type"]}},
         "required": ["error"],
     }
-    return {"description": description, "content": _json(said)}
+    return {
+        status: {"description": _MEANINGS[status], "content": _json(said)} for status in statuses
+    }

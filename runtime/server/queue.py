@@ -16,7 +16,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from runtime.images import Images
-from runtime.latent import Keyframe, Latent, latent_of
+from runtime.keyframes import Blend
+from runtime.latent import Latent, blended
 from runtime.pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class QueueFullError(Exception):
 
 @dataclass
 class _Waiting:
-    wanted: Keyframe
+    wanted: Blend
     future: Future[Images] = field(default_factory=Future)
 
 
@@ -48,7 +49,7 @@ class PictureQueue:
 
     Args:
         pipeline: of the model; used by this queue alone.
-        bound: pictures that may wait, at least 1.
+        bound: pictures that may be waited for, also those that are being made; at least 1.
     """
 
     def __init__(self, pipeline: Pipeline, bound: int) -> None:
@@ -56,6 +57,7 @@ class PictureQueue:
             raise ValueError(f"the queue must have room for at least 1 picture, got {bound}")
         self._pipeline, self.bound = pipeline, bound
         self._waiting: deque[_Waiting] = deque()
+        self._unfinished = 0  # those and what is being made
         self._changed = threading.Condition()
         self._closed = False
         self._seconds = 0.0
@@ -63,9 +65,9 @@ class PictureQueue:
         self._thread.start()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._unfinished
 
-    def ask(self, wanted: list[Keyframe]) -> list[Future[Images]]:
+    def ask(self, wanted: list[Blend]) -> list[Future[Images]]:
         """Wait for pictures (H,W,3). One whose future is cancelled is not made, if it is early.
 
         Raises:
@@ -73,9 +75,10 @@ class PictureQueue:
         """
         waiting = [_Waiting(each) for each in wanted]
         with self._changed:
-            if len(self._waiting) + len(waiting) > self.bound:
-                raise QueueFullError(max(1.0, self._seconds * len(self._waiting)))
+            if self._unfinished + len(waiting) > self.bound:
+                raise QueueFullError(max(1.0, self._seconds * self._unfinished))
             self._waiting.extend(waiting)
+            self._unfinished += len(waiting)
             self._changed.notify()
         return [each.future for each in waiting]
 
@@ -94,6 +97,7 @@ class PictureQueue:
             most = 1 if self._pipeline.side_by_side(count) == 1 else sys.maxsize
             try:
                 for image in self._pipeline.synthesize_each(self._rows(taken, most), count):
+                    self._finished(1)
                     taken.popleft().future.set_result(image)
                     now = time.perf_counter()
                     latest, started = now - started, now
@@ -101,8 +105,13 @@ class PictureQueue:
             except Exception as error:  # noqa: BLE001
                 # Whatever it is, those who wait are told.
                 _log.exception("pictures could not be made")
+                self._finished(len(taken))
                 for each in taken:
                     each.future.set_exception(error)
+
+    def _finished(self, count: int) -> None:
+        with self._changed:
+            self._unfinished -= count
 
     def _some(self) -> bool:
         """Wait until there is something to do; False when that is over."""
@@ -119,4 +128,6 @@ class PictureQueue:
                 next_one = self._waiting.popleft()
             if next_one.future.set_running_or_notify_cancel():
                 taken.append(next_one)
-                yield latent_of(self._pipeline, next_one.wanted)
+                yield blended(self._pipeline, next_one.wanted)
+            else:
+                self._finished(1)

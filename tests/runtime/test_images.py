@@ -1,11 +1,14 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from runtime.errors import GalipEdgeError
 from runtime.images import ImageMetadata, contact_sheet, file_name, read_metadata, save_png
+from runtime.keyframes import Keyframe
 
 META = ImageMetadata("a bird, “quoted” 🐦\nsecond line", 42, 3, "coco", "ab" * 32)
 
@@ -26,6 +29,28 @@ def test_png_carries_its_pixels_and_its_recipe(tmp_path):
     assert "Size: 12x8" in settings
     assert "Model hash: ababababab" in settings
     assert read_metadata(tmp_path / "p.png") == META
+
+
+def test_a_blend_is_recorded_whole(tmp_path):
+    blend = replace(
+        META, psi=0.7, end=Keyframe("a duck, at sea", 8), sentence_share=0.25, noise_share=1.0
+    )
+    save_png(picture(), tmp_path / "p.png", blend)
+    assert read_metadata(tmp_path / "p.png") == blend
+    settings = blend.parameters((12, 8)).rsplit("\n", 1)[1]
+    assert settings.endswith(
+        'Psi: 0.7, Toward: "a duck, at sea", Toward seed: 8, Toward image index: 0, '
+        "Sentence share: 0.25, Noise share: 1.0"
+    )
+    assert set(META.recorded()) == {"prompt", "seed", "index", "model", "model_hash", "version"}
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", "{", '{"end": 5}', '{"prompt": "a"}'])
+def test_a_recipe_that_is_none_is_none(text, tmp_path):
+    info = PngInfo()
+    info.add_text("galip-edge", text)
+    Image.fromarray(picture()).save(tmp_path / "p.png", pnginfo=info)
+    assert read_metadata(tmp_path / "p.png") is None
 
 
 def test_foreign_png_has_no_recipe(tmp_path):

@@ -6,7 +6,8 @@ from PIL import Image
 
 from runtime import Pipeline, PromptError
 from runtime.animation import save_animation
-from runtime.latent import Keyframe, interpolate, latent_of, slerp, style_grid
+from runtime.keyframes import Blend, Keyframe
+from runtime.latent import blended, interpolate, latent_of, slerp, style_grid
 
 A, B, C, D = (
     Keyframe("a bird", 1),
@@ -43,6 +44,7 @@ def test_an_arc_keeps_to_the_sphere():
     np.testing.assert_allclose(angles, np.mean(angles), rtol=1e-4)  # even steps
     np.testing.assert_allclose(slerp(a, 3 * a, 0.5), 2 * a, rtol=1e-5)
     assert np.isfinite(slerp(a, -a, 0.5)).all()
+    np.testing.assert_array_equal(slerp(0 * a, a, 0.5), a / 2)
 
 
 def test_keyframes_are_the_pictures_of_generate(pipeline):
@@ -81,8 +83,26 @@ def test_truncation_draws_noise_in(pipeline):
     whole, half, none = (latent_of(pipeline, A, psi)[0] for psi in (1.0, 0.5, 0.0))
     np.testing.assert_allclose(half, whole / 2)
     assert not none.any()
-    way = list(interpolate(pipeline, [A, B], steps=1, psi=0.0))
+    way = list(interpolate(pipeline, [A, B], steps=2, psi=0.0))
     np.testing.assert_array_equal(way[0], way[1])  # seeds do not matter any more
+    np.testing.assert_array_equal(way[0], way[2])
+
+
+def test_a_blend_moves_sentence_and_noise_apart(pipeline):
+    (noise_a, sentence_a), (noise_c, sentence_c) = (latent_of(pipeline, each) for each in (A, C))
+    for shares, noise, sentence in (
+        ((0, 0), noise_a, sentence_a),
+        ((1, 0), noise_a, sentence_c),
+        ((0, 1), noise_c, sentence_a),
+        ((1, 1), noise_c, sentence_c),
+        ((0.5, 0.25), slerp(noise_a, noise_c, 0.25), slerp(sentence_a, sentence_c, 0.5)),
+    ):
+        found = blended(pipeline, Blend(A, C, *shares))
+        np.testing.assert_array_equal(found[0], noise)
+        np.testing.assert_array_equal(found[1], sentence)
+    np.testing.assert_array_equal(blended(pipeline, Blend(A, psi=0.5))[0], noise_a / 2)
+    with pytest.raises(ValueError, match=r"noise_share must be from 0 to 1, got 1.5"):
+        Blend(A, C, noise_share=1.5)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,14 @@ from starlette.testclient import TestClient
 
 from runtime import Pipeline
 from runtime.images import read_metadata
-from runtime.latent import Keyframe
-from runtime.server.app import ServerOptions, create_app
+from runtime.keyframes import Blend, Keyframe
+from runtime.latent import blended, latent_of
+from runtime.server.app import create_app
+from runtime.server.options import ServerOptions
 from runtime.server.queue import PictureQueue, QueueFullError
 
 GENERATE = "/v1/images/generations"
+INTERPOLATE = "/v1/images/interpolations"
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +81,9 @@ def test_a_url_gives_a_png_with_its_recipe(client, tmp_path):
         ({"prompt": "a", "n": True}, "n", "n must be an integer"),
         ({"prompt": "a", "seed": 1.5}, "seed", "seed must be an integer from 0"),
         ({"prompt": "a", "seed": -1}, "seed", "seed must be an integer from 0"),
-        ({"prompt": "a", "size": "1024x1024"}, "size", "size must be 64x64 or auto"),
+        ({"prompt": "a", "size": "1024x1024"}, "size", "size must be one of auto, 64x64"),
         ({"prompt": "a", "response_format": "tiff"}, "response_format", "one of url, b64_json"),
+        ({"prompt": "a", "psi": 1.1}, "psi", "psi must be a number from 0 to 1"),
         ({"prompt": "a", "steps": 50}, "steps", "there is no parameter 'steps'"),
     ],
 )
@@ -92,6 +96,65 @@ def test_what_is_wrong_is_told(body, parameter, message, client):
     assert error["param"] == parameter
     assert message in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+A, B = {"prompt": "a bird", "seed": 1, "index": 2}, {"prompt": "two dogs"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"start": A},
+        {"start": A, "end": B, "sentence_share": 0.25, "noise_share": 1, "psi": 0.5},
+    ],
+)
+def test_a_picture_between_two_has_its_recipe(body, client, bundle, tmp_path):
+    answer = client.post(INTERPOLATE, json=body)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    (tmp_path / "a.png").write_bytes(answer.content)
+    recipe = read_metadata(tmp_path / "a.png")
+    end = Keyframe("two dogs") if "end" in body else None
+    rest = recipe.sentence_share, recipe.noise_share, recipe.psi
+    assert (recipe.prompt, recipe.seed, recipe.index, recipe.end) == ("a bird", 1, 2, end)
+    assert rest == ((0.25, 1, 0.5) if end else (0, 0, 1))
+    pipeline = Pipeline.from_bundle(bundle)
+    noise, sentence = blended(pipeline, Blend(Keyframe("a bird", 1, 2), end, *rest))
+    (wanted,) = pipeline.synthesize([sentence], [noise])
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), wanted)
+
+
+@pytest.mark.parametrize(
+    ("body", "parameter", "message"),
+    [
+        ({}, "start", "start must be a JSON object"),
+        ({"start": {"seed": 1}}, "start.prompt", "start.prompt must be a text"),
+        ({"start": A, "end": {"prompt": ""}}, "end.prompt", "the prompt is empty"),
+        ({"start": A | {"index": -1}}, "start.index", "start.index must be an integer from 0"),
+        ({"start": A, "end": A | {"x": 1}}, "end.x", "there is no parameter 'end.x'"),
+        ({"start": A, "noise_share": "1"}, "noise_share", "noise_share must be a number from 0"),
+        ({"start": A, "noise_share": -0.1}, "noise_share", "noise_share must be a number from 0"),
+        ({"start": A, "psi": True}, "psi", "psi must be a number from 0 to 1"),
+    ],
+)
+def test_what_is_wrong_between_two_is_told(body, parameter, message, client):
+    error = client.post(INTERPOLATE, json=body).json()["error"]
+    assert error["param"] == parameter
+    assert message in error["message"]
+
+
+def test_truncation_is_that_of_the_latent_tools(client, bundle):
+    body = {"prompt": "a bird", "seed": 7, "psi": 0.5, "response_format": "b64_json"}
+    pipeline = Pipeline.from_bundle(bundle)
+    noise, sentence = latent_of(pipeline, Keyframe("a bird", 7), 0.5)
+    found = pictures(client.post(GENERATE, json=body))
+    np.testing.assert_array_equal(found, pipeline.synthesize([sentence], [noise]))
+
+
+def test_pages_of_other_sites_are_refused(client):
+    for site, status in (("cross-site", 403), ("same-origin", 200), ("none", 200)):
+        headers = {"Sec-Fetch-Site": site}
+        answer = client.post(GENERATE, json={"prompt": "a bird"}, headers=headers)
+        assert answer.status_code == status
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b"x" * 100_000, b"[1]"])
@@ -181,17 +244,19 @@ def slow(bundle):
 
 
 def test_pictures_are_made_in_order_and_the_queue_is_bounded(slow):
-    queue = PictureQueue(slow, bound=4)
-    first = queue.ask([Keyframe("x", 0, 0)])
-    while len(queue):
-        time.sleep(0.001)  # it is at it
-    rest = queue.ask([Keyframe("x" * i, 0, 0) for i in range(2, 6)])
+    queue = PictureQueue(slow, bound=5)
+    first = queue.ask([Blend(Keyframe("x"))])
+    while not first[0].running():
+        time.sleep(0.001)
+    rest = queue.ask([Blend(Keyframe("x" * i)) for i in range(2, 6)])
+    assert len(queue) == 5
     with pytest.raises(QueueFullError, match="try again in 1 s"):
-        queue.ask([Keyframe("late", 0, 0)])
+        queue.ask([Blend(Keyframe("late"))])
     rest[1].cancel()
     slow.allowed.release(10)
     queue.close()
     assert slow.made == [1, 2, 4, 5]
+    assert len(queue) == 0
     assert all(future.done() for future in first + rest)
     with pytest.raises(CancelledError):
         rest[1].result()
@@ -200,12 +265,13 @@ def test_pictures_are_made_in_order_and_the_queue_is_bounded(slow):
 def test_a_failure_is_told_and_the_next_one_is_made(slow):
     slow.allowed.release(10)
     queue = PictureQueue(slow, bound=4)
-    (failed,) = queue.ask([Keyframe("x" * 13, 0, 0)])
+    (failed,) = queue.ask([Blend(Keyframe("x" * 13))])
     with pytest.raises(RuntimeError, match="a kernel gave up"):
         failed.result(timeout=5)
-    (good,) = queue.ask([Keyframe("x", 0, 0)])
+    (good,) = queue.ask([Blend(Keyframe("x"))])
     assert good.result(timeout=5).shape == (8, 8, 3)
     queue.close()
+    assert len(queue) == 0
 
 
 @pytest.mark.parametrize(
