@@ -1,0 +1,91 @@
+// The history on the page.
+
+import { History } from "./history.js";
+import { described, fileName } from "./recipe.js";
+import { makeZip } from "./vendor/client-zip.js";
+
+const byId = (id) => document.getElementById(id);
+
+/** Give a file to the user. */
+export function download(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+export class Gallery {
+  #history;
+  #open;
+  #entries = new Map();
+
+  /** @param open item {recipe, blob} -> shows it */
+  static async of(open) {
+    const gallery = new Gallery();
+    gallery.#open = open;
+    gallery.#history = await History.open();
+    for (const item of gallery.#history.items) gallery.#append(item);
+    gallery.#changed();
+    return gallery;
+  }
+
+  /** The newest comes first. */
+  async add(recipe, blob) {
+    const { item, gone } = await this.#history.add(recipe, blob);
+    this.#append(item);
+    for (const each of gone) this.#drop(each);
+    this.#changed();
+  }
+
+  async clear() {
+    await this.#history.clear();
+    for (const item of [...this.#entries.keys()]) this.#drop(item);
+    this.#changed();
+  }
+
+  /** All pictures, the oldest first. */
+  async zip() {
+    const files = this.#history.items.map(({ recipe, blob }, index) => ({
+      name: `${String(index + 1).padStart(3, "0")}-${fileName(recipe)}.png`,
+      input: blob,
+    }));
+    return new Response(makeZip(files)).blob();
+  }
+
+  #append(item) {
+    const entry = byId("entry").content.cloneNode(true).firstElementChild;
+    const image = entry.querySelector("img");
+    image.src = URL.createObjectURL(item.blob);
+    image.alt = described(item.recipe);
+    const [opener, remover] = entry.querySelectorAll("button");
+    opener.title = image.alt;
+    opener.addEventListener("click", () => this.#open(item));
+    remover.setAttribute("aria-label", `Remove ${image.alt}`);
+    remover.addEventListener("click", () => this.#remove(item));
+    this.#entries.set(item, entry);
+    byId("pictures").prepend(entry);
+  }
+
+  async #remove(item) {
+    const entry = this.#entries.get(item);
+    const next = entry.nextElementSibling ?? entry.previousElementSibling;
+    (next?.querySelector("button") ?? byId("make")).focus();
+    await this.#history.remove(item);
+    this.#drop(item);
+    this.#changed();
+  }
+
+  #drop(item) {
+    const entry = this.#entries.get(item);
+    URL.revokeObjectURL(entry.querySelector("img").src);
+    entry.remove();
+    this.#entries.delete(item);
+  }
+
+  #changed() {
+    const none = this.#entries.size === 0;
+    byId("empty").hidden = !none;
+    byId("zip").disabled = byId("clear").disabled = none;
+  }
+}

@@ -1,0 +1,68 @@
+// The picture that follows the settings.
+
+/**
+ * Makes the newest picture that was wished for, one at a time. A wish takes the place of the one
+ * before it, so what is old is dropped and never waits.
+ */
+export class Live {
+  #make;
+  #show;
+  #fail;
+  #wish = null;
+  #running = false;
+  #dropped = false;
+
+  /**
+   * @param make recipe -> promise of a Blob
+   * @param show (blob, recipe) -> promise, done when it is shown
+   * @param fail error -> milliseconds after which to try again, or undefined
+   */
+  constructor(make, show, fail) {
+    this.#make = make;
+    this.#show = show;
+    this.#fail = fail;
+  }
+
+  wish(recipe) {
+    this.#wish = recipe;
+    if (!this.#running) this.#run();
+  }
+
+  /** Nothing is wished for any more; what is being made will not be shown. */
+  drop() {
+    this.#wish = null;
+    this.#dropped = true;
+  }
+
+  async #run() {
+    this.#running = true;
+    while (this.#wish) {
+      const recipe = this.#wish;
+      this.#wish = null;
+      this.#dropped = false;
+      try {
+        const blob = await this.#make(recipe);
+        if (!this.#dropped) await this.#show(blob, recipe);
+      } catch (error) {
+        const wait = this.#fail(error);
+        if (wait !== undefined) {
+          await new Promise((done) => setTimeout(done, wait));
+          if (!this.#dropped) this.#wish ??= recipe;
+        }
+      }
+    }
+    this.#running = false;
+  }
+}
+
+/** Counts what is shown in the last second. */
+export class Rate {
+  #times = [];
+
+  add() {
+    const now = performance.now();
+    this.#times.push(now);
+    while (this.#times[0] < now - 1000) this.#times.shift();
+    return this.#times.length;
+  }
+}

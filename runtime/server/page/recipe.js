@@ -1,0 +1,88 @@
+// What a picture is made from: as the JSON in our PNG files has it, but with seeds as texts, since
+// they have up to 63 bits and JavaScript's numbers 53.
+
+const CHUNK = "galip-edge";
+const MAX_SEED = 2n ** 63n - 1n;
+
+/** Text of a JSON in which seeds are texts -> where they are numbers. In a prompt, quotes are escaped. */
+const withNumbers = (text) => text.replace(/"seed":"(\d+)"/g, '"seed":$1');
+const withTexts = (text) => text.replace(/"seed": ?(\d+)/g, '"seed":"$1"');
+
+/** Whether a text is a seed. */
+export function isSeed(text) {
+  return /^\d{1,19}$/.test(text) && BigInt(text) <= MAX_SEED;
+}
+
+/**
+ * The recipe of a picture between two keyframes {prompt, seed, index}.
+ * At either end it is that picture's own, as `galip-edge generate` would have made it.
+ */
+export function blend(start, end, sentenceShare, noiseShare, psi) {
+  const shares = sentenceShare + noiseShare;
+  const from = shares === 2 ? end : start;
+  const between = shares > 0 && shares < 2;
+  return {
+    ...from,
+    ...(psi < 1 && { psi }),
+    ...(between && { end, sentence_share: sentenceShare, noise_share: noiseShare }),
+  };
+}
+
+/** The same recipe for another picture of its seeds, `more` numbers on. */
+export function numbered(recipe, more) {
+  const next = (keyframe) => ({ ...keyframe, index: keyframe.index + more });
+  return { ...next(recipe), ...(recipe.end && { end: next(recipe.end) }) };
+}
+
+/** The body of the request for a recipe's picture. */
+export function requestOf({ prompt, seed, index, end, sentence_share, noise_share, psi }) {
+  const start = { prompt, seed, index };
+  return withNumbers(JSON.stringify({ start, end, sentence_share, noise_share, psi }));
+}
+
+/** The recipe in a PNG of ours, or null. */
+export async function recipeOf(blob) {
+  const bytes = new Uint8Array(await blob.arrayBuffer());
+  const view = new DataView(bytes.buffer);
+  const text = (from, to) => new TextDecoder("latin1").decode(bytes.subarray(from, to));
+  if (text(1, 4) !== "PNG") return null;
+  for (let at = 8; at + 12 <= bytes.length; ) {
+    const length = view.getUint32(at);
+    if (text(at + 4, at + 8) === "tEXt") {
+      const [keyword, value] = text(at + 8, at + 8 + length).split("\0");
+      if (keyword === CHUNK) return parsed(value ?? "");
+    }
+    at += length + 12;
+  }
+  return null;
+}
+
+function parsed(text) {
+  let found;
+  try {
+    found = JSON.parse(withTexts(text));
+  } catch {
+    return null;
+  }
+  const isKeyframe = (it) =>
+    typeof it?.prompt === "string" && isSeed(it.seed) && Number.isInteger(it.index);
+  return isKeyframe(found) && (!found.end || isKeyframe(found.end)) ? found : null;
+}
+
+/** One line for people. */
+export function described({ prompt, seed, index, end, sentence_share, noise_share, psi }) {
+  const percent = (share) => `${Math.round(share * 100)} %`;
+  const of = (keyframe) => `(seed ${keyframe.seed}, number ${keyframe.index})`;
+  let text = `${prompt} ${of({ seed, index })}`;
+  if (end) {
+    text += ` → ${end.prompt === prompt ? "" : `${end.prompt} `}${of(end)}`;
+    text += `, prompt ${percent(sentence_share)}, seed ${percent(noise_share)}`;
+  }
+  return psi === undefined ? text : `${text}, ψ ${percent(psi)}`;
+}
+
+/** A name for its file, without ending. */
+export function fileName({ prompt, seed, index }) {
+  const words = prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-");
+  return `${words.replace(/^-+|-+$/g, "").slice(0, 40) || "image"}-s${seed}-${index}`;
+}

@@ -1,0 +1,49 @@
+// What the page asks of the server.
+
+const PICTURE = "../v1/images/interpolations";
+const MODELS = "../v1/models";
+const KEY = "galip-edge-key";
+
+export class ServerError extends Error {
+  /** @param retryAfter milliseconds, or undefined if trying again is of no use */
+  constructor(status, message, retryAfter) {
+    super(message);
+    this.status = status;
+    this.retryAfter = retryAfter;
+  }
+}
+
+export function useKey(key) {
+  sessionStorage.setItem(KEY, key);
+}
+
+async function ask(address, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { "Content-Type": "application/json" };
+  if (key) headers.Authorization = `Bearer ${key}`;
+  let answer;
+  try {
+    answer = await fetch(address, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServerError(0, "The server does not answer: is it running?", 2000);
+  }
+  if (answer.ok) return answer;
+  const said = await answer.json().catch(() => null);
+  const message = said?.error?.message ?? `The server answered ${answer.status}.`;
+  const wait = answer.status === 429 || answer.status === 503;
+  const retryAfter = wait ? 1000 * (answer.headers.get("Retry-After") ?? 1) : undefined;
+  throw new ServerError(answer.status, message, retryAfter);
+}
+
+/** The model that is served: id, image_size, model_hash. */
+export async function servedModel() {
+  const answer = await ask(MODELS);
+  return (await answer.json()).data[0];
+}
+
+/** The PNG (a Blob) of a request, as `requestOf` makes it. */
+export async function picture(request, signal) {
+  const answer = await ask(PICTURE, { method: "POST", body: request, signal });
+  return answer.blob();
+}

@@ -1,0 +1,430 @@
+"""The page, in a real browser."""
+
+import io
+import re
+import shutil
+import socket
+import threading
+import time
+import zipfile
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import uvicorn
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from runtime import Pipeline
+from runtime.images import ImageMetadata, read_metadata, save_png
+from runtime.keyframes import Blend, Keyframe
+from runtime.latent import blended
+from runtime.noise import MAX_SEED
+from runtime.server.app import create_app
+from runtime.server.options import ServerOptions
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+# So that the browser itself asks nothing of the network.
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@contextmanager
+def serving(bundle, options=None, port=0):
+    app = create_app(Pipeline.from_bundle(bundle), options)
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundles):
+    return tiny_bundles["int8"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(bundle):
+    return Pipeline.from_bundle(bundle)
+
+
+@pytest.fixture(scope="module")
+def address(bundle):
+    with serving(bundle) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        with playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser:
+            yield browser
+
+
+@pytest.fixture
+def context(browser):
+    """A browser that was never here; nothing may go wrong in its console."""
+    errors = []
+    with browser.new_context(reduced_motion="reduce") as context:
+        context.on("weberror", lambda error: errors.append(str(error.error)))
+        context.on(
+            "console", lambda message: message.type == "error" and errors.append(message.text)
+        )
+        context.errors = errors
+        yield context
+    assert not errors
+
+
+@pytest.fixture
+def page(context, address):
+    page = context.new_page()
+    page.goto(address)
+    expect(page.locator("#picture")).to_be_visible()
+    return page
+
+
+def status(page, text):
+    expect(page.locator("#status")).to_contain_text(text)
+
+
+def shows(page, text):
+    expect(page.locator("#recipe")).to_have_text(text)
+
+
+def saved(page, path, button="#save"):
+    """What a button gives, as a file."""
+    with page.expect_download() as download:
+        page.click(button)
+    download.value.save_as(path)
+    return path, download.value.suggested_filename
+
+
+def pixels(file):
+    with Image.open(file) as picture:
+        return np.asarray(picture)
+
+
+def made(pipeline, blend):
+    noise, sentence = blended(pipeline, blend)
+    return pipeline.synthesize([sentence], [noise])[0]
+
+
+def drop(page, path):
+    data = list(path.read_bytes())
+    transfer = page.evaluate_handle(
+        """([name, data]) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([Uint8Array.from(data)], name, { type: "image/png" }));
+            return transfer;
+        }""",
+        [path.name, data],
+    )
+    page.dispatch_event("main", "drop", {"dataTransfer": transfer})
+
+
+def test_it_needs_nothing_but_its_server(context, address):
+    asked = []
+    context.on("request", lambda request: asked.append(request.url))
+    page = context.new_page()
+    answer = page.goto(address)
+    expect(page.locator("#picture")).to_be_visible()
+    assert answer.url == f"{address}studio/"
+    assert answer.headers["cache-control"] == "no-cache"
+    assert len(asked) > 10
+    assert all(url.startswith((address, f"blob:{address}")) for url in asked)
+    # Were there an address from elsewhere in it, it would be refused.
+    context.errors.clear()
+    with page.expect_event("console", lambda message: "Content Security" in message.text):
+        page.evaluate("() => { new Image().src = 'http://192.0.2.1/x.png' }")
+    context.errors.clear()
+
+
+def test_the_picture_follows_the_prompt_and_is_that_of_generate(page, pipeline, tmp_path):
+    page.fill("#start-prompt", "two dogs")
+    page.fill("#start-seed", "7")
+    page.fill("#start-index", "2")
+    shows(page, "two dogs (seed 7, number 2)")
+    file, name = saved(page, tmp_path / "a.png")
+    assert name == "two-dogs-s7-2.png"
+    np.testing.assert_array_equal(pixels(file), pipeline.generate("two dogs", n=3, seed=7)[2])
+    found = read_metadata(file)
+    assert (found.prompt, found.seed, found.index) == ("two dogs", 7, 2)
+    assert found.model_hash == pipeline.manifest.model_hash
+
+
+def test_pictures_are_made_and_outlive_the_page(page, pipeline, tmp_path):
+    page.fill("#start-prompt", "a red bird")
+    page.fill("#count", "5")
+    page.press("#start-prompt", "Control+Enter")
+    status(page, "5 pictures in")
+    for _ in range(2):
+        expect(page.locator("#pictures li")).to_have_count(5)
+        with zipfile.ZipFile(saved(page, tmp_path / "all.zip", "#zip")[0]) as archive:
+            assert archive.testzip() is None
+            names = archive.namelist()
+            assert names[0] == "001-a-red-bird-s0-0.png"
+            found = [pixels(io.BytesIO(archive.read(name))) for name in names]
+        np.testing.assert_array_equal(found, pipeline.generate("a red bird", n=5))
+        page.reload()
+    page.locator(".opener").nth(1).click()  # the newest comes first
+    shows(page, "a red bird (seed 0, number 3)")
+    expect(page.locator("#start-index")).to_have_value("3")
+    page.locator(".remover").first.click()
+    expect(page.locator("#pictures li")).to_have_count(4)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#clear")
+    expect(page.locator("#empty")).to_be_visible()
+    page.reload()
+    expect(page.locator("#picture")).to_be_visible()
+    expect(page.locator("#pictures li")).to_have_count(0)
+
+
+def test_sliders_move_between_prompts_and_seeds(page, pipeline, tmp_path):
+    page.fill("#start-prompt", "a red bird")
+    page.fill("#end-prompt", "two dogs")
+    page.fill("#end-seed", "9")
+    page.fill("#sentence-share", "0.25")
+    expect(page.locator("#noise-share")).to_have_value("0.25")
+    page.uncheck("#together")
+    page.fill("#noise-share", "0.5")
+    page.fill("#psi", "0.75")
+    shows(
+        page,
+        "a red bird (seed 0, number 0) → two dogs (seed 9, number 0), prompt 25 %, seed 50 %, "
+        "ψ 75 %",
+    )
+    start, end = Keyframe("a red bird"), Keyframe("two dogs", 9)
+    file, _ = saved(page, tmp_path / "a.png")
+    np.testing.assert_array_equal(pixels(file), made(pipeline, Blend(start, end, 0.25, 0.5, 0.75)))
+    page.click("#swap")
+    shows(
+        page,
+        "two dogs (seed 9, number 0) → a red bird (seed 0, number 0), prompt 75 %, seed 50 %, "
+        "ψ 75 %",
+    )
+    page.fill("#psi", "1")
+    page.fill("#sentence-share", "1")
+    page.fill("#noise-share", "1")
+    shows(page, "a red bird (seed 0, number 0)")  # an end is a picture of its own
+    np.testing.assert_array_equal(
+        pixels(saved(page, tmp_path / "b.png")[0]), pipeline.generate("a red bird")[0]
+    )
+
+
+def test_old_wishes_are_dropped(page):
+    asked, most, open_now = [], 0, set()
+
+    def began(request):
+        nonlocal most
+        if request.method == "POST":
+            asked.append(request.post_data_json["psi"])
+            open_now.add(request)
+            most = max(most, len(open_now))
+
+    page.on("request", began)
+    page.on("requestfinished", lambda request: open_now.discard(request))
+    page.evaluate(
+        """() => {
+            const slider = document.getElementById("psi");
+            for (let value = 99; value >= 50; value -= 1) {
+                slider.value = value / 100;
+                slider.dispatchEvent(new Event("input", { bubbles: true }));
+            }
+        }"""
+    )
+    shows(page, "a bird on a branch (seed 0, number 0), ψ 50 %")
+    page.wait_for_timeout(200)
+    assert asked == [0.99, 0.5]  # the one that was free to be asked for, and the newest
+    assert most == 1
+
+
+def test_playing_moves_by_itself_until_it_is_stopped(page):
+    page.click("#play")
+    expect(page.locator("#play")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#recipe")).to_contain_text(re.compile(r"prompt [4-9]\d %"))
+    page.keyboard.press("Escape")
+    expect(page.locator("#play")).to_have_attribute("aria-pressed", "false")
+    at = page.input_value("#sentence-share")
+    page.wait_for_timeout(200)
+    assert page.input_value("#sentence-share") == at
+    assert float(at) > 0
+
+
+@pytest.mark.parametrize("way", ["drop", "open"])
+def test_a_png_gives_its_settings_back(way, page, pipeline, tmp_path):
+    model = pipeline.manifest.name, pipeline.manifest.model_hash
+    end = Keyframe('"seed":"5" — 🐦', MAX_SEED, 4)
+    blend = Blend(Keyframe('a "bird", "seed": 12', MAX_SEED - 1, 3), end, 0.25, 0.75, 0.5)
+    image = made(pipeline, blend)
+    save_png(image, tmp_path / "a.png", ImageMetadata.of_blend(blend, *model))
+    if way == "drop":
+        drop(page, tmp_path / "a.png")
+    else:
+        page.set_input_files("#file", tmp_path / "a.png")
+    status(page, "The settings of a.png are in the form.")
+    wanted = {
+        "start-prompt": blend.start.prompt,
+        "start-seed": str(MAX_SEED - 1),
+        "start-index": "3",
+        "end-prompt": end.prompt,
+        "end-seed": str(MAX_SEED),
+        "end-index": "4",
+        "sentence-share": "0.25",
+        "noise-share": "0.75",
+        "psi": "0.5",
+    }
+    for name, value in wanted.items():
+        expect(page.locator(f"#{name}")).to_have_value(value)
+    page.fill("#count", "1")
+    page.click("#make")  # from the settings, not the file
+    status(page, "1 picture in")
+    file, _ = saved(page, tmp_path / "again.png")
+    assert read_metadata(file) == read_metadata(tmp_path / "a.png")
+    np.testing.assert_array_equal(pixels(file), image)
+
+
+def test_pngs_that_are_not_ours(page, pipeline, tmp_path):
+    image = pipeline.generate("a bird")[0]
+    recipe = ImageMetadata("a cat", 3, 0, "another", "ab" * 32)
+    save_png(image, tmp_path / "other.png", recipe)
+    drop(page, tmp_path / "other.png")
+    status(page, "other.png is by the model another: the one that is served draws it otherwise.")
+    expect(page.locator("#start-prompt")).to_have_value("a cat")
+    Image.fromarray(image).save(tmp_path / "foreign.png")
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "other.png").read_bytes()[:60])
+    save_png(image, tmp_path / "odd.png", replace(recipe, seed="x"))
+    for name in ("foreign", "text", "empty", "cut", "odd"):
+        drop(page, tmp_path / f"{name}.png")
+        status(page, f"{name}.png has no settings of galip-edge inside")
+    (tmp_path / "half.png").write_bytes((tmp_path / "other.png").read_bytes()[:2000])
+    drop(page, tmp_path / "half.png")
+    status(page, "half.png")
+    expect(page.locator("#start-prompt")).to_have_value("a cat")
+
+
+def test_what_cannot_be_made_is_told(page):
+    page.fill("#start-prompt", " ")
+    page.click("#make")
+    status(page, "The start needs a prompt")
+    page.fill("#start-prompt", "a bird")
+    page.fill("#end-seed", str(MAX_SEED + 1))
+    expect(page.locator("#end-seed")).to_have_attribute("aria-invalid", "true")
+    page.click("#make")
+    status(page, "both ends need seeds")
+    page.fill("#end-seed", str(MAX_SEED))
+    expect(page.locator("#end-seed")).to_have_attribute("aria-invalid", "false")
+    page.click("#make")
+    status(page, "4 pictures in")
+
+
+def test_a_full_queue_is_waited_for(context, bundle):
+    with serving(bundle, ServerOptions(queue=1, most=1)) as address:
+        page = context.new_page()
+        page.goto(address)
+        expect(page.locator("#picture")).to_be_visible()
+        page.fill("#count", "6")
+        page.click("#make")
+        expect(page.locator("#status")).to_contain_text("6 pictures in", timeout=30_000)
+        expect(page.locator("#pictures li")).to_have_count(6)
+    context.errors.clear()  # the browser tells each 429
+
+
+def test_a_server_that_goes_and_comes_back(context, bundle):
+    with serving(bundle) as address:
+        page = context.new_page()
+        page.goto(address)
+        expect(page.locator("#picture")).to_be_visible()
+    page.fill("#start-prompt", "two dogs")
+    status(page, "The server does not answer: is it running?")
+    with serving(bundle, port=int(address.rstrip("/").rpartition(":")[2])):
+        shows(page, "two dogs (seed 0, number 0)")
+    context.errors.clear()
+
+
+def test_a_key_is_asked_for_once(context, bundle):
+    with serving(bundle, ServerOptions(api_key="a long secret")) as address:
+        page = context.new_page()
+        page.goto(address)
+        for key in ("wrong", "a long secret"):
+            page.fill("#key-value", key)
+            page.keyboard.press("Enter")
+        expect(page.locator("#key")).to_be_hidden()
+        expect(page.locator("#picture")).to_be_visible()
+        page.reload()
+        expect(page.locator("#picture")).to_be_visible()
+        expect(page.locator("#key")).to_be_hidden()
+    context.errors.clear()  # the browser tells each 401
+
+
+def test_all_of_it_by_keyboard(page):
+    reached = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        focused = page.evaluate(
+            "() => document.activeElement.id || document.activeElement.dataset.for"
+        )
+        reached.append(focused)
+        if focused == "sentence-share":
+            page.keyboard.press("PageUp")
+            shows(
+                page,
+                "a bird on a branch (seed 0, number 0) → (seed 1, number 0), "
+                "prompt 10 %, seed 10 %",
+            )
+        if focused == "make":
+            page.keyboard.press("Enter")
+            status(page, "4 pictures in")
+            break
+    in_order = ["keep", "save", "open", "start-prompt", "start-seed", "start-seed", "start-index"]
+    assert reached[: len(in_order)] == in_order
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    shows(
+        page, "a bird on a branch (seed 0, number 3) → (seed 1, number 3), prompt 10 %, seed 10 %"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 320])
+def test_axe_finds_nothing(width, scheme, browser, address):
+    with browser.new_context(
+        color_scheme=scheme, viewport={"width": width, "height": 800}
+    ) as context:
+        page = context.new_page()
+        page.goto(address)
+        page.click("#make")
+        status(page, "4 pictures in")
+        found = Axe().run(page).response
+        assert len(found["passes"]) > 20
+        assert [(each["id"], each["impact"]) for each in found["violations"]] == []
+        # Nothing is cut off or has to be scrolled to sideways, also on a small phone.
+        assert page.evaluate("() => document.documentElement.scrollWidth") == width
+
+
+def test_on_a_phone_the_picture_stays_in_sight(browser, address):
+    with browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True) as context:
+        page = context.new_page()
+        page.goto(address)
+        page.locator("#psi").scroll_into_view_if_needed()
+        expect(page.locator("#picture")).to_be_in_viewport(ratio=1)
+        expect(page.locator("#psi")).to_be_in_viewport(ratio=1)
