@@ -8,6 +8,7 @@
 Names are imported when first used, so that `import runtime` costs nothing.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from runtime.version import __version__
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from runtime.noise import draw_noise
     from runtime.pipeline import Generated, Pipeline, PipelineOptions
     from runtime.tokenizer import Tokenizer
+
+# OpenVINO and NNCF report each import over the network if they find this package, which OpenVINO's
+# wheel brings. Nothing of ours tells anybody anything, so they find none; both provide for that.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _HOME = {
     "BundleError": "errors",

@@ -1,6 +1,7 @@
 """An edge box has no torch: nothing on the way to an image may import it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +91,39 @@ def test_convert_says_which_extra_is_missing():
 def test_runtime_itself_costs_nothing_to_import():
     result = run("import runtime; print('numpy' in sys.modules, 'openvino' in sys.modules)")
     assert result.stdout.split() == ["False", "False"]
+
+
+# Notes what any Python process asks of the network, or of the folder of OpenVINO's telemetry.
+WATCH = """
+import os, sys
+def watch(event, arguments):
+    asked = event == "socket.getaddrinfo" or (
+        event == "socket.connect" and not isinstance(arguments[1], (str, bytes)))
+    if asked or (event == "open" and "/intel/" in str(arguments[0])):
+        descriptor = os.open(os.environ["WATCHED"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(descriptor, f"{event} {arguments}\\n".encode())
+        os.close(descriptor)
+sys.addaudithook(watch)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "tells"),
+    [
+        ("import socket; socket.getaddrinfo('127.0.0.1', 80)", True),
+        ("import runtime.pipeline", False),
+        ("import convert, nncf, openvino", False),
+    ],
+)
+def test_nobody_is_told(code, tells, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    watched = tmp_path / "watched"
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    environment |= {
+        "HOME": str(tmp_path),
+        "WATCHED": str(watched),
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+    }
+    code += "; import time; time.sleep(1)"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert watched.exists() == tells
