@@ -5,7 +5,8 @@
 Without a bundle it is the untrained one of the published size that cpu_latency.py makes. In turns,
 in one run: `Pipeline.generate_each` with many pictures, and `galip-edge serve` with 8 clients, each
 of whom asks for its next picture when it has one. Then many clients at once for a minute: what they
-were answered, how long those waited who got pictures, and how memory grew. Clients run on the same
+were answered, how long those waited who got pictures, and how memory grew. The time of a request
+alone, times the queue's bound, is what nobody should wait longer than. Clients run on the same
 cores.
 """
 
@@ -122,18 +123,27 @@ def throughput(server: Server, count: int) -> float:
     return statuses[200] / (time.perf_counter() - start)
 
 
+def alone(server: Server, count: int) -> float:
+    """Seconds of a request that nobody else disturbs."""
+    left = iter(range(count))
+    return statistics.median(clients(server, 1, lambda: next(left, None) is None)[1])
+
+
 def crowd(server: Server, count: int, seconds: float, rate: float) -> dict[str, Any]:
     """Many clients at once."""
+    service = alone(server, 50)
     end = time.perf_counter() + seconds
     before = server.memory()
     statuses, waited = clients(server, count, lambda: time.perf_counter() > end)
     return {
+        "service_s": service,
         "clients": count,
         "seconds": seconds,
         "statuses": dict(statuses),
         "p50_s": statistics.median(waited),
         "p99_s": percentile(waited, 0.99),
-        "queue_times_service_s": _QUEUE / rate,
+        "queue_times_service_s": _QUEUE * service,
+        "queue_by_rate_s": _QUEUE / rate,
         "growth_bytes": server.memory() - before,
     }
 
@@ -164,9 +174,10 @@ def print_table(results: dict[str, Any], env: dict[str, Any]) -> None:
     print(f"| serve, {CLIENTS} clients | {rates['serve']:.1f} ({share:.1f} %) |\n")
     print(f"{found['clients']} clients for {found['seconds']:.0f} s: statuses {found['statuses']}")
     print(
-        f"p50 {found['p50_s']:.2f} s, p99 {found['p99_s']:.2f} s; the queue times the time of a "
-        f"picture is {found['queue_times_service_s']:.2f} s; memory + "
-        f"{found['growth_bytes'] / 1e6:.0f} MB"
+        f"p50 {found['p50_s']:.2f} s, p99 {found['p99_s']:.2f} s. A request alone takes "
+        f"{found['service_s'] * 1000:.1f} ms, times the queue's bound {_QUEUE} is "
+        f"{found['queue_times_service_s']:.2f} s; by the rate of {CLIENTS} clients, a full queue "
+        f"takes {found['queue_by_rate_s']:.2f} s. Memory + {found['growth_bytes'] / 1e6:.0f} MB"
     )
 
 

@@ -27,6 +27,7 @@ from serving import Server
 from turns import percentile
 
 from galip_edge.commands.options import default_model
+from runtime.bundle import read_manifest
 
 _CHROMIUM = "/usr/bin/chromium"
 _FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
@@ -37,8 +38,8 @@ def drag(page: Page, seconds: float) -> list[float]:
     page.evaluate(
         """() => {
             window.shown = [];
-            const note = () => window.shown.push(performance.now() / 1000);
-            document.getElementById("picture").addEventListener("load", note);
+            const picture = document.getElementById("picture");
+            picture.onload = () => window.shown.push(performance.now() / 1000);
         }"""
     )
     slider = page.locator("#sentence-share").bounding_box()
@@ -72,7 +73,6 @@ def steps(page: Page, count: int) -> list[float]:
                 await shown;
                 taken.push((performance.now() - started) / 1000);
             }
-            picture.onload = null;
             return taken;
         }""",
         count,
@@ -93,7 +93,7 @@ def measure(browser: Browser, bundle: Path, seconds: float, count: int) -> dict[
     page.close()
     server.end()
     return {
-        "bundle": bundle.name,
+        "bundle": read_manifest(bundle).name,
         "pictures_per_second": (len(times) - 1) / (times[-1] - times[0]),
         "p95_gap_ms": percentile(gaps, 0.95) * 1000,
         "step_ms": statistics.median(taken) * 1000,

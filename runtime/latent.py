@@ -82,6 +82,32 @@ def between(start: Latent, end: Latent, share: float) -> Latent:
     return slerp(start[0], end[0], share), slerp(start[1], end[1], share)
 
 
+def way(
+    keyframes: Sequence[Keyframe], steps: int, loop: bool = False, psi: float = 1.0
+) -> list[Blend]:
+    """What lies on the way through all keyframes, in order, the keyframes themselves included.
+
+    Args:
+        keyframes: at least two.
+        steps: from each keyframe to the next; there are `steps` - 1 pictures between them.
+        loop: whether the way leads back to the first keyframe, which is not repeated at its end.
+        psi: see `Blend`.
+
+    Raises:
+        ValueError: there are fewer than two keyframes, or steps is below 1.
+    """
+    if len(keyframes) < 2:
+        raise ValueError(f"an interpolation needs at least two keyframes, got {len(keyframes)}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    ends = [*keyframes[1:], keyframes[0]] if loop else keyframes[1:]
+    found = []
+    for start, end in zip(keyframes, ends):
+        found.append(Blend(start, psi=psi))
+        found += [Blend(start, end, i / steps, i / steps, psi) for i in range(1, steps)]
+    return found if loop else [*found, Blend(keyframes[-1], psi=psi)]
+
+
 def interpolate(
     pipeline: Pipeline,
     keyframes: Sequence[Keyframe],
@@ -89,31 +115,28 @@ def interpolate(
     loop: bool = False,
     psi: float = 1.0,
 ) -> Iterator[Images]:
-    """Pictures (H,W,3) on the way through all keyframes, in order.
+    """Pictures (H,W,3) on the `way` through all keyframes, in order.
 
     The keyframes themselves are the pictures of `generate`, to the bit, if psi is 1.
 
     Args:
         pipeline: of the model.
-        keyframes: at least two.
-        steps: from each keyframe to the next; there are `steps` - 1 pictures between them.
-        loop: whether the way leads back to the first keyframe, which is not repeated at its end.
-        psi: see `latent_of`.
+        keyframes, steps, loop, psi: see `way`.
 
     Raises:
         ValueError: there are fewer than two keyframes, or steps is below 1.
         PromptError: a prompt is empty, too long or no valid text.
     """
-    if len(keyframes) < 2:
-        raise ValueError(f"an interpolation needs at least two keyframes, got {len(keyframes)}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    latents = [latent_of(pipeline, keyframe, psi) for keyframe in keyframes]
-    ends = latents[1:] + latents[:1] if loop else latents[1:]
-    way = [between(a, b, i / steps) for a, b in zip(latents, ends) for i in range(steps)]
-    if not loop:
-        way.append(latents[-1])
-    yield from pipeline.synthesize_each(way, len(way))
+    yield from pictures(pipeline, way(keyframes, steps, loop, psi))
+
+
+def pictures(pipeline: Pipeline, blends: Sequence[Blend]) -> Iterator[Images]:
+    """The picture (H,W,3) of each blend, in order.
+
+    Raises a PromptError before the first one if a prompt is empty, too long or no valid text.
+    """
+    latents = [blended(pipeline, blend) for blend in blends]
+    yield from pipeline.synthesize_each(latents, len(latents))
 
 
 def style_grid(

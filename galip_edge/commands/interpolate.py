@@ -18,9 +18,10 @@ from galip_edge.commands.options import (
     truncation_option,
 )
 from runtime.animation import ENDINGS, save_animation
-from runtime.images import Images, contact_sheet, save_sheet
-from runtime.keyframes import Keyframe
-from runtime.latent import interpolate, style_grid
+from runtime.bundle import Manifest
+from runtime.images import ImageMetadata, Images, contact_sheet, save_png, save_sheet
+from runtime.keyframes import Blend, Keyframe
+from runtime.latent import pictures, style_grid, way
 from runtime.noise import MAX_SEED
 from runtime.pipeline import PipelineOptions
 
@@ -82,11 +83,13 @@ def command(
         out = out.with_suffix(".png")
     pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
     if shape:
+        blends = None
         total = shape[0] * shape[1]
         frames = style_grid(pipeline, keyframes, *shape, psi)
     else:
-        total = steps * (len(keyframes) - (not loop)) + (not loop)
-        frames = interpolate(pipeline, keyframes, steps, loop, psi)
+        blends = way(keyframes, steps, loop, psi)
+        total = len(blends)
+        frames = pictures(pipeline, blends)
     with counting_progress() as progress:
         task = progress.add_task("generating", total=total)
 
@@ -95,7 +98,10 @@ def command(
                 progress.advance(task)
                 yield frame
 
-        _save(counted(), out, shape[1] if shape else total, fps)
+        if out.suffix or blends is None:
+            _save(counted(), out, shape[1] if shape else total, fps)
+        else:
+            _save_frames(counted(), blends, out, pipeline.manifest)
     click.echo(json.dumps({"path": str(out), "pictures": total}) if as_json else out)
 
 
@@ -122,8 +128,13 @@ def _save(frames: Iterator[Images], out: Path, columns: int, fps: float) -> None
         save_animation(frames, out, fps)
     elif ending == ".png":
         save_sheet(contact_sheet(list(frames), columns), out)
-    elif ending:
-        raise click.UsageError(f"--out ends in {', '.join(ENDINGS)} or .png, or is a folder: {out}")
     else:
-        for index, frame in enumerate(frames):
-            save_sheet(frame, out / f"{index:05d}.png")
+        raise click.UsageError(f"--out ends in {', '.join(ENDINGS)} or .png, or is a folder: {out}")
+
+
+def _save_frames(
+    frames: Iterator[Images], blends: list[Blend], folder: Path, manifest: Manifest
+) -> None:
+    for index, (frame, blend) in enumerate(zip(frames, blends)):
+        metadata = ImageMetadata.of_blend(blend, manifest.name, manifest.model_hash)
+        save_png(frame, folder / f"{index:05d}.png", metadata)

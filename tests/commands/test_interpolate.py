@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime.images import read_metadata
+from runtime.keyframes import Keyframe
+
 
 def galip_edge(*arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "galip_edge", *map(str, arguments)]
@@ -35,6 +38,10 @@ def test_frames_begin_and_end_with_the_pictures_of_generate(tiny_bundles, tmp_pa
         made = galip_edge("generate", "a bird", "--seed", seed, *model, "--out", tmp_path / "g")
         wanted = np.asarray(Image.open(made.stdout.strip()))
         np.testing.assert_array_equal(np.asarray(Image.open(frame)), wanted)
+        assert read_metadata(frame) == read_metadata(made.stdout.strip())
+    between = read_metadata(frames[1])
+    assert (between.seed, between.end) == (1, Keyframe("a bird", 2))
+    assert between.sentence_share == between.noise_share == 1 / 3
 
 
 def test_grids_and_sheets(tiny_bundles, tmp_path):
