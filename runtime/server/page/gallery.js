@@ -1,7 +1,7 @@
 // The history on the page.
 
 import { History } from "./history.js";
-import { described, fileName } from "./recipe.js";
+import { brief, described, fileName } from "./recipe.js";
 import { makeZip } from "./vendor/client-zip.js";
 
 const byId = (id) => document.getElementById(id);
@@ -58,6 +58,8 @@ export class Gallery {
     const image = entry.querySelector("img");
     image.src = URL.createObjectURL(item.blob);
     image.alt = described(item.recipe);
+    entry.querySelector(".words").textContent = item.recipe.prompt;
+    entry.querySelector(".seed").textContent = brief(item.recipe);
     const [opener, remover] = entry.querySelectorAll("button");
     opener.title = image.alt;
     opener.addEventListener("click", () => this.#open(item));

@@ -55,14 +55,21 @@ export class Live {
   }
 }
 
-/** Counts what is shown in the last second. */
+/** Says how many pictures were shown in the last second, while there are any. */
 export class Rate {
+  #place;
   #times = [];
+  #rest;
+
+  constructor(place) {
+    this.#place = place;
+  }
 
   add() {
     const now = performance.now();
-    this.#times.push(now);
-    while (this.#times[0] < now - 1000) this.#times.shift();
-    return this.#times.length;
+    this.#times = [...this.#times.filter((time) => time > now - 1000), now];
+    this.#place.textContent = `${this.#times.length} pictures/s`;
+    clearTimeout(this.#rest);
+    this.#rest = setTimeout(() => (this.#place.textContent = ""), 2000);
   }
 }

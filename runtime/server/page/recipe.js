@@ -72,13 +72,18 @@ function parsed(text) {
 /** One line for people. */
 export function described({ prompt, seed, index, end, sentence_share, noise_share, psi }) {
   const percent = (share) => `${Math.round(share * 100)} %`;
-  const of = (keyframe) => `(seed ${keyframe.seed}, number ${keyframe.index})`;
+  const of = (keyframe) => `(seed ${keyframe.seed}, image ${keyframe.index})`;
   let text = `${prompt} ${of({ seed, index })}`;
   if (end) {
     text += ` → ${end.prompt === prompt ? "" : `${end.prompt} `}${of(end)}`;
     text += `, prompt ${percent(sentence_share)}, seed ${percent(noise_share)}`;
   }
   return psi === undefined ? text : `${text}, ψ ${percent(psi)}`;
+}
+
+/** Less than a line for people, who know the prompt. */
+export function brief({ seed, index, end, psi }) {
+  return `seed ${seed} · ${index}${end ? " →" : ""}${psi === undefined ? "" : " ψ"}`;
 }
 
 /** A name for its file, without ending. */

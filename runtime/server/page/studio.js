@@ -15,6 +15,7 @@ const AT_ONCE = 4;
 let model = null;
 let shown = null; // {recipe, blob}
 let making = null; // an AbortController
+let troubled = false; // whether the status tells of something that may be over
 
 function say(text) {
   byId("status").textContent = text;
@@ -24,29 +25,33 @@ function say(text) {
 function failed(error) {
   if (error.status === 401) byId("key").showModal();
   else say(error.message);
+  troubled = true;
 }
 
 // ---- The picture that is shown ----
 
 async function show({ recipe, blob }) {
+  const next = new Image();
+  next.src = URL.createObjectURL(blob);
+  await next.decode(); // what is shown stays until this can be
   const image = byId("picture");
-  const before = image.src;
-  image.src = URL.createObjectURL(blob);
-  await image.decode();
-  if (before) URL.revokeObjectURL(before);
+  if (image.src) URL.revokeObjectURL(image.src);
+  image.src = next.src;
   image.hidden = false;
   image.alt = byId("recipe").textContent = described(recipe);
   byId("keep").disabled = byId("save").disabled = false;
   shown = { recipe, blob };
 }
 
-const rate = new Rate();
+const rate = new Rate(byId("rate"));
 
 const live = new Live(
   (recipe) => picture(requestOf(recipe)),
   async (blob, recipe) => {
     await show({ recipe, blob });
-    byId("rate").textContent = `${rate.add()} pictures/s`;
+    rate.add();
+    if (troubled) say("");
+    troubled = false;
   },
   (error) => {
     failed(error);
@@ -64,7 +69,6 @@ function follow() {
 async function open(item) {
   player.stop();
   live.drop();
-  byId("rate").textContent = "";
   fillForm(item.recipe);
   await show(item);
 }

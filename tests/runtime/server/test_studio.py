@@ -159,7 +159,7 @@ def test_the_picture_follows_the_prompt_and_is_that_of_generate(page, pipeline, 
     page.fill("#start-prompt", "two dogs")
     page.fill("#start-seed", "7")
     page.fill("#start-index", "2")
-    shows(page, "two dogs (seed 7, number 2)")
+    shows(page, "two dogs (seed 7, image 2)")
     file, name = saved(page, tmp_path / "a.png")
     assert name == "two-dogs-s7-2.png"
     np.testing.assert_array_equal(pixels(file), pipeline.generate("two dogs", n=3, seed=7)[2])
@@ -183,7 +183,7 @@ def test_pictures_are_made_and_outlive_the_page(page, pipeline, tmp_path):
         np.testing.assert_array_equal(found, pipeline.generate("a red bird", n=5))
         page.reload()
     page.locator(".opener").nth(1).click()  # the newest comes first
-    shows(page, "a red bird (seed 0, number 3)")
+    shows(page, "a red bird (seed 0, image 3)")
     expect(page.locator("#start-index")).to_have_value("3")
     page.locator(".remover").first.click()
     expect(page.locator("#pictures li")).to_have_count(4)
@@ -206,7 +206,7 @@ def test_sliders_move_between_prompts_and_seeds(page, pipeline, tmp_path):
     page.fill("#psi", "0.75")
     shows(
         page,
-        "a red bird (seed 0, number 0) → two dogs (seed 9, number 0), prompt 25 %, seed 50 %, "
+        "a red bird (seed 0, image 0) → two dogs (seed 9, image 0), prompt 25 %, seed 50 %, "
         "ψ 75 %",
     )
     start, end = Keyframe("a red bird"), Keyframe("two dogs", 9)
@@ -215,13 +215,13 @@ def test_sliders_move_between_prompts_and_seeds(page, pipeline, tmp_path):
     page.click("#swap")
     shows(
         page,
-        "two dogs (seed 9, number 0) → a red bird (seed 0, number 0), prompt 75 %, seed 50 %, "
+        "two dogs (seed 9, image 0) → a red bird (seed 0, image 0), prompt 75 %, seed 50 %, "
         "ψ 75 %",
     )
     page.fill("#psi", "1")
     page.fill("#sentence-share", "1")
     page.fill("#noise-share", "1")
-    shows(page, "a red bird (seed 0, number 0)")  # an end is a picture of its own
+    shows(page, "a red bird (seed 0, image 0)")  # an end is a picture of its own
     np.testing.assert_array_equal(
         pixels(saved(page, tmp_path / "b.png")[0]), pipeline.generate("a red bird")[0]
     )
@@ -248,7 +248,7 @@ def test_old_wishes_are_dropped(page):
             }
         }"""
     )
-    shows(page, "a bird on a branch (seed 0, number 0), ψ 50 %")
+    shows(page, "a bird on a branch (seed 0, image 0), ψ 50 %")
     page.wait_for_timeout(200)
     assert asked == [0.99, 0.5]  # the one that was free to be asked for, and the newest
     assert most == 1
@@ -355,7 +355,8 @@ def test_a_server_that_goes_and_comes_back(context, bundle):
     page.fill("#start-prompt", "two dogs")
     status(page, "The server does not answer: is it running?")
     with serving(bundle, port=int(address.rstrip("/").rpartition(":")[2])):
-        shows(page, "two dogs (seed 0, number 0)")
+        shows(page, "two dogs (seed 0, image 0)")
+        expect(page.locator("#status")).to_be_empty()
     context.errors.clear()
 
 
@@ -386,7 +387,7 @@ def test_all_of_it_by_keyboard(page):
             page.keyboard.press("PageUp")
             shows(
                 page,
-                "a bird on a branch (seed 0, number 0) → (seed 1, number 0), "
+                "a bird on a branch (seed 0, image 0) → (seed 1, image 0), "
                 "prompt 10 %, seed 10 %",
             )
         if focused == "make":
@@ -400,7 +401,7 @@ def test_all_of_it_by_keyboard(page):
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     shows(
-        page, "a bird on a branch (seed 0, number 3) → (seed 1, number 3), prompt 10 %, seed 10 %"
+        page, "a bird on a branch (seed 0, image 3) → (seed 1, image 3), prompt 10 %, seed 10 %"
     )
 
 
