@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import socket
 import statistics
 import subprocess
 import sys
@@ -54,21 +53,13 @@ class Server:
     """`galip-edge serve` in a process of its own."""
 
     def __init__(self, bundle: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "galip_edge", "serve", "--model", str(bundle)]
         self._process = subprocess.Popen(
-            [*command, "--port", str(self.port), "--queue", str(_QUEUE)]
+            [*command, "--port", "0", "--queue", str(_QUEUE)], stderr=subprocess.PIPE, text=True
         )
-        while True:
-            try:
-                connection = self.connect()
-                connection.request("GET", "/readyz")
-                if connection.getresponse().status == 200:
-                    return
-            except OSError:
-                time.sleep(0.1)
+        assert self._process.stderr is not None
+        told = self._process.stderr.readline()  # when it takes requests
+        self.port = int(told.rstrip("/\n").rpartition(":")[2])
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)

@@ -21,7 +21,7 @@ from runtime.version import __version__
 # Command -> (module in galip_edge.commands, extra that it needs, one line of help).
 COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "generate": ("generate", None, "Generate images from prompts, as PNG files."),
-    "serve": ("serve", "serve", "Serve pictures over HTTP, as OpenAI's images API has them."),
+    "serve": ("serve", "serve", "Serve a studio page and OpenAI's images API."),
     "interpolate": (
         "interpolate",
         None,

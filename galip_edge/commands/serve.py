@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from pathlib import Path
 
 import click
@@ -59,7 +60,7 @@ def command(
     threads: int,
     cache: bool,
 ) -> None:
-    """Serve pictures over HTTP, as OpenAI's images API has them.
+    """Serve a studio page, and pictures over HTTP as OpenAI's images API has them.
 
     SIGTERM and SIGINT finish what was accepted.
     """
@@ -69,19 +70,37 @@ def command(
             "default --host"
         )
     options = ServerOptions(api_key, most, queue, timeout)
-    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
-    server = uvicorn.Server(
-        uvicorn.Config(
+    with _listening(host, port) as listener:
+        pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
+        pipeline.generate("a bird on a branch")  # what is wrong with a bundle is told here
+        config = uvicorn.Config(
             create_app(pipeline, options),
-            host=host,
-            port=port,
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=int(timeout) + 1,
         )
-    )
-    click.echo(f"http://{host}:{port}", err=True)
-    server.run()
+        _Server(config).run([listener])
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say so when requests are taken."""
+        await super().startup(sockets)
+        for each in sockets or ():
+            host, port = each.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            click.echo(f"studio and API: http://{shown}:{port}/", err=True)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
+        raise GalipEdgeError(
+            f"cannot listen at {host}, port {port} ({reason}): choose another --port or --host"
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,7 +3,6 @@
 import base64
 import io
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,19 +18,11 @@ from runtime import Pipeline
 
 @pytest.fixture
 def server(tiny_bundles):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "galip_edge", "serve", "--model", tiny_bundles["int8"]]
-    process = subprocess.Popen([*map(str, command), "--port", str(port)], stderr=subprocess.PIPE)
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        try:
-            if httpx.get(f"{address}/readyz").status_code == 200:
-                break
-        except httpx.TransportError:
-            assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
+    command = [sys.executable, "-m", "galip_edge", "serve", "--model", str(tiny_bundles["int8"])]
+    process = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True)
+    told = process.stderr.readline()
+    assert told.startswith("studio and API: http://127.0.0.1:")
+    address = told.split()[-1].rstrip("/")
     yield process, address
     if process.poll() is None:
         process.kill()
@@ -86,3 +77,14 @@ def test_others_need_a_key(tiny_bundles):
     assert done.returncode == 1
     assert "0.0.0.0 can be reached by others: give --api-key" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_told_at_once(server):
+    port = server[1].rpartition(":")[2]
+    command = [sys.executable, "-m", "galip_edge", "serve", "--port", port]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: cannot listen at 127.0.0.1, port {port} (Address already in use): choose another "
+        "--port or --host\n"
+    )

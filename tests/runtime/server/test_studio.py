@@ -206,8 +206,7 @@ def test_sliders_move_between_prompts_and_seeds(page, pipeline, tmp_path):
     page.fill("#psi", "0.75")
     shows(
         page,
-        "a red bird (seed 0, image 0) → two dogs (seed 9, image 0), prompt 25 %, seed 50 %, "
-        "ψ 75 %",
+        "a red bird (seed 0, image 0) → two dogs (seed 9, image 0), prompt 25 %, seed 50 %, ψ 75 %",
     )
     start, end = Keyframe("a red bird"), Keyframe("two dogs", 9)
     file, _ = saved(page, tmp_path / "a.png")
@@ -215,8 +214,7 @@ def test_sliders_move_between_prompts_and_seeds(page, pipeline, tmp_path):
     page.click("#swap")
     shows(
         page,
-        "two dogs (seed 9, image 0) → a red bird (seed 0, image 0), prompt 75 %, seed 50 %, "
-        "ψ 75 %",
+        "two dogs (seed 9, image 0) → a red bird (seed 0, image 0), prompt 75 %, seed 50 %, ψ 75 %",
     )
     page.fill("#psi", "1")
     page.fill("#sentence-share", "1")
@@ -387,8 +385,7 @@ def test_all_of_it_by_keyboard(page):
             page.keyboard.press("PageUp")
             shows(
                 page,
-                "a bird on a branch (seed 0, image 0) → (seed 1, image 0), "
-                "prompt 10 %, seed 10 %",
+                "a bird on a branch (seed 0, image 0) → (seed 1, image 0), prompt 10 %, seed 10 %",
             )
         if focused == "make":
             page.keyboard.press("Enter")
@@ -400,9 +397,7 @@ def test_all_of_it_by_keyboard(page):
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    shows(
-        page, "a bird on a branch (seed 0, image 3) → (seed 1, image 3), prompt 10 %, seed 10 %"
-    )
+    shows(page, "a bird on a branch (seed 0, image 3) → (seed 1, image 3), prompt 10 %, seed 10 %")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
