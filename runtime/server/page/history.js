@@ -40,7 +40,11 @@ export class History {
   /** Add a picture; returns the item, and those that had to go for it. */
   async add(recipe, blob) {
     const item = { recipe, blob };
-    if (this.#store) item.id = await done(this.#access("readwrite").add({ recipe, blob }));
+    try {
+      if (this.#store) item.id = await done(this.#access("readwrite").add({ recipe, blob }));
+    } catch {
+      // The store is full: the page alone keeps this one.
+    }
     this.items.push(item);
     const gone = this.items.splice(0, Math.max(0, this.items.length - MOST));
     for (const each of gone) await this.#forget(each);

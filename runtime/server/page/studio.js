@@ -33,7 +33,10 @@ function failed(error) {
 async function show({ recipe, blob }) {
   const next = new Image();
   next.src = URL.createObjectURL(blob);
-  await next.decode(); // what is shown stays until this can be
+  await next.decode().catch((error) => {
+    URL.revokeObjectURL(next.src);
+    throw error; // what was shown stays
+  });
   const image = byId("picture");
   if (image.src) URL.revokeObjectURL(image.src);
   image.src = next.src;
