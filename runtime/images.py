@@ -91,10 +91,15 @@ Item: TypeAlias = tuple[Images, ImageMetadata, Path]
 
 
 def file_name(metadata: ImageMetadata) -> str:
-    """A name that sorts by prompt, seed and index, and that no other image of any model has."""
+    """A name that sorts by prompt, seed and index, and that no other image of any model has.
+
+    Between pictures there are too many to be named; they have no such name.
+    """
     words = re.sub(r"[^\w]+", "-", metadata.prompt.lower()).strip("-_")[:40].rstrip("-_")
     identity = hashlib.sha256(f"{metadata.model_hash}/{metadata.prompt}".encode()).hexdigest()
-    return f"{words or 'image'}-{identity[:12]}-s{metadata.seed:010d}-{metadata.index:05d}.png"
+    psi = "" if metadata.psi == 1 else f"-psi{metadata.psi!r}"
+    numbers = f"s{metadata.seed:010d}-{metadata.index:05d}{psi}"
+    return f"{words or 'image'}-{identity[:12]}-{numbers}.png"
 
 
 def save_png(image: Images, path: Path, metadata: ImageMetadata) -> None:

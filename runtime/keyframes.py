@@ -29,8 +29,7 @@ class Blend:
         end: where both shares are 1; None stays at the start.
         sentence_share: of the way from the start's sentence embedding to the end's, in [0,1].
         noise_share: of the way from the start's noise to the end's, in [0,1].
-        psi: truncation in [0,1]: noise is drawn in to its mean, for pictures that are more usual
-            and less various; 1 leaves it as it is.
+        psi: truncation in [0,1], see `runtime.noise.truncated`.
     """
 
     start: Keyframe

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from runtime.keyframes import Blend, Keyframe
-from runtime.noise import draw_noise
+from runtime.noise import draw_noise, truncated
 from runtime.pipeline import Floats, Images, Pipeline
 
 # Noise and sentence embedding of a picture.
@@ -48,18 +48,16 @@ def latent_of(pipeline: Pipeline, keyframe: Keyframe, psi: float = 1.0) -> Laten
     Args:
         pipeline: of the model.
         keyframe: see there.
-        psi: truncation in [0,1], see `Blend`.
+        psi: see `truncated`.
 
     Raises:
         PromptError: its prompt is empty, too long or no valid text.
         ValueError: psi or the seed is out of range.
     """
-    if not 0 <= psi <= 1:
-        raise ValueError(f"psi must be from 0 to 1, got {psi}")
     sentence = pipeline.encode([keyframe.prompt])[0]
     size = pipeline.manifest.noise_dim
     noise = draw_noise(keyframe.seed, keyframe.prompt, keyframe.index, size)
-    return noise if psi == 1 else (noise * np.float32(psi)), sentence
+    return truncated(noise, psi), sentence
 
 
 def blended(pipeline: Pipeline, blend: Blend) -> Latent:
@@ -91,7 +89,7 @@ def way(
         keyframes: at least two.
         steps: from each keyframe to the next; there are `steps` - 1 pictures between them.
         loop: whether the way leads back to the first keyframe, which is not repeated at its end.
-        psi: see `Blend`.
+        psi: see `truncated`.
 
     Raises:
         ValueError: there are fewer than two keyframes, or steps is below 1.
@@ -152,7 +150,7 @@ def style_grid(
         pipeline: of the model.
         corners: top left, top right, bottom left and bottom right.
         rows, columns: of the grid, at least 2 each.
-        psi: see `latent_of`.
+        psi: see `truncated`.
 
     Raises:
         ValueError: there are not four corners, or the grid is too small.

@@ -20,7 +20,7 @@ from runtime.cache import Stamps, cache_folder, compiled_model_folder
 from runtime.compiled import CompiledModel, CompileOptions, ModelFile, supported_precision
 from runtime.cpu import available_cores, cpu_name, instruction_sets
 from runtime.errors import BundleError
-from runtime.noise import draw_noise
+from runtime.noise import draw_noise, truncated
 from runtime.prompts import checked_prompt
 from runtime.tokenizer import Tokenizer
 
@@ -192,22 +192,31 @@ class Pipeline:
         """
         return self._generator(count).each(rows)
 
-    def generate(self, prompts: str | Sequence[str], n: int = 1, seed: int = 0) -> Images:
+    def generate(
+        self, prompts: str | Sequence[str], n: int = 1, seed: int = 0, psi: float = 1.0
+    ) -> Images:
         """`n` images of each prompt, in order.
 
-        Image i of a prompt depends on the prompt, the seed and i alone.
+        Image i of a prompt depends on the prompt, the seed, psi and i alone.
+
+        Args:
+            prompts: one or many.
+            n: images of each.
+            seed: of their noise.
+            psi: in [0,1]; below 1 images are more usual and less various, see `truncated`.
 
         Returns:
             (len(prompts)·n,H,W,3) uint8, RGB.
 
         Raises:
             PromptError: a prompt is empty, too long or no valid text.
+            ValueError: n, seed or psi is out of range.
         """
-        items = list(self.generate_each(prompts, n, seed))
+        items = list(self.generate_each(prompts, n, seed, psi))
         return np.stack([item.image for item in items])
 
     def generate_each(
-        self, prompts: str | Sequence[str], n: int = 1, seed: int = 0
+        self, prompts: str | Sequence[str], n: int = 1, seed: int = 0, psi: float = 1.0
     ) -> Iterator[Generated]:
         """The images of `generate`, in the same order, each as soon as it is there."""
         if n < 1:
@@ -217,7 +226,10 @@ class Pipeline:
         sentences = self.encode(prompts)
         size = self.manifest.noise_dim
         jobs = [(row, prompt, i) for row, prompt in enumerate(prompts) for i in range(n)]
-        rows = ((draw_noise(seed, prompt, i, size), sentences[row]) for row, prompt, i in jobs)
+        rows = (
+            (truncated(draw_noise(seed, prompt, i, size), psi), sentences[row])
+            for row, prompt, i in jobs
+        )
         for (_, prompt, i), image in zip(jobs, self.synthesize_each(rows, len(jobs))):
             yield Generated(prompt, seed, i, image)
 

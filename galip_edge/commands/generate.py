@@ -15,6 +15,7 @@ from galip_edge.commands.options import (
     json_option,
     model_option,
     threads_option,
+    truncation_option,
 )
 from runtime.images import ImageMetadata, contact_sheet, file_name, save_each, save_sheet
 from runtime.noise import MAX_SEED
@@ -32,6 +33,7 @@ from runtime.prompts import checked_prompt
     show_default=True,
     help="Picks the noise.",
 )
+@truncation_option
 @model_option
 @click.option(
     "--out",
@@ -54,6 +56,7 @@ def command(
     prompts: tuple[str, ...],
     count: int,
     seed: int,
+    psi: float,
     model: Path | None,
     out: Path,
     grid: bool,
@@ -79,8 +82,8 @@ def command(
     with counting_progress() as progress:
         task = progress.add_task("generating", total=len(prompts) * count)
         made = (
-            (item.image, ImageMetadata(item.prompt, item.seed, item.index, *identity))
-            for item in pipeline.generate_each(prompts, count, seed)
+            (item.image, ImageMetadata(item.prompt, item.seed, item.index, *identity, psi=psi))
+            for item in pipeline.generate_each(prompts, count, seed, psi)
         )
         for image, metadata, path in save_each(made, out):
             click.echo(json.dumps({"path": str(path), **metadata.recorded()}) if as_json else path)
@@ -88,7 +91,7 @@ def command(
             if grid:
                 images.append(image)
     if grid:
-        sheet = out / _sheet_name(prompts, count, seed, manifest.model_hash)
+        sheet = out / _sheet_name(prompts, count, seed, psi, manifest.model_hash)
         save_sheet(contact_sheet(images, count if len(prompts) > 1 else _columns(count)), sheet)
         click.echo(json.dumps({"grid": str(sheet)}) if as_json else sheet)
 
@@ -98,8 +101,10 @@ def _columns(count: int) -> int:
     return -(-count // math.isqrt(count))
 
 
-def _sheet_name(prompts: tuple[str, ...], count: int, seed: int, model_hash: str) -> str:
-    together = ImageMetadata("\n".join(prompts), seed, count, "", model_hash)
+def _sheet_name(
+    prompts: tuple[str, ...], count: int, seed: int, psi: float, model_hash: str
+) -> str:
+    together = ImageMetadata("\n".join(prompts), seed, count, "", model_hash, psi=psi)
     return f"grid-{file_name(together)}"
 
 

@@ -103,6 +103,15 @@ def test_json_is_for_programs(tiny_bundles, tmp_path):
     assert json.loads(info.stdout)["model_hash"] == item["model_hash"]
 
 
+def test_truncation_is_recorded_and_has_names_of_its_own(tiny_bundles, tmp_path):
+    command = ("generate", "a bird", "--model", tiny_bundles["int8"], "--out", tmp_path)
+    plain = galip_edge(*command).stdout.strip()
+    truncated = galip_edge(*command, "--psi", 0.5).stdout.strip()
+    assert truncated == plain.replace(".png", "-psi0.5.png")
+    assert (read_metadata(Path(plain)).psi, read_metadata(Path(truncated)).psi) == (1, 0.5)
+    assert Path(plain).read_bytes() != Path(truncated).read_bytes()
+
+
 def test_a_prompt_that_is_cut_is_announced(tiny_bundles, tmp_path):
     result = galip_edge(
         "generate", "word " * 100, "--model", tiny_bundles["int8"], "--out", tmp_path

@@ -34,6 +34,14 @@ def test_images_depend_on_prompt_seed_and_index(pipeline):
     assert (first != pipeline.generate("a dog")[0]).mean() > 0.3
 
 
+def test_truncation_leaves_less_of_the_noise(pipeline):
+    noise = draw_noise(3, "a bird", 0, 16)
+    wanted = pipeline.synthesize(pipeline.encode(["a bird"]), noise[None] / 2)
+    np.testing.assert_array_equal(pipeline.generate("a bird", seed=3, psi=0.5), wanted)
+    with pytest.raises(ValueError, match=r"psi must be from 0 to 1, got 1.5"):
+        pipeline.generate("a bird", psi=1.5)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     "options",
