@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 # So that the browser itself asks nothing of the network.
 FLAGS = (
     "--no-sandbox",
+    "--disable-dev-shm-usage",
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -38,6 +39,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+expect.set_options(timeout=20_000)  # machines of tests are slow at times
 
 
 @contextmanager
@@ -340,7 +343,7 @@ def test_a_full_queue_is_waited_for(context, bundle):
         expect(page.locator("#picture")).to_be_visible()
         page.fill("#count", "6")
         page.click("#make")
-        expect(page.locator("#status")).to_contain_text("6 pictures in", timeout=30_000)
+        status(page, "6 pictures in")
         expect(page.locator("#pictures li")).to_have_count(6)
     context.errors.clear()  # the browser tells each 429
 
