@@ -12,6 +12,7 @@ from nncf.quantization.advanced_parameters import AdvancedSmoothQuantParameters,
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
 from convert.quiet import quiet
+from runtime.int8_weights import int8_weight
 
 # The operations that multiply matrices: what quantization is for.
 _MULTIPLYING = ("Convolution", "GroupConvolution", "MatMul")
@@ -166,23 +167,9 @@ def _source(node: Any) -> str:
     kind = str(node.get_type_name())
     if kind in _MOVING:
         return _source(node.input_value(0).get_node())
-    if kind == "Multiply" and _is_int8_weight(node):
+    if int8_weight(node) is not None:
         return "int8 weight"
     return kind
-
-
-def _is_int8_weight(node: Any) -> bool:
-    """int8 Constant -> Convert -> Subtract of the zero point, if any -> Multiply by the scale."""
-    node = node.input_value(0).get_node()
-    if node.get_type_name() == "Subtract":
-        node = node.input_value(0).get_node()
-    if node.get_type_name() != "Convert":
-        return False
-    constant = node.input_value(0)
-    return (
-        constant.get_node().get_type_name() == "Constant"
-        and constant.get_element_type().get_type_name() in ("i8", "u8")
-    )
 
 
 def is_quantized(model: Any) -> bool:

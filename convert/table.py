@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import openvino.opset13 as ops
 
+from runtime.int8_weights import int8_weight
+
 
 def take_rows_first(model: Any) -> int:
     """Change an `openvino.Model` in place.
@@ -25,14 +27,11 @@ def take_rows_first(model: Any) -> int:
 
 def _changed(gather: Any) -> bool:
     """Rows of (table * scale) become (rows of the table) * (rows of the scale)."""
-    scaled = gather.input_value(0).get_node()
-    if scaled.get_type_name() != "Multiply":
+    weight = int8_weight(gather.input_value(0).get_node())
+    if weight is None or weight.zero_point is not None:
         return False
-    converted, scale = (scaled.input_value(i).get_node() for i in range(2))
-    if converted.get_type_name() != "Convert" or scale.get_type_name() != "Constant":
-        return False
-    table = converted.input_value(0).get_node()
-    if table.get_type_name() != "Constant" or list(scale.shape) != [table.shape[0], 1]:
+    table, scale = weight.integers, weight.scale
+    if list(scale.shape) != [table.shape[0], 1]:
         return False
     rows, axis = gather.input_value(1), gather.input_value(2)
     taken = ops.convert(ops.gather(table, rows, axis), np.float32)

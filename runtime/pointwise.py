@@ -13,6 +13,8 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
+from runtime.int8_weights import Int8Weight, int8_weight
+
 
 def matrices_to_convolutions(model: ov.Model) -> int:
     """Change `model` in place; weights in floating point stay as they are.
@@ -29,14 +31,16 @@ def _changed(product: Any) -> bool:
     flags = product.get_attributes()
     rows = product.input_value(0)
     rank = rows.get_partial_shape().rank.get_length()
-    weight = _as_kernel(product.input_value(1), flags["transpose_b"])
+    weight = int8_weight(product.input_value(1).get_node())
     if weight is None or flags["transpose_a"] or rank not in (2, 3):
+        return False
+    if weight.integers.get_element_type() != ov.Type.i8:
         return False
     last = product.output(0)
     bias = _bias(product)
     turned = np.array([0, 2, 1])
     x = ops.unsqueeze(rows, np.int64(2)) if rank == 2 else ops.transpose(rows, turned)
-    x = ops.convolution(x, weight, [1], [0], [0], [1])
+    x = ops.convolution(x, _as_kernel(weight, flags["transpose_b"]), [1], [0], [0], [1])
     if bias is not None:
         addition, values = bias
         x = ops.add(x, ops.constant(values.reshape(1, -1, 1)))
@@ -47,32 +51,18 @@ def _changed(product: Any) -> bool:
     return True
 
 
-def _as_kernel(weight: Any, transposed: bool) -> Any:
-    """Constant -> Convert (-> Subtract) -> Multiply, of an INT8 matrix, as (C_out,C_in,1)."""
-    scaled = weight.get_node()
-    if scaled.get_type_name() != "Multiply":
-        return None
-    shifted, scale = (scaled.input_value(i).get_node() for i in range(2))
-    subtracted = shifted.get_type_name() == "Subtract"
-    converted = shifted.input_value(0).get_node() if subtracted else shifted
-    if converted.get_type_name() != "Convert" or scale.get_type_name() != "Constant":
-        return None
-    integers = converted.input_value(0).get_node()
-    if integers.get_type_name() != "Constant" or integers.get_element_type() != ov.Type.i8:
-        return None
+def _as_kernel(weight: Int8Weight, transposed: bool) -> Any:
+    """The weight of a product as one of a convolution, (C_out,C_in,1)."""
 
     def kernel(constant: Any) -> Any:
         values = _values(constant)
         values = values.reshape((1,) * (2 - values.ndim) + values.shape)
         return np.ascontiguousarray(values if transposed else values.T)[..., None]
 
-    x = ops.convert(ops.constant(kernel(integers)), np.float32)
-    if subtracted:
-        point = shifted.input_value(1).get_node()
-        if point.get_type_name() == "Convert":
-            point = point.input_value(0).get_node()
-        x = ops.subtract(x, ops.constant(kernel(point).astype(np.float32)))
-    return ops.multiply(x, ops.constant(kernel(scale).astype(np.float32)))
+    x = ops.convert(ops.constant(kernel(weight.integers)), np.float32)
+    if weight.zero_point is not None:
+        x = ops.subtract(x, ops.constant(kernel(weight.zero_point).astype(np.float32)))
+    return ops.multiply(x, ops.constant(kernel(weight.scale).astype(np.float32)))
 
 
 def _bias(product: Any) -> tuple[Any, Any] | None:
