@@ -42,7 +42,7 @@ class Pictures:
 
     async def generate(self, request: Request) -> Response:
         """`POST /v1/images/generations`."""
-        body = await self._body(request)
+        body = await self._json(request)
         wanted = parse_generation(body, self._manifest.image_size, self._options.most)
         pictures = await self._made(request, wanted.blends)
         if isinstance(pictures, Response):
@@ -51,7 +51,7 @@ class Pictures:
 
     async def interpolate(self, request: Request) -> Response:
         """`POST /v1/images/interpolations`."""
-        wanted = parse_interpolation(await self._body(request))
+        wanted = parse_interpolation(await self._json(request))
         pictures = await self._made(request, [wanted])
         if isinstance(pictures, Response):
             return pictures
@@ -64,20 +64,24 @@ class Pictures:
             return error_response(404, "no such picture, or it is no longer kept", "not_found")
         return Response(picture, media_type="image/png")
 
-    async def _body(self, request: Request) -> Any:
-        body = b""
+    async def _json(self, request: Request) -> Any:
+        seconds = self._options.seconds
         try:
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > self._options.body_bytes:
-                    raise BadRequestError(
-                        f"the body is larger than {self._options.body_bytes:,} bytes"
-                    )
-            return json.loads(body)
+            return json.loads(await asyncio.wait_for(self._body(request), seconds))
         except (ValueError, RecursionError) as error:
             raise BadRequestError("the body is no JSON") from error
         except ClientDisconnect as error:
             raise BadRequestError("the client left") from error
+        except asyncio.TimeoutError as error:
+            raise BadRequestError(f"the body did not come within {seconds:g} s") from error
+
+    async def _body(self, request: Request) -> bytes:
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self._options.body_bytes:
+                raise BadRequestError(f"the body is larger than {self._options.body_bytes:,} bytes")
+        return body
 
     async def _made(self, request: Request, blends: list[Blend]) -> list[bytes] | Response:
         """PNG files of pictures, or why there are none."""
@@ -95,7 +99,7 @@ class Pictures:
             )
             if not images.done():
                 self._metrics.given_up.inc()
-                message = f"not made within {self._options.seconds:.0f} s"
+                message = f"not made within {self._options.seconds:g} s"
                 return error_response(504, message, "timeout")
             if images.exception() is not None:  # which the queue has logged
                 return error_response(500, "the pictures could not be made", "failed")

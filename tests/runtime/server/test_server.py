@@ -2,10 +2,12 @@
 
 import base64
 import io
+import socket
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -215,6 +217,70 @@ def test_too_late_is_told_when_to_come_again(bundle):
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert int(refused.headers["retry-after"]) >= 1
         assert "try again in" in refused.json()["error"]["message"]
+
+
+@pytest.fixture
+def held(bundle):
+    """A pipeline that makes nothing until its gate is opened; notes what it makes."""
+    pipeline = Pipeline.from_bundle(bundle)
+    pipeline.gate, pipeline.made = threading.Event(), []
+    pipeline.gate.set()
+    whole = pipeline.synthesize_each
+
+    def wait(rows, count):
+        for row in rows:
+            pipeline.gate.wait()
+            pipeline.made.append(row[0])
+            yield from whole([row], 1)
+
+    pipeline.synthesize_each = wait
+    yield pipeline
+    pipeline.gate.set()
+
+
+def test_a_request_that_takes_too_long_is_given_up(held):
+    with TestClient(create_app(held, ServerOptions(seconds=0.3))) as client:
+        held.gate.clear()
+        answer = client.post(GENERATE, json={"prompt": "a bird"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+        assert "galip_given_up_requests_total 1.0" in client.get("/metrics").text
+        held.gate.set()
+        assert client.post(GENERATE, json={"prompt": "a bird"}).status_code == 200
+
+
+def raw(address: str, body: str, length: int | None = None) -> socket.socket:
+    """A connection on which a request was sent."""
+    host, _, port = address.removeprefix("http://").rstrip("/").partition(":")
+    connection = socket.create_connection((host, int(port)))
+    length = len(body) if length is None else length
+    head = f"POST {GENERATE} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n"
+    connection.sendall((head + body).encode())
+    return connection
+
+
+def test_what_nobody_waits_for_any_more_is_not_made(serving, held):
+    with serving(held) as address, ThreadPoolExecutor(1) as other:
+        generate, metrics = address + GENERATE.removeprefix("/"), address + "metrics"
+        held.gate.clear()
+        held.made.clear()
+        stays = other.submit(httpx.post, generate, json={"prompt": "a bird", "seed": 1})
+        while "galip_waiting_pictures 1.0" not in httpx.get(metrics).text:
+            time.sleep(0.01)
+        raw(address, '{"prompt": "a bird", "n": 5}').close()
+        while "galip_given_up_requests_total 1.0" not in httpx.get(metrics).text:
+            time.sleep(0.01)
+        held.gate.set()
+        assert stays.result().status_code == 200
+        assert httpx.post(generate, json={"prompt": "a bird"}).status_code == 200
+        assert len(held.made) == 2
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(serving, bundle):
+    with serving(Pipeline.from_bundle(bundle), ServerOptions(seconds=0.3)) as address:
+        with raw(address, '{"prompt": ', length=30) as connection:
+            answer = connection.recv(4096).decode()
+    assert answer.startswith("HTTP/1.1 400")
+    assert "the body did not come within 0.3 s" in answer
 
 
 class SlowPipeline:

@@ -3,16 +3,11 @@
 import io
 import re
 import shutil
-import socket
-import threading
-import time
 import zipfile
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
@@ -22,7 +17,6 @@ from runtime.images import ImageMetadata, read_metadata, save_png
 from runtime.keyframes import Blend, Keyframe
 from runtime.latent import blended
 from runtime.noise import MAX_SEED
-from runtime.server.app import create_app
 from runtime.server.options import ServerOptions
 
 CHROMIUM = shutil.which("chromium")
@@ -43,20 +37,6 @@ FLAGS = (
 expect.set_options(timeout=20_000)  # machines of tests are slow at times
 
 
-@contextmanager
-def serving(bundle, options=None, port=0):
-    app = create_app(Pipeline.from_bundle(bundle), options)
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def bundle(tiny_bundles):
     return tiny_bundles["int8"]
@@ -68,8 +48,8 @@ def pipeline(bundle):
 
 
 @pytest.fixture(scope="module")
-def address(bundle):
-    with serving(bundle) as address:
+def address(serving, bundle):
+    with serving(Pipeline.from_bundle(bundle)) as address:
         yield address
 
 
@@ -336,8 +316,8 @@ def test_what_cannot_be_made_is_told(page):
     status(page, "4 pictures in")
 
 
-def test_a_full_queue_is_waited_for(context, bundle):
-    with serving(bundle, ServerOptions(queue=1, most=1)) as address:
+def test_a_full_queue_is_waited_for(context, serving, bundle):
+    with serving(Pipeline.from_bundle(bundle), ServerOptions(queue=1, most=1)) as address:
         page = context.new_page()
         page.goto(address)
         expect(page.locator("#picture")).to_be_visible()
@@ -348,21 +328,22 @@ def test_a_full_queue_is_waited_for(context, bundle):
     context.errors.clear()  # the browser tells each 429
 
 
-def test_a_server_that_goes_and_comes_back(context, bundle):
-    with serving(bundle) as address:
+def test_a_server_that_goes_and_comes_back(context, serving, bundle):
+    with serving(Pipeline.from_bundle(bundle)) as address:
         page = context.new_page()
         page.goto(address)
         expect(page.locator("#picture")).to_be_visible()
     page.fill("#start-prompt", "two dogs")
     status(page, "The server does not answer: is it running?")
-    with serving(bundle, port=int(address.rstrip("/").rpartition(":")[2])):
+    port = int(address.rstrip("/").rpartition(":")[2])
+    with serving(Pipeline.from_bundle(bundle), port=port):
         shows(page, "two dogs (seed 0, image 0)")
         expect(page.locator("#status")).to_be_empty()
     context.errors.clear()
 
 
-def test_a_key_is_asked_for_once(context, bundle):
-    with serving(bundle, ServerOptions(api_key="a long secret")) as address:
+def test_a_key_is_asked_for_once(context, serving, bundle):
+    with serving(Pipeline.from_bundle(bundle), ServerOptions(api_key="a long secret")) as address:
         page = context.new_page()
         page.goto(address)
         for key in ("wrong", "a long secret"):
