@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -48,6 +49,8 @@ class Ray:
                 "--engine ray needs ray, which is not installed: pip install 'galip-edge[ray]'"
             ) from error
         if not ray.is_initialized():
+            # A cluster that we start tells nobody of its use, unless its user says so.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, RuntimeError, ValueError) as error:

@@ -1,5 +1,6 @@
 """The page, in a real browser."""
 
+import http.client
 import io
 import re
 import shutil
@@ -136,6 +137,17 @@ def test_it_needs_nothing_but_its_server(context, address):
     with page.expect_event("console", lambda message: "Content Security" in message.text):
         page.evaluate("() => { new Image().src = 'http://192.0.2.1/x.png' }")
     context.errors.clear()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../app.py", "%2e%2e/app.py", "..%2f..%2fbundle.py", "/etc/passwd", "vendor/../../app.py"],
+)
+def test_nothing_but_its_files_is_given(path, address):
+    connection = http.client.HTTPConnection(address.removeprefix("http://").rstrip("/"))
+    connection.request("GET", f"/studio/{path}")  # as it stands
+    assert connection.getresponse().status == 404
+    connection.close()
 
 
 def test_the_picture_follows_the_prompt_and_is_that_of_generate(page, pipeline, tmp_path):
