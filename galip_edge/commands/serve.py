@@ -70,7 +70,7 @@ def command(
             "default --host"
         )
     options = ServerOptions(api_key, most, queue, timeout)
-    with _listening(host, port) as listener:
+    with listening(host, port) as listener:
         pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
         pipeline.generate("a bird on a branch")  # what is wrong with a bundle is told here
         config = uvicorn.Config(
@@ -92,15 +92,22 @@ class _Server(uvicorn.Server):
             click.echo(f"studio and API: http://{shown}:{port}/", err=True)
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes a free one.
+
+    Raises GalipEdgeError if it cannot.
+    """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]
         raise GalipEdgeError(
             f"cannot listen at {host}, port {port} ({reason}): choose another --port or --host"
         ) from error
+    # Connections inherit it; asyncio sets it on its own sockets only. Without, answers take 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,6 +3,7 @@
 import base64
 import io
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from galip_edge.commands.serve import listening
 from runtime import Pipeline
 
 
@@ -88,3 +90,11 @@ def test_a_port_that_is_taken_is_told_at_once(server):
         f"Error: cannot listen at 127.0.0.1, port {port} (Address already in use): choose another "
         "--port or --host\n"
     )
+
+
+def test_small_answers_are_not_held_back():
+    with listening("127.0.0.1", 0) as listener:
+        with socket.create_connection(listener.getsockname()):
+            connection, _ = listener.accept()
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            connection.close()

@@ -1,6 +1,5 @@
 """A server that listens, in a thread of this process."""
 
-import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 import uvicorn
 
+from galip_edge.commands.serve import listening
 from runtime.server.app import create_app
 
 
@@ -16,7 +16,7 @@ def serving():
     @contextmanager
     def serve(pipeline, options=None, port=0):
         app = create_app(pipeline, options)
-        with socket.create_server(("127.0.0.1", port)) as listener:
+        with listening("127.0.0.1", port) as listener:
             server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
             thread = threading.Thread(target=server.run, args=([listener],))
             thread.start()
