@@ -265,8 +265,8 @@ def _tell(found: dict[str, Any], as_json: bool) -> None:
         return
     click.echo(
         f"{found['images']:,} images from {found['rows']:,} rows ({found['refused']:,} cannot be "
-        f"used), about {decimal(found['bytes'])}, about {_duration(found['seconds'])} on this "
-        "machine"
+        f"used, {found['cut']:,} longer than what the model reads), about "
+        f"{decimal(found['bytes'])}, about {_duration(found['seconds'])} on this machine"
     )
 
 

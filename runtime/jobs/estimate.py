@@ -23,6 +23,7 @@ class Estimate:
         rows: of the prompt file.
         images: that would be made.
         refused: rows of which none can be made.
+        cut: rows whose prompt has more tokens than the model reads.
         bytes: of all images, about.
         seconds: on this machine, about.
     """
@@ -30,6 +31,7 @@ class Estimate:
     rows: int
     images: int
     refused: int
+    cut: int
     bytes: int
     seconds: float
 
@@ -41,7 +43,9 @@ def estimate(prompts: PromptFile, bundle: str | Path, options: JobOptions) -> Es
         JobError: the prompts cannot be read.
         BundleError: the bundle is missing or damaged.
     """
-    rows = images = refused = 0
+    pipeline = Pipeline.from_bundle(bundle, options.pipeline)
+    room = pipeline.manifest.context_length - 2
+    rows = images = refused = cut = 0
     some: list[str] = []
     for row in prompts.rows():
         rows += 1
@@ -49,11 +53,13 @@ def estimate(prompts: PromptFile, bundle: str | Path, options: JobOptions) -> Es
             refused += 1
             continue
         images += row.count
+        # A token has at least a byte: most prompts are too short to be counted.
+        if len(row.prompt.encode()) > room and len(pipeline.tokenizer.encode(row.prompt)) > room:
+            cut += 1
         if len(some) < _MEASURED:
             some.append(row.prompt)
     if not images:
-        return Estimate(rows, 0, refused, 0, 0.0)
-    pipeline = Pipeline.from_bundle(bundle, options.pipeline)
+        return Estimate(rows, 0, refused, cut, 0, 0.0)
     some = (some * _MEASURED)[:_MEASURED]
     pipeline.generate(some[:1], n=_MEASURED)  # compiles what the job would use
     start, size = time.perf_counter(), 0
@@ -62,4 +68,4 @@ def estimate(prompts: PromptFile, bundle: str | Path, options: JobOptions) -> Es
         size += len(options.image_format.encode(item.image, recipe))
     seconds = time.perf_counter() - start
     each = images / _MEASURED
-    return Estimate(rows, images, refused, round(size * each), seconds * each)
+    return Estimate(rows, images, refused, cut, round(size * each), seconds * each)

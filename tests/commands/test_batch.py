@@ -66,7 +66,11 @@ def test_a_dry_run_makes_nothing(prompts, tiny_bundles, tmp_path):
     assert (told["rows"], told["images"], told["refused"]) == (3, 3, 1)
     assert told["bytes"] > 0
     assert told["seconds"] > 0
-    assert "3 images from 3 rows (1 cannot be used), about" in batch(*command).stdout
+    wanted = "3 images from 3 rows (1 cannot be used, 0 longer than what the model reads), about"
+    assert wanted in batch(*command).stdout
+    prompts.write_text(f"prompt\na bird\n{'a bird ' * 40}\n{'a bird ' * 12}\n")
+    told = json.loads(batch(*command, "--json").stdout)
+    assert (told["rows"], told["cut"]) == (3, 1)
     assert not (tmp_path / "out").exists()
 
 
