@@ -156,7 +156,12 @@ class TarOutput(_Shard):
         found = self._finished(record)
         good = found.entries
         if not self._open.exists():
-            return found
+            whole = self._folder / self._name
+            if not whole.exists():
+                return found
+            # A process was killed when this was in its place, but the record did not say so yet.
+            self._open.parent.mkdir(parents=True, exist_ok=True)
+            whole.replace(self._open)
         end = 0
         for entry in record.entries:
             if entry["status"] == DONE and entry["file"] == self._name:

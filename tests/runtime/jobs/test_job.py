@@ -156,6 +156,23 @@ def test_a_record_cut_short_costs_only_work(form, share, prompts, bundle, tmp_pa
     assert not orphans(tmp_path / "out")
 
 
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_killed_before_the_record_says_that_a_part_is_whole(
+    form, prompts, bundle, tmp_path, plain_model
+):
+    run(prompts, bundle, tmp_path / "out", form=form)
+    before = made(tmp_path / "out")
+    for journal in (tmp_path / "out" / ".job" / "parts").iterdir():
+        *images, shards = journal.read_bytes().splitlines(keepends=True)
+        assert b"shards" in shards
+        journal.write_bytes(b"".join(images))
+    (tmp_path / "out" / "manifest.jsonl").unlink()
+    again = run(prompts, bundle, tmp_path / "out", form=form)
+    assert again.progress.done == 0  # nothing is made twice
+    assert made(tmp_path / "out") == before
+    assert not orphans(tmp_path / "out")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_one_that_fails_stops_nothing_and_can_be_tried_again(
     form, bundle, tmp_path, plain_model, monkeypatch
