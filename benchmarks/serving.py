@@ -106,18 +106,22 @@ def clients(
     return statuses, seconds
 
 
+def asked(count: int) -> Callable[[], bool]:
+    """Whether so many were asked for; each call counts."""
+    left = iter(range(count))
+    return lambda: next(left, None) is None
+
+
 def throughput(server: Server, count: int) -> float:
     """Pictures a second of `CLIENTS` clients."""
-    left = iter(range(count))
     start = time.perf_counter()
-    statuses, _ = clients(server, CLIENTS, lambda: next(left, None) is None)
+    statuses, _ = clients(server, CLIENTS, asked(count))
     return statuses[200] / (time.perf_counter() - start)
 
 
 def alone(server: Server, count: int) -> float:
     """Seconds of a request that nobody else disturbs."""
-    left = iter(range(count))
-    return statistics.median(clients(server, 1, lambda: next(left, None) is None)[1])
+    return statistics.median(clients(server, 1, asked(count))[1])
 
 
 def crowd(server: Server, count: int, seconds: float, rate: float) -> dict[str, Any]:
@@ -141,14 +145,14 @@ def crowd(server: Server, count: int, seconds: float, rate: float) -> dict[str, 
 
 def measure(bundle: Path, count: int, runs: int, many: int, crowd_seconds: float) -> dict[str, Any]:
     """Medians in pictures a second, and the crowd."""
-    alone, server = Variant(generating, str(bundle)), Server(bundle)
+    bare, server = Variant(generating, str(bundle)), Server(bundle)
     rates: dict[str, list[float]] = {"generate": [], "serve": []}
     for turn in range(runs + 1):
-        found = alone.run(count), throughput(server, count)
+        found = bare.run(count), throughput(server, count)
         if turn:  # the first one compiled
             for name, rate in zip(rates, found, strict=True):
                 rates[name].append(rate)
-    alone.end()
+    bare.end()
     medians = {name: statistics.median(values) for name, values in rates.items()}
     crowded = crowd(server, many, crowd_seconds, medians["serve"])
     server.end()

@@ -162,9 +162,9 @@ def style_grid(
             f"and {rows} x {columns}"
         )
     latents = [latent_of(pipeline, corner, psi) for corner in corners]
-    way = []
+    grid = []
     for row in range(rows):
         down = row / (rows - 1)
         left, right = (between(latents[i], latents[i + 2], down) for i in range(2))
-        way += [between(left, right, column / (columns - 1)) for column in range(columns)]
-    yield from pipeline.synthesize_each(way, len(way))
+        grid += [between(left, right, column / (columns - 1)) for column in range(columns)]
+    yield from pipeline.synthesize_each(grid, len(grid))

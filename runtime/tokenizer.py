@@ -76,6 +76,11 @@ class Tokenizer:
         """Number of ids, start and end included."""
         return self.end_id + 1
 
+    @property
+    def room(self) -> int:
+        """Ids of a text that fit beside start and end."""
+        return self.context_length - 2
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text of any length, without start and end."""
         ids: list[int] = []
@@ -97,7 +102,7 @@ class Tokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         tokens = np.zeros((len(texts), self.context_length), dtype=np.int64)
         for row, text in zip(tokens, texts):
-            ids = self.encode(text)[: self.context_length - 2]
+            ids = self.encode(text)[: self.room]
             row[: len(ids) + 2] = [self.start_id, *ids, self.end_id]
         return tokens
 

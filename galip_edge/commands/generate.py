@@ -109,7 +109,7 @@ def _sheet_name(
 
 
 def _warn_of_cut_prompts(pipeline: Pipeline, prompts: tuple[str, ...]) -> None:
-    room = pipeline.manifest.context_length - 2
+    room = pipeline.tokenizer.room
     for prompt in dict.fromkeys(prompts):
         if (length := len(pipeline.tokenizer.encode(prompt))) > room:
             click.echo(

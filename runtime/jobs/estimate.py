@@ -44,7 +44,7 @@ def estimate(prompts: PromptFile, bundle: str | Path, options: JobOptions) -> Es
         BundleError: the bundle is missing or damaged.
     """
     pipeline = Pipeline.from_bundle(bundle, options.pipeline)
-    room = pipeline.manifest.context_length - 2
+    room = pipeline.tokenizer.room
     rows = images = refused = cut = 0
     some: list[str] = []
     for row in prompts.rows():

@@ -17,7 +17,13 @@ from starlette.routing import Route
 
 from runtime.keyframes import Blend, Keyframe
 from runtime.pipeline import Pipeline
-from runtime.server.errors import error_response, no_such_address
+from runtime.server.errors import (
+    ServiceError,
+    bad_request,
+    error_response,
+    no_such_address,
+    not_met,
+)
 from runtime.server.fields import BadRequestError
 from runtime.server.metrics import Metrics
 from runtime.server.openapi import document
@@ -57,7 +63,13 @@ class _Server:
             Route("/openapi.json", self._document),
             *studio_routes(),
         ]
-        handlers: Any = {404: no_such_address, 405: no_such_address}
+        handlers: Any = {
+            404: no_such_address,
+            405: no_such_address,
+            BadRequestError: bad_request,
+            QueueFullError: self._queue_is_full,
+            ServiceError: not_met,
+        }
         self.app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
 
     @asynccontextmanager
@@ -74,7 +86,7 @@ class _Server:
         await asyncio.to_thread(queue.close)
 
     def _guarded(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
-        """Let in who has the key and comes from here, and tell what goes wrong."""
+        """Let in who has the key and comes from here."""
 
         async def guard(request: Request) -> Response:
             key = self._options.api_key
@@ -84,18 +96,16 @@ class _Server:
             # A page from elsewhere could not read the answer, but keep the machine busy.
             if request.headers.get("sec-fetch-site") == "cross-site":
                 return error_response(403, "other sites' pages may not ask", "cross_site")
-            try:
-                response: Response = await handler(request)
-            except BadRequestError as error:
-                message = str(error)
-                return error_response(400, message, "invalid_request_error", error.parameter)
-            except QueueFullError as error:
-                self._metrics.refused.inc()
-                wait = {"Retry-After": str(round(error.seconds))}
-                return error_response(429, str(error), "rate_limit_exceeded", headers=wait)
+            response: Response = await handler(request)
             return response
 
         return guard
+
+    async def _queue_is_full(self, _: Request, error: Any) -> Response:
+        """The handler of QueueFullError."""
+        self._metrics.refused.inc()
+        wait = {"Retry-After": str(round(error.seconds))}
+        return error_response(429, str(error), "rate_limit_exceeded", headers=wait)
 
     def _described(self) -> dict[str, Any]:
         manifest = self._pipeline.manifest
@@ -113,15 +123,14 @@ class _Server:
 
     async def _model(self, request: Request) -> Response:
         if request.path_params["name"] != self._pipeline.manifest.name:
-            return error_response(404, "there is no such model", "not_found")
+            raise ServiceError(404, "there is no such model", "not_found")
         return JSONResponse(self._described())
 
     async def _healthy(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def _ready(self, _: Request) -> Response:
-        if self._pictures.queue is None:
-            return error_response(503, "the server is starting or ending", "unavailable")
+        self._pictures.open_queue()
         return JSONResponse({"status": "ok"})
 
     async def _show_metrics(self, _: Request) -> Response:

@@ -8,6 +8,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 
+class ServiceError(Exception):
+    """A request that is not met, though nothing is wrong with it.
+
+    Args:
+        status: of the answer.
+        message: what is wrong.
+        code: the same for programs.
+    """
+
+    def __init__(self, status: int, message: str, code: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
 def error_response(
     status: int,
     message: str,
@@ -19,6 +33,16 @@ def error_response(
     kind = "invalid_request_error" if status < 500 else "server_error"
     body = {"error": {"message": message, "type": kind, "param": parameter, "code": code}}
     return JSONResponse(body, status, headers=headers)
+
+
+async def not_met(_: Request, error: Any) -> JSONResponse:
+    """The handler of ServiceError."""
+    return error_response(error.status, str(error), error.code)
+
+
+async def bad_request(_: Request, error: Any) -> JSONResponse:
+    """The handler of BadRequestError."""
+    return error_response(400, str(error), "invalid_request_error", error.parameter)
 
 
 async def no_such_address(request: Request, error: Any) -> JSONResponse:

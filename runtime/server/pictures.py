@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import secrets
 import time
@@ -14,10 +13,11 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from runtime.images import ImageMetadata, Images, write_png
+from runtime.images import ImageMetadata, Images
+from runtime.jobs.encoding import ImageFormat
 from runtime.keyframes import Blend
 from runtime.pipeline import Pipeline
-from runtime.server.errors import error_response
+from runtime.server.errors import ServiceError
 from runtime.server.fields import BadRequestError
 from runtime.server.metrics import Metrics
 from runtime.server.options import ServerOptions
@@ -26,6 +26,8 @@ from runtime.server.requests import Generation, parse_generation, parse_interpol
 
 # Pictures that a `url` was given for, the latest ones.
 _KEPT_PICTURES = 256
+
+_PNG = ImageFormat("png")
 
 
 class Pictures:
@@ -45,23 +47,19 @@ class Pictures:
         body = await self._json(request)
         wanted = parse_generation(body, self._manifest.image_size, self._options.most)
         pictures = await self._made(request, wanted.blends)
-        if isinstance(pictures, Response):
-            return pictures
         return JSONResponse(self._answer(request, wanted, pictures))
 
     async def interpolate(self, request: Request) -> Response:
         """`POST /v1/images/interpolations`."""
         wanted = parse_interpolation(await self._json(request))
-        pictures = await self._made(request, [wanted])
-        if isinstance(pictures, Response):
-            return pictures
-        return Response(pictures[0], media_type="image/png")
+        (picture,) = await self._made(request, [wanted])
+        return Response(picture, media_type="image/png")
 
     async def kept(self, request: Request) -> Response:
         """`GET /v1/pictures/{name}`."""
         picture = self._kept.get(request.path_params["name"])
         if picture is None:
-            return error_response(404, "no such picture, or it is no longer kept", "not_found")
+            raise ServiceError(404, "no such picture, or it is no longer kept", "not_found")
         return Response(picture, media_type="image/png")
 
     async def _json(self, request: Request) -> Any:
@@ -83,12 +81,17 @@ class Pictures:
                 raise BadRequestError(f"the body is larger than {self._options.body_bytes:,} bytes")
         return body
 
-    async def _made(self, request: Request, blends: list[Blend]) -> list[bytes] | Response:
-        """PNG files of pictures, or why there are none."""
+    def open_queue(self) -> PictureQueue:
+        """The queue, or a ServiceError while there is none."""
         if self.queue is None:
-            return error_response(503, "the server is starting or ending", "unavailable")
+            raise ServiceError(503, "the server is starting or ending", "unavailable")
+        return self.queue
+
+    async def _made(self, request: Request, blends: list[Blend]) -> list[bytes]:
+        """PNG files of pictures. Raises ServiceError and QueueFullError."""
+        queue = self.open_queue()
         started = time.perf_counter()
-        images = asyncio.gather(*map(asyncio.wrap_future, self.queue.ask(blends)))
+        images = asyncio.gather(*map(asyncio.wrap_future, queue.ask(blends)))
         leaving = asyncio.ensure_future(_disconnected(request))
         either: set[asyncio.Future[Any]] = {images, leaving}
         try:
@@ -100,9 +103,9 @@ class Pictures:
             if not images.done():
                 self._metrics.given_up.inc()
                 message = f"not made within {self._options.seconds:g} s"
-                return error_response(504, message, "timeout")
+                raise ServiceError(504, message, "timeout")
             if images.exception() is not None:  # which the queue has logged
-                return error_response(500, "the pictures could not be made", "failed")
+                raise ServiceError(500, "the pictures could not be made", "failed")
             pictures = await asyncio.to_thread(self._encode, blends, images.result())
         finally:
             leaving.cancel()
@@ -113,12 +116,11 @@ class Pictures:
 
     def _encode(self, blends: list[Blend], images: list[Images]) -> list[bytes]:
         """PNG files, with their recipe inside."""
-        model, files = (self._manifest.name, self._manifest.model_hash), []
-        for blend, image in zip(blends, images):
-            buffer = io.BytesIO()
-            write_png(image, buffer, ImageMetadata.of_blend(blend, *model))
-            files.append(buffer.getvalue())
-        return files
+        model = self._manifest.name, self._manifest.model_hash
+        return [
+            _PNG.encode(image, ImageMetadata.of_blend(blend, *model))
+            for blend, image in zip(blends, images)
+        ]
 
     def _answer(
         self, request: Request, wanted: Generation, pictures: list[bytes]

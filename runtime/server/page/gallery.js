@@ -1,10 +1,9 @@
 // The history on the page.
 
+import { byId } from "./common.js";
 import { History } from "./history.js";
 import { brief, described, fileName } from "./recipe.js";
 import { makeZip } from "./vendor/client-zip.js";
-
-const byId = (id) => document.getElementById(id);
 
 /** Give a file to the user. */
 export function download(blob, name) {

@@ -1,5 +1,7 @@
 // The picture that follows the settings.
 
+import { wait } from "./common.js";
+
 /**
  * Makes the newest picture that was wished for, one at a time. A wish takes the place of the one
  * before it, so what is old is dropped and never waits.
@@ -44,9 +46,9 @@ export class Live {
         const blob = await this.#make(recipe);
         if (!this.#dropped) await this.#show(blob, recipe);
       } catch (error) {
-        const wait = this.#fail(error);
-        if (wait !== undefined) {
-          await new Promise((done) => setTimeout(done, wait));
+        const pause = this.#fail(error);
+        if (pause !== undefined) {
+          await wait(pause);
           if (!this.#dropped) this.#wish ??= recipe;
         }
       }

@@ -1,6 +1,8 @@
 // What a picture is made from: as the JSON in our PNG files has it, but with seeds as texts, since
 // they have up to 63 bits and JavaScript's numbers 53.
 
+import { percent } from "./common.js";
+
 const CHUNK = "galip-edge";
 const MAX_SEED = 2n ** 63n - 1n;
 
@@ -71,7 +73,6 @@ function parsed(text) {
 
 /** One line for people. */
 export function described({ prompt, seed, index, end, sentence_share, noise_share, psi }) {
-  const percent = (share) => `${Math.round(share * 100)} %`;
   const of = (keyframe) => `(seed ${keyframe.seed}, image ${keyframe.index})`;
   let text = `${prompt} ${of({ seed, index })}`;
   if (end) {

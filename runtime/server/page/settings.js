@@ -1,9 +1,9 @@
 // The form: from it to a recipe, and back.
 
+import { byId, percent } from "./common.js";
 import { blend, isSeed } from "./recipe.js";
 
-const byId = (id) => document.getElementById(id);
-const percent = (value) => `${Math.round(value * 100)} %`;
+const KEYFRAME = ["prompt", "seed", "index"];
 const SLIDERS = ["sentence-share", "noise-share", "psi"];
 
 /** A seed by chance, as text. */
@@ -32,7 +32,7 @@ export function recipeOfForm() {
 }
 
 function keyframe(name, usualPrompt) {
-  const [prompt, seed, index] = ["prompt", "seed", "index"].map((it) => byId(`${name}-${it}`));
+  const [prompt, seed, index] = KEYFRAME.map((it) => byId(`${name}-${it}`));
   const valid = isSeed(seed.value);
   seed.setAttribute("aria-invalid", String(!valid));
   const said = prompt.value.trim() ? prompt.value : usualPrompt;
@@ -56,8 +56,7 @@ function fill(name, keyframe) {
 
 /** The end becomes the start, and the other way round; the picture stays what it is. */
 export function swapEnds() {
-  const read = (name) =>
-    Object.fromEntries(["prompt", "seed", "index"].map((it) => [it, byId(`${name}-${it}`).value]));
+  const read = (name) => Object.fromEntries(KEYFRAME.map((it) => [it, byId(`${name}-${it}`).value]));
   const [start, end] = [read("start"), read("end")];
   if (!end.prompt.trim()) end.prompt = start.prompt;
   fill("start", end);

@@ -1,5 +1,6 @@
 // The page: what happens when.
 
+import { byId, wait } from "./common.js";
 import { download, Gallery } from "./gallery.js";
 import { Live, Rate } from "./live.js";
 import { Player } from "./player.js";
@@ -7,8 +8,6 @@ import { described, fileName, numbered, recipeOf, requestOf } from "./recipe.js"
 import { picture, servedModel, useKey } from "./server.js";
 import { drawnSeed, fillForm, recipeOfForm, setShare, share, swapEnds } from "./settings.js";
 
-const byId = (id) => document.getElementById(id);
-const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 // Of the six connections that browsers have to a server, some stay for the picture that follows.
 const AT_ONCE = 4;
 
@@ -114,6 +113,11 @@ const player = new Player(byId("play"), (value) => {
 
 let gallery = null;
 
+/** Put a picture into the history, by what its file says: that has the model, too. */
+async function keep({ recipe, blob }) {
+  await gallery.add((await recipeOf(blob)) ?? recipe, blob);
+}
+
 /** A picture, also if the server has to be asked again. */
 async function patiently(recipe, signal) {
   for (;;) {
@@ -142,7 +146,7 @@ async function make() {
   const pending = [];
   const keepNext = async () => {
     const item = await pending.shift();
-    await gallery.add((await recipeOf(item.blob)) ?? item.recipe, item.blob);
+    await keep(item);
     if (++made === 1) await show(item);
   };
   try {
@@ -195,8 +199,7 @@ function listen() {
     follow();
   });
   byId("keep").addEventListener("click", async () => {
-    const { recipe, blob } = shown;
-    await gallery.add((await recipeOf(blob)) ?? recipe, blob);
+    await keep(shown);
     say("Kept in the history.");
   });
   byId("save").addEventListener("click", () => download(shown.blob, `${fileName(shown.recipe)}.png`));
