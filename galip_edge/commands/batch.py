@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -168,21 +168,25 @@ def command(
         if dry_run:
             _tell(asdict(estimate(file, bundle, options)), as_json)
             return
-        with redirect_stdout(sys.stderr):  # Ray says things there
+        # Ray says things on stdout, up to its end.
+        with redirect_stdout(sys.stderr), _engine(engine, workers, address) as who:
             with console().status("reading the prompts"):
-                job = Job(file, bundle, out, options, _engine(engine, workers, address))
+                job = Job(file, bundle, out, options, who)
             with _stops_at_signals(job), _progress(job) as show:
                 for _ in job:
                     show()
     _report(job, as_json)
 
 
-def _engine(name: str, workers: int | None, address: str | None) -> Engine:
+@contextmanager
+def _engine(name: str, workers: int | None, address: str | None) -> Iterator[Engine]:
     if name == "ray":
         from runtime.jobs.ray_engine import Ray
 
-        return Ray(workers, address)
-    return InProcess() if workers in (None, 1) else Processes(workers)
+        with closing(Ray(workers, address)) as engine:
+            yield engine
+    else:
+        yield InProcess() if workers in (None, 1) else Processes(workers)
 
 
 @contextmanager

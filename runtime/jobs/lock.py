@@ -16,6 +16,9 @@ from runtime.errors import JobError
 # For workers of a killed job, which end after the image that they are at.
 _PATIENCE_SECONDS = 10.0
 
+# For a worker that a cluster lost sight of, which may go on with its part for a while.
+_LOST_SECONDS = 60.0
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -39,7 +42,21 @@ def shared(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _held(file: Path, exclusive: bool, seconds: float, busy: str) -> Iterator[None]:
+def held_part(folder: Path, number: int) -> Iterator[None]:
+    """Be the one process that makes this part of the job whose state is in `folder`.
+
+    Raises JobError if another one does and does not end.
+    """
+    busy = f"a worker that was lost is still at part {number} of the job in {folder.parent}: end it"
+    with _held(folder / "parts.lock", True, _LOST_SECONDS, busy, byte=number):
+        yield
+
+
+@contextmanager
+def _held(
+    file: Path, exclusive: bool, seconds: float, busy: str, byte: int | None = None
+) -> Iterator[None]:
+    """Hold the lock of a file, or of one byte of it: there need not be a file for each part."""
     import fcntl
 
     kind = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
@@ -52,7 +69,10 @@ def _held(file: Path, exclusive: bool, seconds: float, busy: str) -> Iterator[No
     try:
         while True:
             try:
-                fcntl.flock(descriptor, kind)
+                if byte is None:
+                    fcntl.flock(descriptor, kind)
+                else:
+                    fcntl.lockf(descriptor, kind, 1, byte)
                 break
             except OSError as error:
                 if time.monotonic() >= until:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from runtime.errors import JobError
 from runtime.files import atomic_path
-from runtime.jobs.lock import locked, shared
+from runtime.jobs.lock import held_part, locked, shared
 
 # Folder of what a job remembers, in its own.
 STATE = ".job"
@@ -40,6 +40,9 @@ class Place(Protocol):
 
     def share(self) -> AbstractContextManager[None]:
         """Be a worker of who leads it. Raises JobError if another one is about to."""
+
+    def hold(self, part: int) -> AbstractContextManager[None]:
+        """Be the one who makes this part. Raises JobError if a worker that was lost still does."""
 
 
 class LocalPlace:
@@ -86,14 +89,22 @@ class LocalPlace:
     def lock(self) -> Iterator[None]:
         """See Place. Removes what processes that were killed left half written, too."""
         with locked(self.folder / STATE):
-            for folder in (self.folder, self.folder / STATE, self.folder / STATE / "parts"):
-                for left in folder.glob(".*.tmp"):
-                    left.unlink(missing_ok=True)
+            self._tidy()  # of an earlier run
             yield
+            self._tidy()  # of workers that were lost in this one
+
+    def _tidy(self) -> None:
+        for folder in (self.folder, self.folder / STATE, self.folder / STATE / "parts"):
+            for left in folder.glob(".*.tmp"):
+                left.unlink(missing_ok=True)
 
     def share(self) -> AbstractContextManager[None]:
         """See Place."""
         return shared(self.folder / STATE)
+
+    def hold(self, part: int) -> AbstractContextManager[None]:
+        """See Place."""
+        return held_part(self.folder / STATE, part)
 
 
 class RemotePlace:
@@ -176,6 +187,10 @@ class RemotePlace:
         return nullcontext()
 
     def share(self) -> AbstractContextManager[None]:
+        """See Place."""
+        return nullcontext()
+
+    def hold(self, part: int) -> AbstractContextManager[None]:
         """See Place."""
         return nullcontext()
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from runtime.errors import GalipEdgeError, JobError
 from runtime.files import atomic_folder
 from runtime.jobs.journal import Entry
 from runtime.jobs.parts import Part
+from runtime.jobs.place import place_of
 from runtime.jobs.worker import Work, Worker
 
 # A part whose worker was lost so often is not given to another one.
@@ -23,6 +27,9 @@ _LOSSES = 5
 
 # Parts at each worker, so that it does not wait for us.
 _AHEAD = 2
+
+# Seconds: between looks at whether we shall stop, and for what a worker made to come here.
+_GLANCE, _FETCH = 0.5, 60.0
 
 
 class Ray:
@@ -34,12 +41,15 @@ class Ray:
     Args:
         workers: actors; None: one a node.
         address: of the cluster; None: that of the environment, else a new one on this machine.
+        patience: seconds for which the cluster may have no room for any actor.
 
     Raises:
         JobError: Ray is not installed, or cannot be reached.
     """
 
-    def __init__(self, workers: int | None = None, address: str | None = None) -> None:
+    def __init__(
+        self, workers: int | None = None, address: str | None = None, patience: float = 600.0
+    ) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         try:
@@ -48,7 +58,8 @@ class Ray:
             raise JobError(
                 "--engine ray needs ray, which is not installed: pip install 'galip-edge[ray]'"
             ) from error
-        if not ray.is_initialized():
+        self._joined = not ray.is_initialized()
+        if self._joined:
             # A cluster that we start tells nobody of its use, unless its user says so.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
@@ -56,59 +67,45 @@ class Ray:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise JobError(f"no Ray cluster at {address}: {error}") from error
         self._ray: Any = ray
-        self._workers = workers
+        self._workers, self._patience = workers, patience
+
+    def close(self) -> None:
+        """Leave the cluster, unless this program had joined it before."""
+        if self._joined:
+            self._ray.shutdown()
 
     def run(
         self, work: Work, parts: Iterator[Part], stopped: Callable[[], bool]
     ) -> Iterator[int | Entry]:
         """See Engine. Entries come when their part is done."""
         ray = self._ray
-        files = ray.put(_read_bundle(work.bundle))
         absolute = work.out if "://" in work.out else str(Path(work.out).resolve())
         count, cores = self._shares()
         share = replace(
             work, out=absolute, options=replace(work.options, threads=work.options.threads or cores)
         )
-        kind = ray.remote(num_cpus=cores)(_Actor)
-        actors = [kind.remote(share, files) for _ in range(count)]
-        waiting: dict[Any, tuple[Any, Part]] = {}
-        lost: list[Part] = []
-        losses: Counter[int] = Counter()
-
-        def give(to: Any) -> None:
-            part = lost.pop() if lost else None if stopped() else next(parts, None)
-            if part is not None:
-                waiting[to.run.remote(part)] = to, part
-
+        queue = _Queue(parts, stopped)
+        crew = _Crew(ray, count, cores, (share, ray.put(_read_bundle(work.bundle))))
         try:
-            for _ in range(_AHEAD):
-                for actor in actors:
-                    give(actor)
-            while waiting:
-                (done,), _ = ray.wait(list(waiting), num_returns=1)
-                actor, part = waiting.pop(done)
-                try:
-                    result = ray.get(done)
-                except ray.exceptions.RayError as error:
-                    losses[part.number] += 1
-                    if losses[part.number] == _LOSSES:
-                        raise JobError(
-                            f"workers were lost {_LOSSES} times at part {part.number}: {error}"
-                        ) from error
-                    lost.append(part)
-                    if actor in actors:
-                        actors.remove(actor)
-                    if not actors or ray.available_resources().get("CPU", 0) >= cores:
-                        actors.append(kind.remote(share, files))
-                    give(actors[losses.total() % len(actors)])
-                    continue
-                if isinstance(result, GalipEdgeError):
-                    raise result
-                yield from result
-                give(actor)
+            worked = time.monotonic()
+            while queue or crew.works:
+                while crew.ready and queue:
+                    crew.give(queue.take())
+                for outcome, part in crew.hear():
+                    if isinstance(outcome, GalipEdgeError):
+                        raise outcome
+                    if outcome is None and part is not None:
+                        queue.put_back(part)
+                    yield from outcome or ()
+                if crew.ready or crew.works:
+                    worked = time.monotonic()
+                elif time.monotonic() - worked > self._patience:
+                    raise JobError(
+                        f"the Ray cluster had no node with {cores} free cores for "
+                        f"{self._patience:.0f} seconds: add nodes, or wait for its other work"
+                    )
         finally:
-            for actor in actors:
-                ray.kill(actor)
+            crew.dismiss()
 
     def _shares(self) -> tuple[int, int]:
         """How many actors, and cores of each."""
@@ -126,20 +123,126 @@ def _read_bundle(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
+class _Queue:
+    """Parts that are to be given: those whose worker was lost, and new ones; none once stopped."""
+
+    def __init__(self, parts: Iterator[Part], stopped: Callable[[], bool]) -> None:
+        self._parts, self._stopped = parts, stopped
+        self._waiting: list[Part] = []
+
+    def __bool__(self) -> bool:
+        if not self._waiting:
+            self._waiting.extend(islice(self._parts, 1))
+        return bool(self._waiting) and not self._stopped()
+
+    def take(self) -> Part:
+        """The next one, where there is one."""
+        return self._waiting.pop()
+
+    def put_back(self, part: Part) -> None:
+        """It has to be done again."""
+        self._waiting.append(part)
+
+
+class _Crew:
+    """So many actors: one that is lost is replaced, as soon as the cluster has room for another.
+
+    Attributes:
+        ready: actors that can be given a part; one that can be given two is in it twice.
+    """
+
+    def __init__(self, ray: Any, count: int, cores: int, arguments: tuple[Any, ...]) -> None:
+        self._ray = ray
+        self._kind = ray.remote(num_cpus=cores)(_Actor)
+        self._arguments = arguments
+        self._losses: Counter[str] = Counter()
+        self._actors: list[Any] = []
+        self.ready: list[Any] = []
+        # What an actor was asked for, by Ray's reference: a part, or None to get ready.
+        self._asked: dict[Any, tuple[Any, Part | None]] = {}
+        for _ in range(count):
+            self._start()
+
+    def _start(self) -> None:
+        # Ray lets it wait until there is room for it; it is given no part before.
+        actor = self._kind.remote(*self._arguments)
+        self._actors.append(actor)
+        self._asked[actor.prepare.remote()] = actor, None
+
+    @property
+    def works(self) -> bool:
+        """Whether somebody has a part."""
+        return any(part is not None for _, part in self._asked.values())
+
+    def give(self, part: Part) -> None:
+        """To one that is ready."""
+        actor = self.ready.pop(0)
+        self._asked[actor.run.remote(part)] = actor, part
+
+    def hear(self) -> Iterator[tuple[Any, Part | None]]:
+        """What came of what was asked, for a while: of a part whose actor was lost None came.
+
+        Raises:
+            JobError: actors are lost again and again.
+        """
+        done, _ = self._ray.wait(list(self._asked), num_returns=1, timeout=_GLANCE)
+        for reference in done:
+            actor, part = self._asked.pop(reference)
+            try:
+                outcome = self._ray.get(reference, timeout=_FETCH)
+            except self._ray.exceptions.RayError as error:
+                self._lose(actor, part, error)
+                outcome = None
+            else:
+                self.ready.extend([actor] * (_AHEAD if part is None else 1))
+            yield outcome, part
+
+    def _lose(self, actor: Any, part: Part | None, why: Exception) -> None:
+        where = "their start" if part is None else f"part {part.number}"
+        self._losses[where] += 1
+        if self._losses[where] == _LOSSES:
+            raise JobError(f"workers were lost {_LOSSES} times at {where}: {why}") from why
+        if actor in self._actors:  # else this is another part that it had
+            self._actors.remove(actor)
+            self.ready = [other for other in self.ready if other != actor]
+            self._ray.kill(actor)
+            self._start()
+
+    def dismiss(self) -> None:
+        """End them all."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+
+
 class _Actor:
     """A worker on some node."""
 
     def __init__(self, work: Work, files: dict[str, bytes]) -> None:
-        folder = cache_folder() / "bundles" / work.model_hash[:16]
-        if not (folder / MANIFEST).exists():
-            try:
-                with atomic_folder(folder) as temporary:
-                    for name, content in files.items():
-                        (temporary / name).write_bytes(content)
-            except GalipEdgeError:
-                if not (folder / MANIFEST).exists():  # which another worker of this node wrote
-                    raise
-        self._worker = Worker(replace(work, bundle=folder))
+        self._folder = cache_folder() / "bundles" / work.model_hash[:16]
+        self._work, self._files = replace(work, bundle=self._folder), files
+        self._until_the_end = ExitStack()
+
+    def prepare(self) -> list[int | Entry] | GalipEdgeError:
+        """Have the model on this node: nothing, or why the job cannot go on."""
+        try:
+            place = place_of(self._work.out)
+            self._until_the_end.enter_context(place.share())  # a later leader waits for it
+            self._store_bundle()
+            self._worker = Worker(self._work)
+        except GalipEdgeError as error:
+            return error
+        return []
+
+    def _store_bundle(self) -> None:
+        if (self._folder / MANIFEST).exists():
+            return
+        try:
+            with atomic_folder(self._folder) as temporary:
+                for name, content in self._files.items():
+                    (temporary / name).write_bytes(content)
+        except GalipEdgeError:
+            if not (self._folder / MANIFEST).exists():  # which another worker of this node wrote
+                raise
 
     def run(self, part: Part) -> list[int | Entry] | GalipEdgeError:
         """A part's outcome, or why the job cannot go on."""

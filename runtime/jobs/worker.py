@@ -87,10 +87,11 @@ class Worker:
         Raises:
             GalipEdgeError: the model cannot be loaded, or a file cannot be written.
         """
-        if isinstance(self._place, RemotePlace):
-            yield from self._run_elsewhere(part, self._place, stopped)
-        else:
-            yield from self._run_in(self._place.folder, part, stopped)
+        with self._place.hold(part.number):
+            if isinstance(self._place, RemotePlace):
+                yield from self._run_elsewhere(part, self._place, stopped)
+            else:
+                yield from self._run_in(self._place.folder, part, stopped)
 
     def _run_elsewhere(
         self, part: Part, place: RemotePlace, stopped: Callable[[], bool]

@@ -1,6 +1,7 @@
 """What a job left in its folder."""
 
 import json
+import time
 from pathlib import Path
 
 
@@ -25,3 +26,16 @@ def orphans(folder: Path) -> list[Path]:
     """Files that are half written, and shards that were not finished."""
     left = [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
     return [*left, *(folder / ".job" / "open").glob("*")]
+
+
+def written(folder: Path) -> int:
+    """Images of which a job that may still run has a record."""
+    journals = (folder / ".job" / "parts").glob("*.jsonl")
+    return sum(journal.read_bytes().count(b"\n") for journal in journals)
+
+
+def wait_until_written(count: int, folder: Path) -> None:
+    until = time.monotonic() + 120
+    while written(folder) < count:
+        assert time.monotonic() < until
+        time.sleep(0.02)

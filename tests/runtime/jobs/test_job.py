@@ -286,6 +286,15 @@ def test_two_processes_do_not_work_on_one_job(prompts, bundle, tmp_path, plain_m
     assert list(Job(prompts, bundle, tmp_path / "out"))
 
 
+def test_what_lost_workers_left_half_written_is_removed(prompts, bundle, tmp_path, plain_model):
+    out = tmp_path / "out"
+    for count, _ in enumerate(Job(prompts, bundle, out)):
+        if count == 2:
+            (out / ".job" / "parts" / ".00000000.jsonl.1-1.tmp").write_text("half")
+            (out / ".00000000.parquet.1-1.tmp").write_text("half")
+    assert not orphans(out)
+
+
 def test_a_write_that_fails_ends_it_and_loses_nothing(
     prompts, bundle, tmp_path, plain_model, monkeypatch
 ):

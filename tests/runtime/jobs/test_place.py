@@ -1,10 +1,14 @@
 """Jobs at a URL, and what a place must do wherever it is."""
 
+import subprocess
+import sys
+
 import pytest
 from left import made
 from plain_model import PlainPipeline
 
 from runtime import Job, JobError, JobOptions, PromptFile
+from runtime.jobs import lock
 from runtime.jobs.place import LocalPlace, RemotePlace, place_of
 
 
@@ -35,6 +39,34 @@ def test_files_are_whole_or_not_there(place):
     assert place.names("a") == []
     with place.lock():
         pass
+
+
+def test_a_part_is_made_by_one_process_at_a_time(tmp_path, monkeypatch):
+    """One that a cluster lost sight of may still be at it."""
+    monkeypatch.setattr(lock, "_LOST_SECONDS", 0.2)
+    place = LocalPlace(tmp_path)
+    script = f"""
+import sys
+from pathlib import Path
+from runtime.jobs.place import LocalPlace
+with LocalPlace(Path({str(tmp_path)!r})).hold(3):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as lost:
+        assert lost.stdout.readline() == b"held\n"
+        with place.hold(2), place.hold(4):
+            pass
+        with (
+            pytest.raises(JobError, match="a worker that was lost is still at part 3"),
+            place.hold(3),
+        ):
+            pass
+        lost.kill()
+        lost.wait()
+        with place.hold(3):
+            pass
 
 
 def test_kinds(tmp_path):

@@ -1,90 +1,171 @@
 """A job on a cluster of several nodes, which are processes of this machine."""
 
+import json
 import os
 import signal
-import threading
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from left import entries, made, orphans
+from left import entries, made, orphans, wait_until_written
+from ray_cluster import Cluster
 
 from runtime import Job, JobOptions, PromptFile
 
+# Seconds for a job: one that waits for what never comes must not stop all other tests.
+PATIENCE = 120
+
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster, nodes
-    ray.shutdown()
-    cluster.shutdown()
+def cluster():
+    pytest.importorskip("ray")
+    cluster = Cluster()
+    yield cluster
+    cluster.end()
 
 
 @pytest.fixture
-def prompts(tmp_path) -> PromptFile:
+def prompts(tmp_path) -> Path:
+    """200, and one that is too long."""
     path = tmp_path / "p.txt"
     path.write_text("\n".join(f"bird {i}" for i in range(200)) + "\n" + "x" * 3000)
-    return PromptFile(path)
+    return path
+
+
+@pytest.fixture
+def whole(prompts, bundle, tmp_path) -> Path:
+    """What this process makes of them."""
+    list(Job(PromptFile(prompts), bundle, tmp_path / "here", JobOptions(part=5)))
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def start(cluster, prompts, bundle):
+    """Starts a job on the cluster as users do."""
+    jobs = []
+
+    def start(out, *more) -> subprocess.Popen:
+        command = [sys.executable, "-m", "galip_edge", "batch", prompts, "--out", out, "--json"]
+        command += ["--model", bundle, "--engine", "ray", "--address", cluster.address]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        jobs.append(subprocess.Popen([*map(str, command), *map(str, more)], text=True, **pipes))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.kill()
+        job.wait()
+
+
+def result(job: subprocess.Popen) -> dict:
+    """What a job told at its end: it has one row that failed, which is told as well."""
+    told, error = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 1, error
+    assert "1 of 201 failed" in error
+    return json.loads(told)
 
 
 def worker_processes() -> list[int]:
+    """Oldest first."""
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                if Path(f"/proc/{entry}/cmdline").read_bytes().startswith(b"ray::_Actor"):
-                    found.append(int(entry))
+                if (entry / "cmdline").read_bytes().startswith(b"ray::_Actor"):
+                    found.append((entry.stat().st_ctime, int(entry.name)))
             except OSError:
                 pass
-    return found
+    return [number for _, number in sorted(found)]
 
 
 @pytest.mark.parametrize("form", ["folder", "tar"])
-def test_it_makes_what_this_process_makes(form, cluster, prompts, bundle, tmp_path):
-    from runtime.jobs.ray_engine import Ray
-
-    options = JobOptions(form=form, part=20)
-    list(Job(prompts, bundle, tmp_path / "here", options))
-    job = Job(prompts, bundle, f"file://{tmp_path}/there", options, Ray())
-    assert len(list(job)) == 201
-    assert (job.progress.done, job.progress.failed, job.progress.left) == (200, 1, 0)
+def test_it_makes_what_this_process_makes(form, start, prompts, bundle, tmp_path):
+    list(Job(PromptFile(prompts), bundle, tmp_path / "here", JobOptions(form=form, part=20)))
+    told = result(start(f"file://{tmp_path}/there", "--as", form, "--part", 20))
+    assert (told["done"], told["failed"], told["left"]) == (200, 1, 0)
     assert made(tmp_path / "there") == made(tmp_path / "here")
 
 
-def test_what_a_lost_worker_was_at_is_done_by_another(cluster, prompts, bundle, tmp_path):
-    from runtime.jobs.ray_engine import Ray
-
-    list(Job(prompts, bundle, tmp_path / "here", JobOptions(part=5)))
-    killed = []
-
-    def kill():
-        while len(killed) < 2:
-            if victims := [pid for pid in worker_processes() if pid not in killed]:
-                time.sleep(0.3)
-                os.kill(victims[0], signal.SIGKILL)
-                killed.append(victims[0])
-            time.sleep(0.5)
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    list(Job(prompts, bundle, tmp_path / "there", JobOptions(part=5), Ray()))
-    assert len(killed) >= 1
-    assert len(entries(tmp_path / "there")) == 201
-    assert made(tmp_path / "there") == made(tmp_path / "here")
-    assert not orphans(tmp_path / "there")
+def test_workers_for_which_there_is_no_room_are_not_waited_for(start, whole, tmp_path):
+    result(start(tmp_path / "there", "--workers", 3, "--part", 5))
+    assert made(tmp_path / "there") == made(whole)
 
 
-def test_a_lost_node_is_done_without(cluster, prompts, bundle, tmp_path):
-    from runtime.jobs.ray_engine import Ray
+def test_what_lost_workers_were_at_is_done_by_others(start, whole, tmp_path):
+    out = tmp_path / "there"
+    job = start(out, "--part", 5)
+    for count in (10, 40, 70):
+        wait_until_written(count, out)
+        os.kill(worker_processes()[0], signal.SIGKILL)
+    told = result(job)
+    assert (told["left"], told["all_failed"]) == (0, 1)
+    assert len(entries(out)) == 201
+    assert made(out) == made(whole)
+    assert not orphans(out)
 
-    nodes, (first, _) = cluster
-    list(Job(prompts, bundle, tmp_path / "here", JobOptions(part=5)))
-    for count, _ in enumerate(Job(prompts, bundle, tmp_path / "there", JobOptions(part=5), Ray())):
-        if count == 20:
-            nodes.remove_node(first, allow_graceful=False)
-    assert made(tmp_path / "there") == made(tmp_path / "here")
+
+def test_a_lost_node_is_done_without(cluster, start, whole, tmp_path):
+    out = tmp_path / "there"
+    job = start(out, "--part", 5)
+    wait_until_written(20, out)
+    cluster.tell("remove")
+    result(job)
+    assert made(out) == made(whole)
+    cluster.tell("add")
+
+
+def test_a_cluster_of_no_nodes_is_waited_for(cluster, start, whole, tmp_path):
+    out = tmp_path / "there"
+    job = start(out, "--part", 5)
+    wait_until_written(20, out)
+    for _ in range(2):
+        cluster.tell("remove")
+    for _ in range(2):
+        cluster.tell("add")
+    result(job)
+    assert made(out) == made(whole)
+
+
+def test_a_signal_ends_a_job_that_waits_for_room(cluster, start, prompts, tmp_path):
+    for _ in range(2):
+        cluster.tell("remove")
+    cluster.tell("add")
+    first = start(tmp_path / "first", "--part", 1)
+    wait_until_written(1, tmp_path / "first")
+    second = start(tmp_path / "second")
+    until = time.monotonic() + PATIENCE
+    while not (tmp_path / "second" / ".job" / "job.json").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    time.sleep(1)
+    second.send_signal(signal.SIGINT)
+    _, error = second.communicate(timeout=30)
+    assert second.returncode == 130, error
+    assert "201 of 201 are left" in error
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=PATIENCE)
+    cluster.tell("add")
+
+
+def test_no_room_for_long_is_told(cluster, prompts, bundle, tmp_path):
+    script = f"""
+from collections import Counter
+from pathlib import Path
+import ray
+from runtime import Job, JobError, PromptFile
+from runtime.jobs.ray_engine import Ray
+prompts, bundle, out = {[str(prompts), str(bundle), str(tmp_path / "out")]}
+engine = Ray(address={cluster.address!r}, patience=2)
+held = [ray.remote(num_cpus=1)(Counter).remote() for _ in range(2)]
+ray.get([actor.total.remote() for actor in held])
+try:
+    list(Job(PromptFile(Path(prompts)), bundle, out, None, engine))
+except JobError as error:
+    print(error)
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert "no node with 1 free cores for 2 seconds: add nodes" in told.stdout, told.stderr
