@@ -93,6 +93,13 @@ class Tokenizer:
                 ids.extend(self._merge(word))
         return ids
 
+    def cut(self, text: str) -> str | None:
+        """In words how much of a text is read, if that is not all of it."""
+        length = len(self.encode(text))
+        if length <= self.room:
+            return None
+        return f"{length} tokens, the model reads the first {self.room}"
+
     def __call__(self, texts: str | Sequence[str]) -> npt.NDArray[np.int64]:
         """Token ids, zero after the end of text; a longer text is cut and keeps its end token.
 

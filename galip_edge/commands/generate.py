@@ -109,11 +109,6 @@ def _sheet_name(
 
 
 def _warn_of_cut_prompts(pipeline: Pipeline, prompts: tuple[str, ...]) -> None:
-    room = pipeline.tokenizer.room
     for prompt in dict.fromkeys(prompts):
-        if (length := len(pipeline.tokenizer.encode(prompt))) > room:
-            click.echo(
-                f"Warning: the prompt has {length} tokens, the model reads the first {room}: "
-                f"{prompt[:60]!r}...",
-                err=True,
-            )
+        if cut := pipeline.tokenizer.cut(prompt):
+            click.echo(f"Warning: the prompt has {cut}: {prompt[:60]!r}...", err=True)

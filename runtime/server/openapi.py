@@ -26,8 +26,9 @@ def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
             "created": {"type": "integer"},
             "seed": {"type": "integer", "description": "The one that the pictures were made with."},
             "data": {"type": "array", "items": picture},
+            "warnings": {"type": "array", "items": {"type": "string"}},
         },
-        "required": ["created", "seed", "data"],
+        "required": ["created", "seed", "data", "warnings"],
     }
     keyed: dict[str, Any] = {"security": [{"key": []}]} if with_key else {}
     refusals = ("401", "403") if with_key else ("403",)

@@ -29,6 +29,9 @@ _KEPT_PICTURES = 256
 
 _PNG = ImageFormat("png")
 
+# Of answers that are no JSON.
+WARNING_HEADER = "X-Galip-Edge-Warning"
+
 
 class Pictures:
     """Reads requests, waits for their pictures, and answers.
@@ -39,7 +42,8 @@ class Pictures:
 
     def __init__(self, pipeline: Pipeline, options: ServerOptions, metrics: Metrics) -> None:
         self.queue: PictureQueue | None = None
-        self._manifest, self._options, self._metrics = pipeline.manifest, options, metrics
+        self._manifest, self._tokenizer = pipeline.manifest, pipeline.tokenizer
+        self._options, self._metrics = options, metrics
         self._kept: OrderedDict[str, bytes] = OrderedDict()
 
     async def generate(self, request: Request) -> Response:
@@ -53,7 +57,9 @@ class Pictures:
         """`POST /v1/images/interpolations`."""
         wanted = parse_interpolation(await self._json(request))
         (picture,) = await self._made(request, [wanted])
-        return Response(picture, media_type="image/png")
+        warnings = ", ".join(self._warnings([wanted]))
+        headers = {WARNING_HEADER: warnings} if warnings else None
+        return Response(picture, media_type="image/png", headers=headers)
 
     async def kept(self, request: Request) -> Response:
         """`GET /v1/pictures/{name}`."""
@@ -131,7 +137,15 @@ class Pictures:
             data = [{"url": str(request.url_for("picture", name=name))} for name in names]
         else:
             data = [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures]
-        return {"created": int(time.time()), "seed": wanted.seed, "data": data}
+        warnings = self._warnings(wanted.blends[:1])  # all have one prompt
+        created = int(time.time())
+        return {"created": created, "seed": wanted.seed, "data": data, "warnings": warnings}
+
+    def _warnings(self, blends: list[Blend]) -> list[str]:
+        """What clients would not expect, in ASCII."""
+        keyframes = [frame for blend in blends for frame in (blend.start, blend.end) if frame]
+        prompts = dict.fromkeys(frame.prompt for frame in keyframes)
+        return [f"a prompt has {cut}" for cut in map(self._tokenizer.cut, prompts) if cut]
 
     def _keep(self, picture: bytes) -> str:
         """Its name, until many others came."""

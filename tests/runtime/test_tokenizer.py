@@ -48,6 +48,8 @@ def test_long_text_is_cut_and_keeps_its_end_token(tokenizer):
     assert tokens[0, 0] == tokenizer.start_id
     assert tokens[0, -1] == tokenizer.end_id
     assert tokens[0].argmax() == 76
+    assert tokenizer.cut("word " * 75) is None
+    assert tokenizer.cut("word " * 76) == "76 tokens, the model reads the first 75"
 
 
 def test_the_end_token_has_the_highest_id(tokenizer):

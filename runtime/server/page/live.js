@@ -15,8 +15,8 @@ export class Live {
   #dropped = false;
 
   /**
-   * @param make recipe -> promise of a Blob
-   * @param show (blob, recipe) -> promise, done when it is shown
+   * @param make recipe -> promise of what is made
+   * @param show (made, recipe) -> promise, done when it is shown
    * @param fail error -> milliseconds after which to try again, or undefined
    */
   constructor(make, show, fail) {
@@ -43,8 +43,8 @@ export class Live {
       this.#wish = null;
       this.#dropped = false;
       try {
-        const blob = await this.#make(recipe);
-        if (!this.#dropped) await this.#show(blob, recipe);
+        const made = await this.#make(recipe);
+        if (!this.#dropped) await this.#show(made, recipe);
       } catch (error) {
         const pause = this.#fail(error);
         if (pause !== undefined) {

@@ -42,8 +42,8 @@ export async function servedModel() {
   return (await answer.json()).data[0];
 }
 
-/** The PNG (a Blob) of a request, as `requestOf` makes it. */
+/** The PNG of a request, as `requestOf` makes it: {blob, warning}, the latter null if all is well. */
 export async function picture(request, signal) {
   const answer = await ask(PICTURE, { method: "POST", body: request, signal });
-  return answer.blob();
+  return { blob: await answer.blob(), warning: answer.headers.get("X-Galip-Edge-Warning") };
 }

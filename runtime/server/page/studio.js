@@ -17,7 +17,8 @@ let making = null; // an AbortController
 let troubled = false; // whether the status tells of something that may be over
 
 function say(text) {
-  byId("status").textContent = text;
+  const status = byId("status");
+  if (status.textContent !== text) status.textContent = text; // it is read aloud when it changes
 }
 
 /** Tell what went wrong. */
@@ -49,11 +50,11 @@ const rate = new Rate(byId("rate"));
 
 const live = new Live(
   (recipe) => picture(requestOf(recipe)),
-  async (blob, recipe) => {
+  async ({ blob, warning }, recipe) => {
     await show({ recipe, blob });
     rate.add();
-    if (troubled) say("");
-    troubled = false;
+    if (troubled || warning) say(warning ?? "");
+    troubled = warning !== null;
   },
   (error) => {
     failed(error);
@@ -122,7 +123,8 @@ async function keep({ recipe, blob }) {
 async function patiently(recipe, signal) {
   for (;;) {
     try {
-      return { recipe, blob: await picture(requestOf(recipe), signal) };
+      const { blob } = await picture(requestOf(recipe), signal);
+      return { recipe, blob };
     } catch (error) {
       if (error.status !== 429) throw error;
       say(error.message);

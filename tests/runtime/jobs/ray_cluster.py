@@ -1,12 +1,14 @@
 """A Ray cluster of processes on this machine, with two nodes of one core.
 
 As a command it prints the cluster's address, then does what each line of its input says: `add` a
-node, `remove` the oldest one as if it had lost power, and says `done`. It ends with its input.
+node, `remove` the oldest one as if it had lost power, `hold` all of the cluster's cores or `free`
+them; then it says `done`. It ends with its input.
 """
 
 import os
 import subprocess
 import sys
+from collections import Counter
 
 
 class Cluster:
@@ -42,17 +44,30 @@ class Cluster:
 
 
 def main():
+    import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    ray.init(address=cluster.address, log_to_driver=False)
+    held = []
     print("address", cluster.address, flush=True)  # noqa: T201
     for line in sys.stdin:
-        if line.strip() == "add":
-            nodes.append(cluster.add_node(num_cpus=1))
-        else:
-            cluster.remove_node(nodes.pop(0), allow_graceful=False)
+        match line.strip():
+            case "add":
+                nodes.append(cluster.add_node(num_cpus=1))
+            case "remove":
+                cluster.remove_node(nodes.pop(0), allow_graceful=False)
+            case "hold":
+                # One may be put on a node of which it is not known yet that it was lost.
+                kind = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(Counter)
+                held = [kind.remote() for _ in nodes]
+                ray.get([actor.total.remote() for actor in held])
+            case "free":
+                while held:
+                    ray.kill(held.pop())
         print("done", flush=True)  # noqa: T201
+    ray.shutdown()
     cluster.shutdown()
 
 

@@ -128,38 +128,33 @@ def test_a_cluster_of_no_nodes_is_waited_for(cluster, start, whole, tmp_path):
     assert made(out) == made(whole)
 
 
-def test_a_signal_ends_a_job_that_waits_for_room(cluster, start, prompts, tmp_path):
-    for _ in range(2):
-        cluster.tell("remove")
-    cluster.tell("add")
-    first = start(tmp_path / "first", "--part", 1)
-    wait_until_written(1, tmp_path / "first")
-    second = start(tmp_path / "second")
+@pytest.fixture
+def held_cluster(cluster):
+    """Others have all of its cores."""
+    cluster.tell("hold")
+    yield cluster
+    cluster.tell("free")
+
+
+def test_a_signal_ends_a_job_that_waits_for_room(held_cluster, start, tmp_path):
+    job = start(tmp_path / "out")
     until = time.monotonic() + PATIENCE
-    while not (tmp_path / "second" / ".job" / "job.json").exists():
+    while not (tmp_path / "out" / ".job" / "lock").exists():
         assert time.monotonic() < until
-        time.sleep(0.05)
-    time.sleep(1)
-    second.send_signal(signal.SIGINT)
-    _, error = second.communicate(timeout=30)
-    assert second.returncode == 130, error
+        time.sleep(0.02)
+    job.send_signal(signal.SIGINT)
+    _, error = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 130, error
     assert "201 of 201 are left" in error
-    first.send_signal(signal.SIGINT)
-    first.communicate(timeout=PATIENCE)
-    cluster.tell("add")
 
 
-def test_no_room_for_long_is_told(cluster, prompts, bundle, tmp_path):
+def test_no_room_for_long_is_told(held_cluster, prompts, bundle, tmp_path):
     script = f"""
-from collections import Counter
 from pathlib import Path
-import ray
 from runtime import Job, JobError, PromptFile
 from runtime.jobs.ray_engine import Ray
 prompts, bundle, out = {[str(prompts), str(bundle), str(tmp_path / "out")]}
-engine = Ray(address={cluster.address!r}, patience=2)
-held = [ray.remote(num_cpus=1)(Counter).remote() for _ in range(2)]
-ray.get([actor.total.remote() for actor in held])
+engine = Ray(address={held_cluster.address!r}, patience=2)
 try:
     list(Job(PromptFile(Path(prompts)), bundle, out, None, engine))
 except JobError as error:

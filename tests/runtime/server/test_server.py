@@ -50,6 +50,16 @@ def test_pictures_are_those_of_the_pipeline(client, bundle):
     np.testing.assert_array_equal(pictures(answer), wanted)
 
 
+def test_a_prompt_that_is_cut_is_told(client):
+    cut = "a prompt has 80 tokens, the model reads the first 75"
+    body = {"prompt": "bird " * 80, "n": 2}
+    assert client.post(GENERATE, json=body).json()["warnings"] == [cut]
+    assert client.post(GENERATE, json={"prompt": "a bird"}).json()["warnings"] == []
+    end = {"start": A, "end": {"prompt": "bird " * 80}}
+    assert client.post(INTERPOLATE, json=end).headers["X-Galip-Edge-Warning"] == cut
+    assert "X-Galip-Edge-Warning" not in client.post(INTERPOLATE, json={"start": A}).headers
+
+
 def test_a_seed_is_drawn_and_told(client):
     body = {"prompt": "a bird", "response_format": "b64_json"}
     first, second = (client.post(GENERATE, json=body) for _ in range(2))

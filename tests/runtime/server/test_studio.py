@@ -328,6 +328,13 @@ def test_what_cannot_be_made_is_told(page):
     status(page, "4 pictures in")
 
 
+def test_a_prompt_that_is_cut_is_told(page):
+    page.fill("#start-prompt", "bird " * 80)
+    status(page, "a prompt has 80 tokens, the model reads the first 75")
+    page.fill("#start-prompt", "a bird")
+    expect(page.locator("#status")).to_be_empty()
+
+
 def test_a_full_queue_is_waited_for(context, serving, bundle):
     with serving(Pipeline.from_bundle(bundle), ServerOptions(queue=1, most=1)) as address:
         page = context.new_page()
