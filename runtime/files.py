@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from runtime.errors import GalipEdgeError
@@ -98,6 +99,17 @@ def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 def _temporary_name(path: Path) -> Path:
     """Hidden, in the same folder (rename needs one file system), unique among live writers."""
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file has such a name."""
+    return fnmatch(name, ".*.tmp")
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what processes that were killed left half written in a folder, if it is there."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> GalipEdgeError:

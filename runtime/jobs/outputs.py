@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from runtime.files import write_whole
+from runtime.files import remove_temporary, write_whole
 from runtime.jobs.journal import COLUMNS, DONE, Entry, Record
 from runtime.jobs.parts import Item, Part
 
@@ -81,8 +81,7 @@ class FolderOutput:
 
     def resume(self, record: Record) -> Record:
         """See Output."""
-        for left in (self._folder / self._name).glob(".*.tmp"):  # of a process that was killed
-            left.unlink(missing_ok=True)
+        remove_temporary(self._folder / self._name)
         there = [e for e in record.entries if e["status"] != DONE or self._has(e)]
         return Record(there, record.shards)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runtime.errors import JobError
-from runtime.files import atomic_path
+from runtime.files import atomic_path, is_temporary, remove_temporary
 from runtime.jobs.lock import held_part, locked, shared
 
 # Folder of what a job remembers, in its own.
@@ -65,7 +65,8 @@ class LocalPlace:
         """See Place."""
         try:
             with os.scandir(self.folder / folder) as found:
-                return {_inside(folder, e.name): e.stat().st_size for e in found if e.is_file()}
+                files = (e for e in found if e.is_file() and not is_temporary(e.name))
+                return {_inside(folder, e.name): e.stat().st_size for e in files}
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
@@ -95,8 +96,7 @@ class LocalPlace:
 
     def _tidy(self) -> None:
         for folder in (self.folder, self.folder / STATE, self.folder / STATE / "parts"):
-            for left in folder.glob(".*.tmp"):
-                left.unlink(missing_ok=True)
+            remove_temporary(folder)
 
     def share(self) -> AbstractContextManager[None]:
         """See Place."""

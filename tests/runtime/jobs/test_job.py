@@ -287,11 +287,14 @@ def test_two_processes_do_not_work_on_one_job(prompts, bundle, tmp_path, plain_m
 
 
 def test_what_lost_workers_left_half_written_is_removed(prompts, bundle, tmp_path, plain_model):
-    out = tmp_path / "out"
-    for count, _ in enumerate(Job(prompts, bundle, out)):
-        if count == 2:
-            (out / ".job" / "parts" / ".00000000.jsonl.1-1.tmp").write_text("half")
+    out, options = tmp_path / "out", JobOptions(part=4)
+    job = Job(prompts, bundle, out, options)
+    for count, _ in enumerate(job):
+        if count == 6:
+            records = out / ".job" / "parts"
+            shutil.copy(records / "00000000.jsonl", records / ".00000000.jsonl.1-1.tmp")
             (out / ".00000000.parquet.1-1.tmp").write_text("half")
+    assert len(entries(out)) == job.progress.items  # none is in the manifest twice
     assert not orphans(out)
 
 
