@@ -155,7 +155,7 @@ class _Crew:
         self._ray = ray
         self._kind = ray.remote(num_cpus=cores)(_Actor)
         self._arguments = arguments
-        self._losses: Counter[str] = Counter()
+        self._losses: Counter[int | None] = Counter()  # by part, or of those that were to get ready
         self._actors: list[Any] = []
         self.ready: list[Any] = []
         # What an actor was asked for, by Ray's reference: a part, or None to get ready.
@@ -185,22 +185,27 @@ class _Crew:
         Raises:
             JobError: actors are lost again and again.
         """
+        if not self._asked:
+            return
         done, _ = self._ray.wait(list(self._asked), num_returns=1, timeout=_GLANCE)
         for reference in done:
             actor, part = self._asked.pop(reference)
+            number = None if part is None else part.number
             try:
                 outcome = self._ray.get(reference, timeout=_FETCH)
             except self._ray.exceptions.RayError as error:
-                self._lose(actor, part, error)
+                self._lose(actor, number, error)
                 outcome = None
             else:
-                self.ready.extend([actor] * (_AHEAD if part is None else 1))
+                del self._losses[number]  # one after the other is what counts
+                if actor in self._actors:
+                    self.ready.extend([actor] * (_AHEAD if part is None else 1))
             yield outcome, part
 
-    def _lose(self, actor: Any, part: Part | None, why: Exception) -> None:
-        where = "their start" if part is None else f"part {part.number}"
-        self._losses[where] += 1
-        if self._losses[where] == _LOSSES:
+    def _lose(self, actor: Any, number: int | None, why: Exception) -> None:
+        self._losses[number] += 1
+        if self._losses[number] == _LOSSES:
+            where = "their start" if number is None else f"part {number}"
             raise JobError(f"workers were lost {_LOSSES} times at {where}: {why}") from why
         if actor in self._actors:  # else this is another part that it had
             self._actors.remove(actor)

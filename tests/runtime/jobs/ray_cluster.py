@@ -47,15 +47,16 @@ def main():
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    node = {"num_cpus": 1, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0})
+    nodes = [cluster.add_node(**node) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False)
     held = []
     print("address", cluster.address, flush=True)  # noqa: T201
     for line in sys.stdin:
         match line.strip():
             case "add":
-                nodes.append(cluster.add_node(num_cpus=1))
+                nodes.append(cluster.add_node(**node))
             case "remove":
                 cluster.remove_node(nodes.pop(0), allow_graceful=False)
             case "hold":
