@@ -7,6 +7,9 @@ from typing import Any
 from runtime.server.requests import INTERPOLATION, generation
 from runtime.version import __version__
 
+# Of answers that are no JSON: what a client would not expect, in ASCII.
+WARNING_HEADER = "X-Galip-Edge-Warning"
+
 
 def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
     """The document of a server.
@@ -34,7 +37,7 @@ def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
     refusals = ("401", "403") if with_key else ("403",)
 
     def posting(
-        summary: str, name: str, wanted: dict[str, Any], given: dict[str, Any]
+        summary: str, name: str, wanted: dict[str, Any], given: dict[str, Any], **more: Any
     ) -> dict[str, Any]:
         return {
             "post": {
@@ -42,7 +45,7 @@ def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
                 "operationId": name,
                 "requestBody": {"required": True, "content": _json(wanted)},
                 "responses": {
-                    "200": {"description": summary, "content": given},
+                    "200": {"description": summary, "content": given, **more},
                     **_errors("400", *refusals, "429", "500", "503", "504"),
                 },
                 **keyed,
@@ -75,6 +78,7 @@ def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
                 "interpolate",
                 INTERPOLATION.schema(),
                 {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+                headers={WARNING_HEADER: {"schema": {"type": "string"}}},
             ),
             "/v1/models": getting("Models", *refusals, **keyed),
             "/v1/models/{name}": named("A model", others=refusals, **keyed),

@@ -20,6 +20,7 @@ from runtime.pipeline import Pipeline
 from runtime.server.errors import ServiceError
 from runtime.server.fields import BadRequestError
 from runtime.server.metrics import Metrics
+from runtime.server.openapi import WARNING_HEADER
 from runtime.server.options import ServerOptions
 from runtime.server.queue import PictureQueue
 from runtime.server.requests import Generation, parse_generation, parse_interpolation
@@ -28,9 +29,6 @@ from runtime.server.requests import Generation, parse_generation, parse_interpol
 _KEPT_PICTURES = 256
 
 _PNG = ImageFormat("png")
-
-# Of answers that are no JSON.
-WARNING_HEADER = "X-Galip-Edge-Warning"
 
 
 class Pictures:
