@@ -9,11 +9,8 @@ import errno
 import importlib
 import logging
 import os
-import signal
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -149,29 +146,12 @@ def _sentence(error: BaseException) -> str:
     return f"unexpected {kind}: {error}; run again with --debug and report the traceback"
 
 
-@contextmanager
-def _tidy_when_terminated() -> Iterator[None]:
-    """SIGTERM ends the program as an error does, so that what is half written is removed; a second
-    one ends it at once."""
-
-    def end(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 if all is well, 1 on an error, 2 on wrong usage, 130 or 143
-    if it was interrupted or terminated."""
+    """Run the command line and exit: 0 if all is well, 1 on an error, 2 on wrong usage."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     state: dict[str, Any] = {"debug": False}
     try:
-        with warnings.catch_warnings(), _tidy_when_terminated():
+        with warnings.catch_warnings():
             if "--debug" not in (sys.argv if arguments is None else arguments):
                 warnings.simplefilter("ignore")  # of libraries; a user cannot mend them
             status = galip_edge.main(

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -217,18 +215,6 @@ def test_convert_from_a_damaged_or_hostile_checkpoint(tiny_checkpoint, tmp_path)
     result = galip_edge("convert", tmp_path / "bomb.pth")
     assert_one_clear_sentence(result, "could run code hidden in it")
     assert not (tmp_path / "ran").exists()
-
-
-def test_convert_that_is_terminated_leaves_nothing(tiny_checkpoint, tmp_path):
-    command = ["convert", tiny_checkpoint, "--int8", "-o", tmp_path / "out" / "bundle"]
-    process = subprocess.Popen([sys.executable, "-m", "galip_edge", *map(str, command)])
-    until = time.monotonic() + 120
-    while not list(tmp_path.glob("out/.bundle.*.tmp")):
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
-    assert not list((tmp_path / "out").iterdir())
 
 
 def test_init_convert_generate_from_nothing(tmp_path):
