@@ -101,14 +101,18 @@ def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
+# What those names match.
+_TEMPORARY = ".*.tmp"
+
+
 def is_temporary(name: str) -> bool:
-    """Whether a file has such a name."""
-    return fnmatch(name, ".*.tmp")
+    """Whether a file has the name of one that is not whole yet."""
+    return fnmatch(name, _TEMPORARY)
 
 
 def remove_temporary(folder: Path) -> None:
     """Remove what processes that were killed left half written in a folder, if it is there."""
-    for left in folder.glob(".*.tmp"):
+    for left in folder.glob(_TEMPORARY):
         left.unlink(missing_ok=True)
 
 

@@ -44,7 +44,7 @@ def estimate(prompts: PromptFile, bundle: str | Path, options: JobOptions) -> Es
         BundleError: the bundle is missing or damaged.
     """
     pipeline = Pipeline.from_bundle(bundle, options.pipeline)
-    room = pipeline.tokenizer.room
+    tokenizer = pipeline.tokenizer
     rows = images = refused = cut = 0
     some: list[str] = []
     for row in prompts.rows():
@@ -54,7 +54,7 @@ def estimate(prompts: PromptFile, bundle: str | Path, options: JobOptions) -> Es
             continue
         images += row.count
         # A token has at least a byte: most prompts are too short to be counted.
-        if len(row.prompt.encode()) > room and len(pipeline.tokenizer.encode(row.prompt)) > room:
+        if len(row.prompt.encode()) > tokenizer.room and tokenizer.cut(row.prompt):
             cut += 1
         if len(some) < _MEASURED:
             some.append(row.prompt)

@@ -48,7 +48,8 @@ def held_part(folder: Path, number: int) -> Iterator[None]:
     Raises JobError if another one does and does not end.
     """
     busy = f"a worker that was lost is still at part {number} of the job in {folder.parent}: end it"
-    with _held(folder / "parts.lock", True, _LOST_SECONDS, busy, byte=number):
+    file = folder / "parts.lock"
+    with _held(file, exclusive=True, seconds=_LOST_SECONDS, busy=busy, byte=number):
         yield
 
 

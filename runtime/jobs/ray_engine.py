@@ -78,14 +78,14 @@ class Ray:
         self, work: Work, parts: Iterator[Part], stopped: Callable[[], bool]
     ) -> Iterator[int | Entry]:
         """See Engine. Entries come when their part is done."""
-        ray = self._ray
         absolute = work.out if "://" in work.out else str(Path(work.out).resolve())
         count, cores = self._shares()
         share = replace(
             work, out=absolute, options=replace(work.options, threads=work.options.threads or cores)
         )
         queue = _Queue(parts, stopped)
-        crew = _Crew(ray, count, cores, (share, ray.put(_read_bundle(work.bundle))))
+        files = self._ray.put(_read_bundle(work.bundle))
+        crew = _Crew(self._ray, count, cores, (share, files))
         try:
             worked = time.monotonic()
             while queue or crew.works:

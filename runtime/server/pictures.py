@@ -135,9 +135,12 @@ class Pictures:
             data = [{"url": str(request.url_for("picture", name=name))} for name in names]
         else:
             data = [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures]
-        warnings = self._warnings(wanted.blends[:1])  # all have one prompt
-        created = int(time.time())
-        return {"created": created, "seed": wanted.seed, "data": data, "warnings": warnings}
+        return {
+            "created": int(time.time()),
+            "seed": wanted.seed,
+            "data": data,
+            "warnings": self._warnings(wanted.blends),
+        }
 
     def _warnings(self, blends: list[Blend]) -> list[str]:
         """What clients would not expect, in ASCII."""

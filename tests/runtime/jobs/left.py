@@ -2,7 +2,11 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+# Seconds: what never comes must not stop all other tests.
+PATIENCE = 120
 
 
 def made(folder: Path) -> dict[str, bytes]:
@@ -34,8 +38,12 @@ def written(folder: Path) -> int:
     return sum(journal.read_bytes().count(b"\n") for journal in journals)
 
 
-def wait_until_written(count: int, folder: Path) -> None:
-    until = time.monotonic() + 120
-    while written(folder) < count:
+def wait_until(met: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not met():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def wait_until_written(count: int, folder: Path) -> None:
+    wait_until(lambda: written(folder) >= count)

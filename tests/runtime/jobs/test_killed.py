@@ -75,9 +75,13 @@ def test_a_worker_that_is_killed_is_replaced(prompts, bundle, tmp_path, plain_mo
     for _ in Job(PromptFile(prompts), bundle, tmp_path / "whole", JobOptions(part=40)):
         pass
     process = start(prompts, bundle, tmp_path / "out", "folder", 2, milliseconds=20)
+    killed = set()
     for count in (20, 120):
         wait_until_written(count, tmp_path / "out")
-        os.kill(worker_processes(process.pid)[0], signal.SIGKILL)
+        victim = worker_processes(process.pid)[0]
+        os.kill(victim, signal.SIGKILL)
+        killed.add(victim)
+    assert len(killed) == 2
     assert process.wait() == 0, process.stderr.read()
     assert made(tmp_path / "out") == made(tmp_path / "whole")
     assert not orphans(tmp_path / "out")

@@ -5,17 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from left import entries, made, orphans, wait_until_written
+from left import PATIENCE, entries, made, orphans, wait_until, wait_until_written
 from ray_cluster import Cluster
 
 from runtime import Job, JobOptions, PromptFile
-
-# Seconds for a job: one that waits for what never comes must not stop all other tests.
-PATIENCE = 120
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +134,7 @@ def held_cluster(cluster):
 
 def test_a_signal_ends_a_job_that_waits_for_room(held_cluster, start, tmp_path):
     job = start(tmp_path / "out")
-    until = time.monotonic() + PATIENCE
-    while not (tmp_path / "out" / ".job" / "lock").exists():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_until((tmp_path / "out" / ".job" / "lock").exists)
     job.send_signal(signal.SIGINT)
     _, error = job.communicate(timeout=PATIENCE)
     assert job.returncode == 130, error
