@@ -9,13 +9,15 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 
 from galip_edge.checkpoint import load_checkpoint
 from galip_edge.commands.console import console, counting_progress
-from galip_edge.commands.options import existing_path, json_option
+from galip_edge.commands.options import device_option, existing_path, json_option
 from galip_edge.data import DataConfig, build_dataset
 from galip_edge.data.aviary import AviarySource
 from galip_edge.data.dataset import CaptionedImages
+from galip_edge.devices import choose_device
 from galip_edge.evaluation.attributes import load_classifier
 from galip_edge.evaluation.clip_space import CLIPScorer
 from galip_edge.evaluation.evaluate import (
@@ -65,6 +67,7 @@ from runtime.errors import GalipEdgeError
     help="Captions whose pictures are compared with each other; 0 for none.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+@device_option
 @click.option("--out", type=click.Path(path_type=Path), help="Append to this JSON lines file.")
 @json_option
 def command(
@@ -81,6 +84,7 @@ def command(
     seed: int,
     diversity_captions: int,
     batch_size: int,
+    device: str,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -89,12 +93,13 @@ def command(
         raise click.UsageError("give either --data or --captions")
     if captions_file and (inception_tf or inception_torchvision):
         raise click.UsageError("FID and KID need real images: give --data")
-    evaluated = open_model(model, clip)
-    other = open_model(reference, clip) if reference else None
-    inceptions = _inceptions({"torchvision": inception_torchvision, "tf": inception_tf})
+    place = choose_device(device)
+    evaluated = open_model(model, clip, place)
+    other = open_model(reference, clip, place) if reference else None
+    inceptions = _inceptions({"torchvision": inception_torchvision, "tf": inception_tf}, place)
     judges = Judges(
-        _scorer(scorer, clip, evaluated, other),
-        load_classifier(classifier) if classifier else None,
+        _scorer(scorer, clip, place, evaluated, other),
+        load_classifier(classifier).to(place) if classifier else None,
         inceptions,
     )
     captions, real, aviary = _inputs(data, captions_file, evaluated.image_size, count)
@@ -124,10 +129,12 @@ def command(
     click.echo(json.dumps(result, indent=1) if as_json else "\n".join(_lines(result)))
 
 
-def _scorer(path: Path | None, clip: Path | None, *models: object) -> CLIPScorer:
+def _scorer(
+    path: Path | None, clip: Path | None, device: torch.device, *models: object
+) -> CLIPScorer:
     """The CLIP of `path`, or else that of the first checkpoint among `models`."""
     if path is not None:
-        return CLIPScorer(load_checkpoint(path, clip).model)
+        return CLIPScorer(load_checkpoint(path, clip).model.to(device))
     for candidate in models:
         if isinstance(candidate, CheckpointModel):
             return CLIPScorer(candidate.model)
@@ -137,7 +144,7 @@ def _scorer(path: Path | None, clip: Path | None, *models: object) -> CLIPScorer
     )
 
 
-def _inceptions(given: dict[str, str | None]) -> dict[str, FeatureExtractor]:
+def _inceptions(given: dict[str, str | None], device: torch.device) -> dict[str, FeatureExtractor]:
     """The Inceptions whose weights are given, or shall be downloaded."""
     files = {variant: value for variant, value in given.items() if value}
     if not files:
@@ -152,7 +159,7 @@ def _inceptions(given: dict[str, str | None]) -> dict[str, FeatureExtractor]:
         else:
             path = Path(value)
         judge = inception.InceptionTF if variant == "tf" else inception.InceptionTorchvision
-        extractors[variant] = judge(path)
+        extractors[variant] = judge(path, device)
     return extractors
 
 

@@ -40,6 +40,14 @@ threads_option = click.option(
     help="CPU cores to use.",
 )
 
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where PyTorch computes; auto: CUDA where it is available.",
+)
+
 cache_option = click.option(
     "--cache/--no-cache",
     default=True,

@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 
 from galip_edge.commands.console import counting_progress
-from galip_edge.commands.options import json_option
+from galip_edge.commands.options import device_option, json_option
 from galip_edge.data import DataConfig
 from galip_edge.data.aviary import AviarySource
+from galip_edge.devices import choose_device
 from galip_edge.evaluation.attributes import accuracy, save_classifier, train_classifier
 
 # It is used on other sizes too: pictures are brought to one size before they are judged.
@@ -25,6 +26,7 @@ _IMAGE_SIZE = 128
 @click.option("--held-out", type=click.IntRange(min=1), default=2000, show_default=True)
 @click.option("--cache", help="Folder where drawn pictures are kept.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@device_option
 @json_option
 def command(
     output: Path,
@@ -33,9 +35,11 @@ def command(
     held_out: int,
     cache: str | None,
     seed: int,
+    device: str,
     as_json: bool,
 ) -> None:
     """Train a classifier of the aviary's attributes, write OUTPUT (.safetensors), and test it."""
+    chosen = choose_device(device)
     train, test = (
         AviarySource(
             DataConfig(
@@ -58,6 +62,7 @@ def command(
             report=lambda stage, done, total: bars.update(
                 task, description=stage, completed=done, total=total
             ),
+            device=chosen,
         )
     save_classifier(classifier, output)
     found = {name: asdict(value) for name, value in accuracy(classifier, test, held_out).items()}

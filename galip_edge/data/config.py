@@ -12,8 +12,8 @@ from galip_edge.data.errors import DataError
 KINDS: dict[str, tuple[str, ...]] = {
     "cub": ("root", "split", "text"),
     "coco": ("root", "split", "annotations"),
-    "folder": ("root",),
-    "table": ("root", "table", "image_column", "caption_column"),
+    "folder": ("root", "split", "held_out"),
+    "table": ("root", "split", "held_out", "table", "image_column", "caption_column"),
     "aviary": ("split", "samples", "cache"),
     "webdataset": ("root", "shards", "samples_per_epoch", "shuffle_block"),
 }
@@ -31,6 +31,8 @@ class DataConfig:
         kind: `cub`, `coco`, `folder`, `table`, `webdataset`, or `aviary`, which is drawn.
         root: the data set's folder; for web shards also an http(s), gs or hf URL.
         split: `train` or `test`, where the data set has splits.
+        held_out: for folder and table, the share of images that make up the `test` split and are
+            not trained on, such as 0.05. An image's key decides, so new images move no others.
         image_size: side of the square images in pixels.
         resize: length of the shorter side before cropping. By default 304/256 of `image_size`,
             or `image_size` itself without `augment`.
@@ -54,6 +56,7 @@ class DataConfig:
     kind: str
     root: str = ""
     split: str = "train"
+    held_out: float = 0.0
     image_size: int = 256
     resize: int | None = None
     augment: bool = True
@@ -88,6 +91,12 @@ class DataConfig:
             _at_least(1, "samples_per_epoch", self.samples_per_epoch)
         if self.resize is not None:
             _at_least(self.image_size, "resize", self.resize)
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out must be in [0, 1), got {self.held_out!r}")
+        if self.split == "test" and not self.has_test_split:
+            raise ValueError(
+                f"data of kind {self.kind!r} has a test split only with held_out, such as 0.05"
+            )
         own, special = KINDS[self.kind], {name for names in KINDS.values() for name in names}
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
@@ -97,6 +106,13 @@ class DataConfig:
                 )
             if name in own and name in _REQUIRED and not value:
                 raise ValueError(f"data of kind {self.kind!r} needs {name}, got {value!r}")
+
+    @property
+    def has_test_split(self) -> bool:
+        """Whether some of the data is never trained on."""
+        return "split" in KINDS[self.kind] and (
+            "held_out" not in KINDS[self.kind] or bool(self.held_out)
+        )
 
     def folder(self) -> Path:
         """The root as an absolute path. Raises DataError if there is no such folder."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 
 from galip_edge.data.aviary import AviarySource
 from galip_edge.data.coco import coco_records
 from galip_edge.data.config import DataConfig
 from galip_edge.data.cub import cub_records
 from galip_edge.data.dataset import CaptionedImages
+from galip_edge.data.errors import DataError
 from galip_edge.data.folder import folder_records
 from galip_edge.data.images import Augmentation
-from galip_edge.data.records import RecordSource, Source
+from galip_edge.data.records import Record, RecordSource, Source
 from galip_edge.data.stream import WebShards
 from galip_edge.data.table import table_records
 
@@ -19,10 +21,29 @@ from galip_edge.data.table import table_records
 SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "cub": lambda config: RecordSource(cub_records(config)),
     "coco": lambda config: RecordSource(coco_records(config)),
-    "folder": lambda config: RecordSource(folder_records(config), upright=True),
+    "folder": lambda config: RecordSource(_of_split(folder_records(config), config), upright=True),
     "aviary": AviarySource,
-    "table": lambda config: RecordSource(table_records(config), upright=True),
+    "table": lambda config: RecordSource(_of_split(table_records(config), config), upright=True),
 }
+
+
+def _of_split(records: Sequence[Record], config: DataConfig) -> Sequence[Record]:
+    """Records of `config.split`, by a hash of their keys. Raises DataError if there are none."""
+    if not config.held_out:
+        return records
+    test = config.split == "test"
+    chosen = [r for r in records if _is_held_out(r.key, config.held_out) == test]
+    if not chosen:
+        raise DataError(
+            f"held_out = {config.held_out} leaves no image of {len(records)} for the "
+            f"{config.split} split of {config.root}: choose another share, or add images"
+        )
+    return chosen
+
+
+def _is_held_out(key: str, share: float) -> bool:
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def open_source(config: DataConfig) -> Source:

@@ -54,11 +54,12 @@ class AttributeClassifier(nn.Module):
     def classify(self, pixels: np.ndarray, batch_size: int = 64) -> dict[str, np.ndarray]:
         """uint8 images (N,H,W,3) -> the number of each attribute's value (N,), by attribute."""
         self.eval()
+        device = next(self.parameters()).device
         found: dict[str, list[Tensor]] = {name: [] for name in ATTRIBUTES}
         for at in range(0, len(pixels), batch_size):
-            batch = torch.from_numpy(pixels[at : at + batch_size]).permute(0, 3, 1, 2)
+            batch = torch.from_numpy(pixels[at : at + batch_size]).to(device).permute(0, 3, 1, 2)
             for name, logits in self(batch.float() / 127.5 - 1).items():
-                found[name].append(logits.argmax(dim=1))
+                found[name].append(logits.argmax(dim=1).cpu())
         return {name: torch.cat(parts).numpy() for name, parts in found.items()}
 
 
@@ -81,17 +82,20 @@ def train_classifier(
     batch_size: int = 64,
     seed: int = 0,
     report: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    device: torch.device | None = None,
 ) -> AttributeClassifier:
-    """A classifier trained on real pictures of the aviary.
+    """A classifier trained on real images of the aviary.
 
     Args:
-        source: the pictures; all are held in memory.
+        source: the images; all are held in memory.
         epochs, batch_size, seed: of the training.
-        report: told of stage, done and total.
+        report: called with stage, done and total.
+        device: to train on, by default the CPU; the classifier stays there.
     """
     torch.manual_seed(seed)
     order = np.random.default_rng(seed)
-    model = AttributeClassifier().train().to(memory_format=torch.channels_last)
+    device = device or torch.device("cpu")
+    model = AttributeClassifier().train().to(device).to(memory_format=torch.channels_last)
     labels = [source.scene(i).labels() for i in range(len(source))]
     targets = {name: torch.tensor([row[name] for row in labels]) for name in ATTRIBUTES}
     pixels = _pixels(source, len(source), report)
@@ -103,12 +107,14 @@ def train_classifier(
         for rows in order.permutation(len(source))[: steps // epochs * batch_size].reshape(
             -1, batch_size
         ):
-            images = torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            images = (
+                torch.from_numpy(pixels[rows]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            )
             if order.random() < 0.5:
                 images = images.flip(3)
-            loss = torch.zeros(())
+            loss = torch.zeros((), device=device)
             for name, logits in model(images).items():
-                loss = loss + F.cross_entropy(logits, targets[name][rows])
+                loss = loss + F.cross_entropy(logits, targets[name][rows].to(device))
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -171,7 +177,7 @@ def agreement(
 def save_classifier(classifier: AttributeClassifier, path: Path) -> None:
     """Write weights in float16, with the attributes that they know."""
     tensors = {
-        n: (t.half() if t.is_floating_point() else t).contiguous()
+        n: (t.half() if t.is_floating_point() else t).contiguous().cpu()
         for n, t in classifier.state_dict().items()
     }
     with atomic_path(path) as temporary:

@@ -17,10 +17,15 @@ Floats = npt.NDArray[np.float32]
 
 
 class CLIPScorer:
-    """The CLIP that judges. Models are comparable only where the same one judges both."""
+    """The CLIP that scores images. Figures are comparable only where the same CLIP gave them.
+
+    Args:
+        model: on any device, where its CLIP then computes.
+    """
 
     def __init__(self, model: GALIP) -> None:
         self._model = model
+        self._device = next(model.clip.parameters()).device
         self._tokenize = build_tokenizer(model.config.clip)
         self._encoders = {
             form: CLIPImageEncoder(model.clip.visual, model.config.clip, (), form)
@@ -30,9 +35,9 @@ class CLIPScorer:
     @torch.inference_mode()
     def images(self, pixels: npt.NDArray[np.uint8], form: CLIPInput = "standard") -> Floats:
         """(N,H,W,3) uint8 -> image embeddings (N,E) of length 1."""
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
         _, embedding = self._encoders[form](images)
-        return torch.nn.functional.normalize(embedding, dim=1).numpy()
+        return torch.nn.functional.normalize(embedding, dim=1).cpu().numpy()
 
     @torch.inference_mode()
     def sentences(self, captions: Sequence[str]) -> Floats:
@@ -40,7 +45,8 @@ class CLIPScorer:
         rows = []
         for at in range(0, len(captions), 64):
             tokens = torch.from_numpy(self._tokenize(list(captions[at : at + 64])))
-            rows.append(torch.nn.functional.normalize(self._model.text_encoder(tokens), dim=1))
+            embeddings = self._model.text_encoder(tokens.to(self._device))
+            rows.append(torch.nn.functional.normalize(embeddings, dim=1).cpu())
         return torch.cat(rows).numpy()
 
 

@@ -18,6 +18,7 @@ from galip_edge.evaluation.attributes import AttributeClassifier, agreement
 from galip_edge.evaluation.clip_space import CLIPScorer, clip_score, diversity, r_precision
 from galip_edge.evaluation.frechet import FeatureStatistics, frechet_distance
 from galip_edge.evaluation.kernel import cmmd, squared_mmd_polynomial
+from galip_edge.evaluation.manifold import manifold_metrics
 from galip_edge.evaluation.models import EvaluatedModel
 from runtime.errors import GalipEdgeError
 from runtime.version import __version__
@@ -25,9 +26,12 @@ from runtime.version import __version__
 Images = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
+# Of the balls that precision, recall, density and coverage are measured with.
+_NEIGHBOURS = 3
+
 
 class FeatureExtractor(Protocol):
-    """An Inception: uint8 images (N,H,W,3) to features (N,D)."""
+    """A network such as Inception: uint8 images (N,H,W,3) to features (N,D)."""
 
     def __call__(self, pixels: Images) -> Floats:
         """Features of `pixels`."""
@@ -66,12 +70,13 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Judges:
-    """The networks that judge.
+    """The networks that measure.
 
     Attributes:
         scorer: the CLIP.
         classifier: of the aviary's attributes, if the captions are of the aviary.
-        inceptions: by name of their protocol, `torchvision` or `tf`; each gives FID and KID.
+        inceptions: feature extractors by name of their protocol, such as `torchvision` or `tf`;
+            each gives FID, KID, precision, recall, density and coverage.
     """
 
     scorer: CLIPScorer
@@ -131,15 +136,9 @@ def evaluate(
     Raises:
         GalipEdgeError: there are fewer captions than `options.count`.
     """
-    count = options.count
-    if len(captions) < count:
-        raise GalipEdgeError(f"{count} captions are wanted, there are {len(captions)}: lower count")
-    captions = list(captions[:count])
-    sentences = judges.scorer.sentences(captions)
-    real_pass = _real_pass(real, judges, options, progress) if real else None
-
-    metrics, pixels = _measure(
-        model, captions, sentences, judges, options, real_pass, aviary, "model", progress
+    prepared = prepare(captions, judges, options, real=real, progress=progress)
+    metrics, pixels = measure(
+        model, prepared, judges, options, aviary=aviary, stage="model", progress=progress
     )
     result: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -152,23 +151,55 @@ def evaluate(
         "metrics": metrics,
     }
     if reference is not None:
-        metrics, theirs = _measure(
-            reference,
-            captions,
-            sentences,
-            judges,
-            options,
-            real_pass,
-            aviary,
-            "reference",
-            progress,
-        )
+        metrics, theirs = measure(
+            reference, prepared, judges, options, aviary=aviary, stage="reference",
+            progress=progress,
+        )  # fmt: skip
         result["reference"] = {
             "model": {"name": reference.name, "sha256": reference.sha256},
             "metrics": metrics,
             "psnr_db": psnr(pixels, theirs),
         }
     return result
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that measurements of several models have in common; see `prepare`.
+
+    Attributes:
+        captions: N.
+        sentences: (N,E) of length 1.
+        real: what is kept of real images, if there are any.
+    """
+
+    captions: list[str]
+    sentences: Floats
+    real: Pass | None
+
+
+def prepare(
+    captions: Sequence[str],
+    judges: Judges,
+    options: EvaluationOptions,
+    *,
+    real: Callable[[int], Images] | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Prepared:
+    """Embed captions and real images, once for any number of models; arguments as of `evaluate`.
+
+    Raises:
+        GalipEdgeError: there are fewer captions than `options.count`.
+    """
+    count = options.count
+    if len(captions) < count:
+        raise GalipEdgeError(f"{count} captions are wanted, there are {len(captions)}: lower count")
+    captions = list(captions[:count])
+    return Prepared(
+        captions,
+        judges.scorer.sentences(captions),
+        _real_pass(real, judges, options, progress) if real else None,
+    )
 
 
 def psnr(images: Images, reference: Images) -> dict[str, float]:
@@ -204,18 +235,18 @@ def _real_pass(
     return kept
 
 
-def _measure(
+def measure(
     model: EvaluatedModel,
-    captions: list[str],
-    sentences: Floats,
+    prepared: Prepared,
     judges: Judges,
     options: EvaluationOptions,
-    real: Pass | None,
-    aviary: AviarySource | None,
-    stage: str,
-    progress: Progress,
+    *,
+    aviary: AviarySource | None = None,
+    stage: str = "model",
+    progress: Progress = lambda stage, done, total: None,
 ) -> tuple[dict[str, Any], Images]:
-    kept = Pass()
+    """Every figure of `model` by name, and its images (N,H,W,3); arguments as of `evaluate`."""
+    kept, captions, sentences = Pass(), prepared.captions, prepared.sentences
     for at in range(0, options.count, options.batch_size):
         prompts = captions[at : at + options.batch_size]
         kept.add(model.images(prompts, [0] * len(prompts), options.seed), judges, True)
@@ -225,10 +256,11 @@ def _measure(
     metrics: dict[str, Any] = {
         "clip_score": clip_score(embeddings, sentences),
         "clip_score_original": clip_score(np.concatenate(kept.embeddings_original), sentences),
-        "r_precision": r_precision(embeddings, sentences, captions),
     }
-    if real is not None:
-        metrics |= _distances(kept, real)
+    if len(set(captions)) > 1:
+        metrics["r_precision"] = r_precision(embeddings, sentences, captions)
+    if prepared.real is not None:
+        metrics |= _distances(kept, prepared.real)
     if judges.classifier is not None and aviary is not None:
         metrics["attributes"] = _attributes(judges.classifier, pixels, captions, aviary)
     if options.diversity_captions:
@@ -241,16 +273,24 @@ def _distances(kept: Pass, real: Pass) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "clip_fd": _frechet(ours, theirs),
         "cmmd": cmmd(ours, theirs),
+        **{f"clip_{name}": value for name, value in _overlap(ours, theirs).items()},
     }
     for name in kept.features:
         ours, theirs = np.concatenate(kept.features[name]), np.concatenate(real.features[name])
         metrics[f"fid_{name}"] = _frechet(ours, theirs)
         metrics[f"kid_{name}"] = squared_mmd_polynomial(ours, theirs)
+        metrics |= {f"{key}_{name}": value for key, value in _overlap(ours, theirs).items()}
         if len(ours) < ours.shape[1]:
             metrics[f"fid_{name}_warning"] = (
                 f"{len(ours)} images for {ours.shape[1]} features: too few, the figure is biased"
             )
     return metrics
+
+
+def _overlap(ours: Floats, theirs: Floats) -> dict[str, float]:
+    if min(len(ours), len(theirs)) <= _NEIGHBOURS:
+        return {}
+    return asdict(manifold_metrics(theirs, ours, _NEIGHBOURS))
 
 
 def _frechet(a: Floats, b: Floats) -> float:

@@ -27,6 +27,7 @@ Floats = npt.NDArray[np.float32]
 
 FEATURES = 2048
 _INPUT_SIZE = 299
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -87,25 +88,27 @@ class InceptionTorchvision:
     [-1,1], features after the last average pooling.
     """
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path, device: torch.device = _CPU) -> None:
         self._network = torchvision.models.inception_v3(weights=None, init_weights=False)
         _fill(self._network, _read(weights), weights)
         self._network.fc = torch.nn.Identity()
-        self._network.eval()
+        self._network.eval().to(device)
+        self._device = device
 
     @torch.inference_mode()
     def __call__(self, pixels: Images) -> Floats:
         """uint8 images (N,H,W,3) -> features (N,2048)."""
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
         size = (_INPUT_SIZE, _INPUT_SIZE)
         features: torch.Tensor = self._network(F.interpolate(images, size, mode="bilinear"))
-        return features.numpy()
+        return features.cpu().numpy()
 
 
 class InceptionTF:
     """The Inception of the TensorFlow FID (Heusel et al. 2017), by torch-fidelity."""
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path, device: torch.device = _CPU) -> None:
+        self._device = device
         # torch-fidelity would unpickle the file, so it gets a copy of what was read safely.
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "weights.pth"
@@ -116,13 +119,14 @@ class InceptionTF:
                 )
             except RuntimeError as error:
                 raise _does_not_fit(weights, error) from error
+        self._network.to(device)
 
     @torch.inference_mode()
     def __call__(self, pixels: Images) -> Floats:
         """uint8 images (N,H,W,3) -> features (N,2048)."""
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).contiguous()
         features: torch.Tensor = self._network(images)[0]
-        return features.numpy()
+        return features.cpu().numpy()
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

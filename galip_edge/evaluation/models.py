@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from galip_edge.checkpoint import load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
@@ -31,28 +32,46 @@ class EvaluatedModel(Protocol):
     """Side of the images in pixels."""
 
     def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
-        """(len(prompts),H,W,3) uint8; `indices` tells which image of its prompt each is."""
+        """(len(prompts),H,W,3) uint8; `indices` are the numbers of the images of their prompts."""
+        ...
+
+    def float_images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Tensor:
+        """(len(prompts),3,H,W) in [-1,1], not rounded where the model does not round."""
         ...
 
 
 class CheckpointModel:
     """PyTorch in float32."""
 
-    def __init__(self, path: Path, clip: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, clip: Path | None = None, device: torch.device | None = None
+    ) -> None:
         loaded = load_checkpoint(path, clip)
-        self.name, self.sha256, self.model = str(path), loaded.sha256, loaded.model
+        self.name, self.sha256 = str(path), loaded.sha256
+        self.device = device or torch.device("cpu")
+        self.model = loaded.model.to(self.device)
         self.image_size = loaded.model.config.image_size
         self._tokenize = build_tokenizer(loaded.model.config.clip)
 
-    @torch.inference_mode()
     def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
+        """See EvaluatedModel."""
+        return to_pixels(self.float_images(prompts, indices, seed))
+
+    @torch.inference_mode()
+    def float_images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Tensor:
         """See EvaluatedModel."""
         size = self.model.config.noise_dim
         noise = np.stack([draw_noise(seed, p, i, size) for p, i in zip(prompts, indices)])
-        sentence = self.model.text_encoder(torch.from_numpy(self._tokenize(list(prompts))))
-        image = self.model.generator(torch.from_numpy(noise), sentence)
-        pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte()
-        return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        tokens = torch.from_numpy(self._tokenize(list(prompts)))
+        sentence = self.model.text_encoder(tokens.to(self.device))
+        image = self.model.generator(torch.from_numpy(noise).to(self.device), sentence)
+        return image.clamp(-1, 1)
+
+
+def to_pixels(images: Tensor) -> Images:
+    """Images (B,3,H,W) in [-1,1] -> (B,H,W,3) uint8."""
+    pixels = ((images + 1) * 127.5).round().byte()
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 class BundleModel:
@@ -69,7 +88,14 @@ class BundleModel:
         noise = np.stack([draw_noise(seed, p, i, size) for p, i in zip(prompts, indices)])
         return self._pipeline.synthesize(self._pipeline.encode(prompts), noise)
 
+    def float_images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Tensor:
+        """See EvaluatedModel; a bundle rounds to 8 bits."""
+        pixels = torch.from_numpy(self.images(prompts, indices, seed))
+        return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
-def open_model(path: Path, clip: Path | None = None) -> CheckpointModel | BundleModel:
-    """A bundle if `path` is a folder, otherwise a checkpoint. Raises GalipEdgeError."""
-    return BundleModel(path) if path.is_dir() else CheckpointModel(path, clip)
+
+def open_model(
+    path: Path, clip: Path | None = None, device: torch.device | None = None
+) -> CheckpointModel | BundleModel:
+    """A bundle if `path` is a folder, otherwise a checkpoint on `device`. Raises GalipEdgeError."""
+    return BundleModel(path) if path.is_dir() else CheckpointModel(path, clip, device)

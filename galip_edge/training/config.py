@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import galip_edge
 from galip_edge.data import DataConfig
 from galip_edge.data.aviary import NOISE_DIM
+from galip_edge.devices import DeviceName
+from galip_edge.evaluation.names import lower_is_better
 from galip_edge.models import PRESETS, ModelConfig
 from galip_edge.training.losses import LossConfig
 from galip_edge.training.precision import Precision
@@ -45,13 +47,59 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When training state is saved (in steps), and how many of the newest are kept."""
+    """When training state is saved, and what is kept.
+
+    Attributes:
+        every: steps between two checkpoints.
+        minutes: a checkpoint is saved as well when the last one is older than this; 0 for never.
+        keep: number of newest checkpoints that are kept.
+        keep_every: checkpoints of steps that this divides are kept for good, and their model as
+            `model-step-N.safetensors`; 0 for none.
+        best: figure of evaluation, such as `cmmd`, `fid_torchvision` or `clip_score`; the model
+            with the best value is kept as `model-best.safetensors`.
+    """
 
     every: int = 1000
+    minutes: float = 30.0
     keep: int = 3
+    keep_every: int = 0
+    best: str | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "every", "keep")
+        _at_least(self, 0, "keep_every")
+        if not self.minutes >= 0:
+            raise ValueError(f"minutes must not be negative, got {self.minutes!r}")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation during training, on images that are not trained on; see docs/evaluation.md.
+
+    Attributes:
+        every: steps between two evaluations; 0 for none.
+        count: captions, with an image generated for each, and as many real images.
+        batch_size: images at once; changes no result.
+        diversity_captions, diversity_images: captions for diversity, and images of each; 0
+            captions skip it.
+        data: held-out data, by default the `test` split of the training data. In a file, only
+            settings that differ from those of the training data are needed.
+        inception_torchvision, inception_tf: files of Inception weights; each adds FID and KID.
+    """
+
+    every: int = 0
+    count: int = 500
+    batch_size: int = 32
+    diversity_captions: int = 10
+    diversity_images: int = 4
+    data: DataConfig | None = None
+    inception_torchvision: str | None = None
+    inception_tf: str | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "every", "diversity_captions")
+        _at_least(self, 1, "batch_size")
+        _at_least(self, 2, "count", "diversity_images")
 
 
 @dataclass(frozen=True)
@@ -61,7 +109,8 @@ class LogConfig:
     Attributes:
         every: steps between two reports of losses and speed.
         samples_every: steps between two grids of sample images; 0 for none.
-        prompts: of the samples; by default the first captions of the data.
+        prompts: of the samples; by default the first held-out captions, with their real images
+            next to the generated ones, or without evaluation the first captions of the data.
         sample_count: samples when `prompts` is empty.
         tensorboard: write TensorBoard's event files as well.
     """
@@ -86,27 +135,32 @@ class TrainConfig:
         data: what to train on.
         model: dimensions, and how pixels reach CLIP. In a file, `preset` names the ones to
             start from.
-        loss, regression, optimizer, checkpoint, log: see there.
+        loss, regression, optimizer, checkpoint, log, evaluation: see there.
         batch_size: samples per step, over all processes.
         micro_batch_size: samples that a process computes at once; by default its whole share of
             the batch. Smaller needs less memory and about a quarter more time, and changes no
             result.
         epochs, steps: when to stop; whichever comes first, at least one is needed.
-        precision: of the forward passes; weights and optimizer are float32 in any case. A CPU
-            that has no bfloat16 takes float32 in its place.
+        precision: of the forward passes; weights and optimizer are float32 in any case. Where
+            bfloat16 would be emulated, a CPU takes float32 and a GPU float16 instead.
         translation: images are moved at random before the discriminator's CLIP sees them, real
             and generated ones alike, by up to this fraction of their width; 0 as published. With
             little data or a small CLIP it keeps noise that CLIP overlooks out of the images.
-        ema_decay: of the generator's moving average; 0 for none, as published.
+        ema_decay: of the generator's moving average; 0 for none, as published. It ramps up over
+            the first steps.
         seed: of initial weights and noise, and of the data unless `data.seed` is set.
-        device: `auto` takes CUDA where there is any.
+        device: `auto` takes CUDA where it is available.
+        threads: CPU threads of each process; by default its share of the cores, less one for
+            data workers. More threads than free cores are slower than one.
+        tf32: on CUDA, compute float32 products with 10 bits of mantissa.
+        cudnn_benchmark: on CUDA, time convolution algorithms for each new input shape.
         clip: file of CLIP's weights; by default OpenAI's, through open_clip. `random` is only
             for tests and for trying out dimensions for which there is no CLIP.
         start: checkpoint to start from, ours or an original .pth.
         text_cache: folder in which sentence embeddings are kept; by default the user's cache
             folder. `none` keeps none.
         channels_last: memory layout of the convolutions; mostly faster.
-        compile: run the generator through torch.compile; needs a C++ compiler, or Triton. On a
+        compile: run the networks through torch.compile; needs a C++ compiler, or Triton. On a
             CPU it takes many minutes to begin and gains nothing at full size.
         non_finite_limit: stop after so many steps in a row with a value that is not finite. Until
             then such a step is reported and left out, and in float16 the loss scale is halved.
@@ -120,6 +174,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     batch_size: int = 64
     micro_batch_size: int | None = None
     epochs: int | None = None
@@ -128,7 +183,10 @@ class TrainConfig:
     translation: float = 0.0
     ema_decay: float = 0.0
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
+    threads: int | None = None
+    tf32: bool = False
+    cudnn_benchmark: bool = True
     clip: str | None = None
     start: str | None = None
     text_cache: str | None = None
@@ -140,7 +198,7 @@ class TrainConfig:
         _at_least(self, 1, "non_finite_limit")
         _at_least(self, 0, "seed")
         _at_least(self, 2, "batch_size")  # a batch of one has no mismatched sentence
-        for name in ("micro_batch_size", "epochs", "steps"):
+        for name in ("micro_batch_size", "epochs", "steps", "threads"):
             if getattr(self, name) is not None:
                 _at_least(self, 1, name)
         if self.epochs is None and self.steps is None:
@@ -157,6 +215,34 @@ class TrainConfig:
             )
         if self.regression.weight:
             self._check_regression()
+        if self.evaluation.every and self.held_out_data is None:
+            raise ValueError(
+                f"evaluation.every is {self.evaluation.every}, but data of kind "
+                f"{self.data.kind!r} has no held-out images: set data.held_out, such as 0.05, or "
+                "evaluation.data"
+            )
+        if self.checkpoint.best is not None:
+            self._check_best(self.checkpoint.best)
+
+    def _check_best(self, metric: str) -> None:
+        lower_is_better(metric)
+        if not self.evaluation.every:
+            raise ValueError(f"checkpoint.best = {metric!r} needs evaluation: set evaluation.every")
+        for name in ("torchvision", "tf"):
+            if metric.endswith(f"_{name}") and not getattr(self.evaluation, f"inception_{name}"):
+                raise ValueError(
+                    f"checkpoint.best = {metric!r} needs Inception weights: set "
+                    f"evaluation.inception_{name}"
+                )
+
+    @property
+    def held_out_data(self) -> DataConfig | None:
+        """Data for evaluation, not augmented; None if nothing is held out of training."""
+        if self.evaluation.data is not None:
+            return self.evaluation.data
+        if not self.data.has_test_split:
+            return None
+        return DataConfig(**{**self.data.to_dict(), **_HELD_OUT})
 
     def _check_regression(self) -> None:
         if self.data.kind != "aviary":
@@ -195,7 +281,25 @@ class TrainConfig:
         if isinstance(data, Mapping) and data:
             # One seed, unless two are wanted; images as large as the recipe says.
             resolved["data"] = {"seed": values.get("seed", 0), **data}
+        evaluation = values.get("evaluation")
+        if isinstance(evaluation, Mapping) and isinstance(evaluation.get("data"), Mapping):
+            held_out = _held_out(resolved["data"], evaluation["data"])
+            resolved["evaluation"] = {**evaluation, "data": held_out}
         return build(cls, resolved)
+
+
+# How held-out data differs from the training data whose settings it takes over.
+_HELD_OUT: dict[str, Any] = {"split": "test", "augment": False, "resize": None}
+
+
+def _held_out(data: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of held-out data, on top of those of the training data of the same kind."""
+    if given.get("kind", data["kind"]) != data["kind"]:
+        shared = {name: data[name] for name in ("image_size", "seed") if name in data}
+        return {**shared, "augment": False, **given}
+    if "root" in given and "held_out" not in given:  # all of another folder
+        return {**data, **_HELD_OUT, "held_out": 0.0, "split": data.get("split", "train"), **given}
+    return {**data, **_HELD_OUT, **given}
 
 
 def _with_preset(model: Any) -> Any:

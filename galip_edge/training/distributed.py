@@ -10,10 +10,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
 
+from galip_edge.devices import choose_device
 from runtime.errors import GalipEdgeError
 
 
@@ -67,11 +69,46 @@ class World:
                 distributed.broadcast(same, src=0)
                 tensor.data.copy_(same)
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is set on any process."""
-        count = torch.tensor([float(flag)], device=self.device)
-        self.sum_([count])
-        return bool(count)
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether it is set on any process."""
+        if self.size == 1:
+            return flags
+        counts = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        self.sum_([counts])
+        return tuple(count > 0 for count in counts.tolist())
+
+    def raise_any(self, error: Exception | None) -> None:
+        """Raise `error` on this process, and its message on all others.
+
+        Every process must call this at the same point; `error` is None where all is well.
+
+        Raises:
+            GalipEdgeError: another process failed; with the message of the first one that did.
+        """
+        if self.size > 1 and self.any(error is not None)[0]:
+            messages: list[str | None] = [None] * self.size
+            distributed.all_gather_object(messages, _message(error))
+            if error is None:
+                rank, message = next((r, m) for r, m in enumerate(messages) if m is not None)
+                raise GalipEdgeError(f"{message} (process {rank})")
+        if error is not None:
+            raise error
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let a failure of any process inside end all; nothing inside may be collective."""
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - it is raised again
+            failure = error
+        self.raise_any(failure)
+
+
+def _message(error: Exception | None) -> str | None:
+    if error is None:
+        return None
+    return str(error) if isinstance(error, GalipEdgeError) else f"{type(error).__name__}: {error}"
 
 
 @contextmanager
@@ -79,28 +116,19 @@ def join_world(device: str) -> Iterator[World]:
     """This process's place among those that torchrun started; without torchrun it is alone.
 
     Args:
-        device: `cpu`, `cuda`, or `auto` for CUDA where there is any.
+        device: `cpu`, `cuda`, or `auto` for CUDA where it is available.
 
     Raises:
-        GalipEdgeError: CUDA was asked for and there is none, or not one GPU per process.
+        GalipEdgeError: CUDA is not available, or there is not one GPU per process.
     """
-    gpus = torch.cuda.device_count()
-    if device == "cuda" and not gpus:
-        raise GalipEdgeError("device = 'cuda', but PyTorch sees no CUDA device: use 'cpu'")
-    use_cuda = device != "cpu" and gpus > 0
     size, rank, local = (int(os.environ.get(n, d)) for n, d in _TORCHRUN.items())
-    if use_cuda and local >= gpus:
-        raise GalipEdgeError(
-            f"process {local} of this machine has no GPU, there are {gpus}: start torchrun with "
-            f"--nproc-per-node {gpus}"
-        )
-    place = torch.device("cuda", local) if use_cuda else torch.device("cpu")
-    if use_cuda:
-        torch.cuda.set_device(place)
+    place = choose_device(device, local)
     if size == 1:
         yield World(device=place)
         return
-    distributed.init_process_group("nccl" if use_cuda else "gloo")
+    distributed.init_process_group(
+        "nccl" if place.type == "cuda" else "gloo", timeout=_LONGEST_WAIT
+    )
     try:
         yield World(rank, size, place)
     finally:
@@ -108,3 +136,6 @@ def join_world(device: str) -> Iterator[World]:
 
 
 _TORCHRUN = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+
+# While the first process evaluates or writes a checkpoint, the others wait.
+_LONGEST_WAIT = timedelta(hours=2)

@@ -12,20 +12,28 @@ from torch import Tensor
 class MovingAverage:
     """Averages of named parameters: average = decay * average + (1 - decay) * parameter.
 
-    The authors used none; it makes samples less dependent on the step at which one stops.
+    The decay ramps up, min(decay, (1 + n) / (10 + n)) for update n, so that early averages are of
+    trained weights instead of the initial ones. The authors used no average; it makes samples less
+    dependent on the step at which training stops.
+
+    Attributes:
+        updates: how many there have been.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
         self.parameters = dict(parameters)
         self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.updates = 0
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters' present values in."""
+        """Add the parameters' present values."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(
-            list(self.averages.values()), list(self.parameters.values()), 1 - self.decay
+            list(self.averages.values()), list(self.parameters.values()), 1 - decay
         )
+        self.updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -21,19 +21,45 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=precision != "float32")
 
 
-def fastest_precision(device: torch.device, wanted: Precision) -> Precision:
-    """`wanted`, but float32 instead of bfloat16 on a CPU without AVX-512, and a warning.
+def fastest_precision(
+    device: torch.device, wanted: Precision, without_bfloat16: Precision = "float16"
+) -> Precision:
+    """`wanted`, or a replacement, with a warning, where the device only emulates bfloat16.
 
-    Such a CPU emulates bfloat16, up to a hundred times slower.
+    A CPU without AVX-512 does so up to a hundred times slower, and takes float32. So do GPUs
+    before compute capability 8.0, such as T4 and V100, which multiply in float16 instead.
+
+    Args:
+        device: to compute on.
+        wanted: precision of the forward passes.
+        without_bfloat16: what such a GPU takes; float16 needs a loss scale.
     """
-    if device.type != "cpu" or wanted != "bfloat16" or _cpu_has_bfloat16():
+    if wanted != "bfloat16" or _has_bfloat16(device):
         return wanted
-    _log.warning("this CPU has no bfloat16: training in float32, which is much faster here")
-    return "float32"
+    instead: Precision = "float32" if device.type == "cpu" else without_bfloat16
+    name = "CPU" if device.type == "cpu" else "GPU"
+    _log.warning(
+        "this %s has no bfloat16: training in %s, which is much faster here", name, instead
+    )
+    return instead
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return _cpu_has_bfloat16()
+    if device.type == "cuda":
+        return _gpu_has_bfloat16(device)
+    return True
 
 
 def _cpu_has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _gpu_has_bfloat16(device: torch.device) -> bool:
+    if torch.version.hip:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class LossScale:

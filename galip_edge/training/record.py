@@ -9,16 +9,17 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 import galip_edge
 from galip_edge.training.config import ConfigError, TrainConfig
@@ -28,6 +29,7 @@ from runtime.cpu import available_cores, cpu_name
 from runtime.files import atomic_path
 from runtime.images import contact_sheet, save_sheet
 
+Images = npt.NDArray[np.uint8]
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +74,12 @@ _SHOWN = {
 }
 
 
+_EVALUATED = (
+    "clip_score", "cmmd", "fid_torchvision", "fid_tf", "clip_precision", "clip_recall",
+    "diversity_clip",
+)  # fmt: skip
+
+
 class RunRecord:
     """Reports the progress of a run; on all processes but the first it does nothing.
 
@@ -90,6 +98,7 @@ class RunRecord:
         self._folder = Path(config.output)
         self._config = config
         self._active = world.is_first
+        self._total = total
         self._sums: dict[str, float] = {}
         self._steps = 0
         self._console = Console(stderr=True)
@@ -106,6 +115,7 @@ class RunRecord:
         self._board: Any = None
         if self._active:
             self._write_description(world)
+            self._forget_after(step)
             if config.log.tensorboard:
                 self._board = _summary_writer(self._folder / "tensorboard", step)
 
@@ -145,15 +155,35 @@ class RunRecord:
         )
         self._append({"step": step, "event": "not finite", "values": bad, "keys": keys})
 
-    def samples(self, step: int, images: Tensor) -> None:
-        """Write a grid of sample images (B,3,H,W) in [-1,1]."""
+    def samples(self, step: int, images: Images, real: Images | None = None) -> None:
+        """Write a grid of images (N,H,W,3), each with its real one (N,H,W,3) on the right."""
         if not self._active:
             return
-        pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-        sheet = contact_sheet(list(pixels.cpu().numpy()), columns=math.ceil(len(images) ** 0.5))
+        columns = math.ceil(len(images) ** 0.5)
+        cells = list(images)
+        if real is not None:
+            cells = [image for pair in zip(images, real, strict=True) for image in pair]
+            columns *= 2
+        sheet = contact_sheet(cells, columns)
         save_sheet(sheet, self._folder / "samples" / f"step-{step:08d}.png")
         if self._board:
             self._board.add_image("samples", sheet, step, dataformats="HWC")
+
+    def evaluation(self, step: int, epoch: int, figures: Mapping[str, float]) -> None:
+        """Report figures of an evaluation, as `evaluation/NAME`."""
+        if not self._active:
+            return
+        named = {f"evaluation/{name}": value for name, value in figures.items()}
+        self._append({"step": step, "epoch": epoch, **named})
+        shown = [f"{name} {figures[name]:.4g}" for name in _EVALUATED if name in figures]
+        self._print(f"step {step}  evaluation  {'  '.join(shown)}")
+        if self._board:
+            for name, value in named.items():
+                self._board.add_scalar(name, value, step)
+
+    def _print(self, line: str) -> None:
+        """A line above the progress bar, or where there is no terminal a plain one."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _report(self, step: int, epoch: int, skipped_images: int) -> None:
         means = {name: total / self._steps for name, total in self._sums.items()}
@@ -170,7 +200,7 @@ class RunRecord:
             status = "  ".join([*shown, f"{means['images_per_second']:.1f} images/s"])
             self._progress.update(self._task, status=status)
             if self._progress.disable:  # no terminal: a line now and then, for log files
-                self._console.print(f"step {step}  epoch {epoch}  {status}", highlight=False)
+                self._print(f"step {step}/{self._total}  epoch {epoch}  {status}")
             if self._board:
                 for name, value in means.items():
                     self._board.add_scalar(name, value, step)
@@ -184,6 +214,17 @@ class RunRecord:
         with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
 
+    def _forget_after(self, step: int) -> None:
+        """Drop what a killed run reported after the checkpoint that is resumed."""
+        path = self._folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
     def _write_description(self, world: World) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         for name, content in (
@@ -192,6 +233,14 @@ class RunRecord:
         ):
             with atomic_path(self._folder / name) as temporary:
                 temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    """Step of a line of metrics.jsonl; infinite for one that is not whole."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _summary_writer(folder: Path, step: int) -> Any:

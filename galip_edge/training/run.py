@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from galip_edge.checkpoint import save_checkpoint
 from galip_edge.data import Batch, Loader, Position, build_loader
+from galip_edge.devices import compute_settings, default_threads
+from galip_edge.evaluation.models import to_pixels
+from galip_edge.evaluation.names import lower_is_better
 from galip_edge.training.config import ConfigError, TrainConfig
 from galip_edge.training.distributed import World, join_world
+from galip_edge.training.evaluation import Evaluator
 from galip_edge.training.network import StepReport
 from galip_edge.training.precision import fastest_precision
 from galip_edge.training.record import RunRecord
@@ -34,8 +42,10 @@ from galip_edge.training.state import (
 from galip_edge.training.trainer import Trainer
 from runtime.cache import cache_folder
 from runtime.errors import GalipEdgeError
+from runtime.files import atomic_path
 from runtime.noise import draw_noise
 
+Images = npt.NDArray[np.uint8]
 _log = logging.getLogger(__name__)
 
 
@@ -70,7 +80,9 @@ def train(config: TrainConfig) -> RunResult:
     with join_world(config.device) as world, _stop_requests() as stop_requested:
         precision = fastest_precision(world.device, config.precision)
         config = replace(config, precision=precision)
-        return _Run(config, world).go(stop_requested)
+        threads = config.threads or default_threads(config.data.workers)
+        with compute_settings(threads, config.tf32, config.cudnn_benchmark):
+            return _Run(config, world).go(stop_requested)
 
 
 class _Run:
@@ -80,26 +92,34 @@ class _Run:
         self.config = config
         self.world = world
         self.folder = Path(config.output)
-        state = newest_state(self.folder / "checkpoints")
-        model, moments = build_model(config, resuming=state is not None)
-        clip_sha256 = clip_hash(model)
-        self.identity = run_identity(config, clip_sha256)
-        if state:
-            check_identity(state["run"], self.identity, config.output)
-        self.loader = open_loader(config, world)
-        self.total = total_steps(config, len(self.loader))
+        with world.together():
+            state = newest_state(self.folder / "checkpoints")
+            model, moments = build_model(config, resuming=state is not None)
+            clip_sha256 = clip_hash(model)
+            self.identity = run_identity(config, clip_sha256)
+            if state:
+                check_identity(state["run"], self.identity, config.output)
+            self.loader = open_loader(config, world)
+            self.total = total_steps(config, len(self.loader))
         self.trainer = Trainer(model, config, world)
-        self.encode = SentenceEncoder(model, _text_cache(config), clip_sha256)
         self.step = 0
-        if state:
-            load_trainer_state(self.trainer, state)
-            self.step = state["step"]
-            self.loader.resume(Position(state["epoch"], state["samples"]))
-            _log.info("resuming %s after step %d", self.folder, self.step)
-        else:
-            for network in self.trainer.networks:
-                load_moments(network, moments)
+        self.best: dict[str, Any] = {}
+        with world.together():
+            self.encode = SentenceEncoder(model, _text_cache(config), clip_sha256)
+            if state:
+                load_trainer_state(self.trainer, state)
+                self.step = state["step"]
+                self.best = state.get("best", {})
+                self.loader.resume(Position(state["epoch"], state["samples"]))
+                _log.info("resuming %s after step %d", self.folder, self.step)
+            else:
+                for network in self.trainer.networks:
+                    load_moments(network, moments)
+        with world.together():
+            evaluates = config.evaluation.every and world.is_first
+            self.evaluator = Evaluator(config, self.trainer, self.encode) if evaluates else None
         _check_same_on_all(world, self.step)
+        self._saved_at = time.monotonic()
 
     def go(self, stop_requested: Callable[[], bool]) -> RunResult:
         """Train to the end, or until a stop is requested."""
@@ -108,20 +128,19 @@ class _Run:
             batches = _endless(self.loader)
             while self.step < self.total:
                 with record.watch.measure("data"):
-                    batch = next(batches)
-                sentence = self.encode(batch.captions)
+                    batch, sentence, failure = self._next(batches)
+                stop, failed, overdue = self.world.any(
+                    stop_requested(), failure is not None, self._is_overdue()
+                )
+                if failed:
+                    self.world.raise_any(failure)
+                assert batch is not None
+                assert sentence is not None
                 report = self.trainer.step(self.step, batch.images, sentence, batch.noise)
                 self.step += 1
                 record.step(self.step, self.loader.position.epoch, report, self.loader.skips.total)
                 not_finite = self._check_finite(report, batch, not_finite, record)
-
-                stop = self.world.any(stop_requested())
-                last = stop or self.step == self.total
-                with record.watch.measure("log"):
-                    if self._is_due(self.config.log.samples_every, last):
-                        record.samples(self.step, self._sample(batch))
-                    if self._is_due(self.config.checkpoint.every, last):
-                        self._save()
+                self._after_step(record, batch, stop or self.step == self.total, overdue)
                 if stop:
                     _log.warning("stopped after step %d; the same command resumes", self.step)
                     break
@@ -130,8 +149,44 @@ class _Run:
             _log.warning("images that could not be used: %s", self.loader.skips)
         return RunResult(self.step, self.total, self.folder / "model.safetensors")
 
+    def _next(
+        self, batches: Iterator[Batch]
+    ) -> tuple[Batch | None, Tensor | None, Exception | None]:
+        """The next batch and its sentence embeddings, or why there is none."""
+        try:
+            batch = next(batches)
+            return batch, self.encode(batch.captions), None
+        except Exception as error:  # noqa: BLE001 - it is raised on all processes together
+            return None, None, error
+
+    def _after_step(self, record: RunRecord, batch: Batch, last: bool, overdue: bool) -> None:
+        """Samples, evaluation and checkpoint, where they are due."""
+        samples = self._is_due(self.config.log.samples_every, last)
+        # Not at an interruption: the best model must not depend on when there was one.
+        evaluation = self._is_due(self.config.evaluation.every, self.step == self.total)
+        kept = self._is_due(self.config.checkpoint.keep_every, False)
+        save = overdue or kept or self._is_due(self.config.checkpoint.every, last)
+        if not (samples or evaluation or save):
+            return
+        with record.watch.measure("log"), self.world.together():
+            if not self.world.is_first:
+                return
+            if samples:
+                self._sample(record, batch)
+            if evaluation:
+                self._evaluate(record)
+            if save:
+                self._save(kept)
+
     def _is_due(self, every: int, last: bool) -> bool:
         return bool(every) and (last or self.step % every == 0)
+
+    def _is_overdue(self) -> bool:
+        """Whether the first process finds that the last checkpoint is too old."""
+        minutes = self.config.checkpoint.minutes
+        return (
+            self.world.is_first and minutes > 0 and time.monotonic() - self._saved_at > 60 * minutes
+        )
 
     def _check_finite(
         self, report: StepReport, batch: Batch, before: int, record: RunRecord
@@ -148,13 +203,31 @@ class _Run:
             )
         return before + 1
 
-    def _save(self) -> None:
-        """The model for users, then the state to resume from."""
-        if not self.world.is_first:
+    def _evaluate(self, record: RunRecord) -> None:
+        """Report figures, and keep the model if it is the best by `checkpoint.best`."""
+        assert self.evaluator is not None
+        figures = self.evaluator()
+        record.evaluation(self.step, self.loader.position.epoch, figures)
+        metric = self.config.checkpoint.best
+        if metric is None:
             return
-        path = self.folder / "model.safetensors"
-        with writing(path), self.trainer.averaged():
-            save_checkpoint(self.trainer.model, path, extra={"step": str(self.step)})
+        if metric not in figures:
+            raise ConfigError(
+                f"checkpoint.best = {metric!r} is not among the figures of this evaluation: "
+                f"{', '.join(figures)}"
+            )
+        value, before = figures[metric], self.best
+        known = before.get("metric") == metric
+        sign = 1 if lower_is_better(metric) else -1
+        if math.isfinite(value) and (not known or sign * value < sign * before["value"]):
+            self.best = {"metric": metric, "value": value, "step": self.step}
+            self._export("model-best.safetensors", {"metric": metric, "value": repr(value)})
+
+    def _save(self, keep: bool) -> None:
+        """The model for users, then the state to resume from."""
+        self._export("model.safetensors")
+        if keep:
+            self._export(f"model-step-{self.step:08d}.safetensors")
         save_state(
             self.folder / "checkpoints",
             self.trainer,
@@ -162,29 +235,49 @@ class _Run:
             self.loader.position,
             self.identity,
             self.config.checkpoint.keep,
+            keep_every=self.config.checkpoint.keep_every,
+            best=self.best,
         )
+        self._saved_at = time.monotonic()
 
-    def _sample(self, batch: Batch) -> Tensor:
-        """Images of always the same prompts and noise."""
-        prompts = self._sample_prompts(batch)
+    def _export(self, name: str, extra: Mapping[str, str] | None = None) -> None:
+        path = self.folder / name
+        with writing(path), self.trainer.averaged():
+            save_checkpoint(
+                self.trainer.model, path, extra={"step": str(self.step), **(extra or {})}
+            )
+
+    def _sample(self, record: RunRecord, batch: Batch) -> None:
+        """Images of always the same prompts and noise, next to real ones where there are any."""
+        real: Images | None = None
+        if self.evaluator and not self.config.log.prompts:
+            held_out, count = self.evaluator.held_out, self.config.log.sample_count
+            prompts, real = held_out.captions[:count], held_out.pixels[:count]
+        else:
+            prompts = self._sample_prompts(batch)
         size = self.config.model.noise_dim
         noise = np.stack([draw_noise(self.config.seed, p, i, size) for i, p in enumerate(prompts)])
-        return self.trainer.sample(
+        images = self.trainer.sample(
             torch.from_numpy(noise).to(self.world.device), self.encode(prompts)
         )
+        record.samples(self.step, to_pixels(images), real)
 
     def _sample_prompts(self, batch: Batch) -> list[str]:
         """Those of the configuration, or the captions that the first grid was made with."""
         if self.config.log.prompts:
             return list(self.config.log.prompts)
         path = self.folder / "samples" / "prompts.json"
-        if path.exists():
-            prompts: list[str] = json.loads(path.read_text(encoding="utf-8"))
-            return prompts
+        try:
+            prompts = json.loads(path.read_text(encoding="utf-8"))
+            if prompts and all(isinstance(prompt, str) for prompt in prompts):
+                return list(prompts)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError) as error:
+            _log.warning("cannot read %s (%s): new prompts are chosen", path, error)
         prompts = batch.captions[: self.config.log.sample_count]
-        if self.world.is_first:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(prompts, indent=2), encoding="utf-8")
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(prompts, indent=2), encoding="utf-8")
         return prompts
 
 

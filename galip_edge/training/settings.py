@@ -50,6 +50,8 @@ def build(cls: type[SettingsT], values: Mapping[str, Any], where: str = "") -> S
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
     """`value` as the annotation `kind` wants it."""
+    if get_origin(kind) in (Union, UnionType) and isinstance(value, Mapping):
+        kind = next((a for a in get_args(kind) if is_dataclass(a)), kind)
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
         return build(kind, value, name)
     if isinstance(value, list):

@@ -37,6 +37,7 @@ def trainer_state(trainer: Trainer) -> dict[str, Any]:
         "moments": {k: m for n in trainer.networks for k, m in _moments(n).items()},
         "scales": {n.name: n.scale.state() for n in trainer.networks},
         "average": dict(trainer.average.averages) if trainer.average else {},
+        "average_updates": trainer.average.updates if trainer.average else 0,
     }
 
 
@@ -55,6 +56,8 @@ def load_trainer_state(trainer: Trainer, state: dict[str, Any]) -> None:
         stored = state["average"] or state["parameters"]
         for name, average in trainer.average.averages.items():
             average.copy_(stored[name])
+        if state["average"]:  # states of earlier versions, without the count, are as old as the run
+            trainer.average.updates = state.get("average_updates", state.get("step", 0))
 
 
 def _moments(network: Network) -> dict[str, dict[str, torch.Tensor]]:
@@ -85,7 +88,15 @@ def _check_names(what: str, expected: Iterable[str], found: Iterable[str]) -> No
 
 
 def save_state(
-    folder: Path, trainer: Trainer, step: int, position: Position, run: dict[str, Any], keep: int
+    folder: Path,
+    trainer: Trainer,
+    step: int,
+    position: Position,
+    run: dict[str, Any],
+    keep: int,
+    *,
+    keep_every: int = 0,
+    best: dict[str, Any] | None = None,
 ) -> None:
     """Write the state after `step` steps, then delete all but the newest `keep`.
 
@@ -96,6 +107,8 @@ def save_state(
         position: of the data.
         run: what must be the same when the run is resumed, plain values.
         keep: how many to keep.
+        keep_every: states of steps that this divides are never deleted; 0 for none.
+        best: step, figure and value of the best model so far, if it is kept.
 
     Raises:
         GalipEdgeError: it cannot be written; those before it are untouched.
@@ -107,6 +120,7 @@ def save_state(
         "epoch": position.epoch,
         "samples": position.samples,
         "run": run,
+        "best": best or {},
         **trainer_state(trainer),
     }
     with writing(path), atomic_folder(path, replace=True) as temporary:
@@ -115,7 +129,8 @@ def save_state(
         manifest = {"step": step, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     leftovers = folder.glob(".step-*")  # of a process that was killed while it wrote
-    for old in (*_folders(folder)[keep:], *leftovers):
+    passing = [p for p in _folders(folder) if not keep_every or _step_of(p) % keep_every]
+    for old in (*passing[keep:], *leftovers):
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -162,6 +177,10 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
 def _folders(folder: Path) -> list[Path]:
     """Newest first."""
     return sorted(folder.glob("step-" + "[0-9]" * 8), reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _read(path: Path) -> dict[str, Any]:

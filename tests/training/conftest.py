@@ -103,6 +103,7 @@ def make_config(squares: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
             "precision": "float32",
             "clip": "random",
             "text_cache": "none",
+            "threads": 1,
         }
         for name, value in settings.items():
             if isinstance(value, dict):

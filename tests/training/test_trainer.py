@@ -15,6 +15,7 @@ import torch
 from galip_edge.models import GALIP
 from galip_edge.training.distributed import World
 from galip_edge.training.precision import LossScale, fastest_precision
+from galip_edge.training.state import load_trainer_state, trainer_state
 from galip_edge.training.trainer import Trainer, step_noise
 
 BATCH = 8
@@ -141,7 +142,20 @@ def test_bfloat16_is_left_where_a_cpu_would_emulate_it(monkeypatch, caplog, fast
     assert fastest_precision(cpu, "bfloat16") == ("bfloat16" if fast else "float32")
     assert ("bfloat16" in caplog.text) == (not fast)
     assert fastest_precision(cpu, "float16") == "float16"
-    assert fastest_precision(torch.device("cuda"), "bfloat16") == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("capability", "found"), [((7, 0), "float16"), ((7, 5), "float16"), ((8, 0), "bfloat16")]
+)
+def test_bfloat16_is_left_where_a_gpu_would_emulate_it(monkeypatch, caplog, capability, found):
+    """V100 and T4 have none, an A100 has; float32 where the loss is not scaled."""
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    gpu = torch.device("cuda", 0)
+    assert fastest_precision(gpu, "bfloat16") == found
+    assert ("GPU has no bfloat16" in caplog.text) == (found != "bfloat16")
+    unscaled = fastest_precision(gpu, "bfloat16", without_bfloat16="float32")
+    assert unscaled == found.replace("float16", "float32") or found == "bfloat16"
+    assert fastest_precision(gpu, "float16") == "float16"
 
 
 def test_loss_scale_follows_the_published_rule():
@@ -175,6 +189,34 @@ def test_average_follows_the_weights_and_is_exchanged_only_inside(make_config):
     with trainer.averaged():
         assert torch.equal(weight, average)
     assert torch.equal(weight, current)
+
+
+def test_early_averages_are_of_trained_weights(make_config):
+    """With the published-style decay alone, half of the average would be initial weights."""
+    trainer, _ = stepped(make_config(ema_decay=0.999), steps=1)
+    name, weight = next(iter(trainer.generator.parameters.items()))
+    average = trainer.average
+    average.updates = 0
+    average.averages[name].fill_(1.0)  # the initial weights
+    weight.data.zero_()
+    for _ in range(500):
+        average.update()
+    assert average.averages[name].max() < 1e-9
+    for _ in range(20_000):  # then the decay is the one that is set
+        average.updates += 1
+    average.averages[name].fill_(1.0)
+    average.update()
+    assert average.averages[name].max() == pytest.approx(0.999)
+
+
+def test_states_without_the_number_of_averages_continue_with_the_full_decay(make_config):
+    trainer, _ = stepped(make_config(ema_decay=0.9))
+    state = {**trainer_state(trainer), "step": 5000}
+    load_trainer_state(trainer, state)
+    assert trainer.average.updates == 1
+    del state["average_updates"]
+    load_trainer_state(trainer, state)
+    assert trainer.average.updates == 5000
 
 
 def test_original_clip_input_differs(make_config):

@@ -1,0 +1,181 @@
+"""Evaluation during training: figures of the averaged generator on held-out images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from galip_edge.data import CaptionedImages, DataConfig, DataError, build_dataset
+from galip_edge.data.aviary import AviarySource
+from galip_edge.evaluation.clip_space import CLIPScorer
+from galip_edge.evaluation.evaluate import (
+    EvaluationOptions,
+    FeatureExtractor,
+    Judges,
+    Prepared,
+    measure,
+    prepare,
+)
+from galip_edge.evaluation.models import to_pixels
+from galip_edge.training.config import ConfigError, TrainConfig
+from galip_edge.training.sentences import SentenceEncoder
+from galip_edge.training.trainer import Trainer
+from runtime.noise import draw_noise
+
+Images = npt.NDArray[np.uint8]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images that are not trained on.
+
+    Attributes:
+        captions: one for each image.
+        pixels: (N,H,W,3), of the size that is generated.
+        aviary: where they come from, if they are drawn.
+    """
+
+    captions: list[str]
+    pixels: Images
+    aviary: AviarySource | None = None
+
+
+def read_held_out(data: DataConfig, image_size: int, count: int) -> HeldOut:
+    """The first `count` usable images of `data`, each with its first caption.
+
+    Args:
+        data: not augmented.
+        image_size: side of the images in pixels.
+        count: how many; fewer if there are not so many.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    values = {**data.to_dict(), "image_size": image_size, "resize": None, "augment": False}
+    if data.kind == "aviary":
+        values["samples"] = count
+    dataset = build_dataset(DataConfig(**values))
+    if isinstance(dataset, CaptionedImages):
+        length = min(count, len(dataset))
+        samples = [dataset[i] for i in range(length)]
+        captions = [dataset.source.captions(sample.index)[0] for sample in samples]
+        aviary = dataset.source if isinstance(dataset.source, AviarySource) else None
+    else:
+        samples = list(islice(dataset.samples(0, 0, 1, shuffle=False), min(count, len(dataset))))
+        captions, aviary = [sample.caption for sample in samples], None
+    if len(samples) < 2:
+        raise DataError(f"evaluation needs at least 2 held-out images, there are {len(samples)}")
+    return HeldOut(captions, to_pixels(torch.stack([s.image for s in samples])), aviary)
+
+
+class TrainedModel:
+    """The generator in training, as evaluation reads it: an EvaluatedModel."""
+
+    name = "training"
+    sha256 = ""
+
+    def __init__(self, trainer: Trainer, encode: SentenceEncoder) -> None:
+        self.image_size = trainer.model.config.image_size
+        self._trainer = trainer
+        self._encode = encode
+
+    def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
+        """See EvaluatedModel."""
+        return to_pixels(self.float_images(prompts, indices, seed))
+
+    def float_images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Tensor:
+        """See EvaluatedModel."""
+        size = self._trainer.model.config.noise_dim
+        noise = np.stack([draw_noise(seed, p, i, size) for p, i in zip(prompts, indices)])
+        device = self._trainer.world.device
+        return self._trainer.sample(torch.from_numpy(noise).to(device), self._encode(prompts))
+
+
+class Evaluator:
+    """Measures a generator in training, always against the same images and with the same noise.
+
+    Figures depend on the weights alone, so a resumed run repeats those of an uninterrupted one.
+
+    Args:
+        config: with `evaluation.every`.
+        trainer: whose generator, or its average, is measured.
+        encode: captions to sentence embeddings.
+
+    Raises:
+        ConfigError, DataError, GalipEdgeError: held-out data or Inception weights cannot be used.
+    """
+
+    def __init__(self, config: TrainConfig, trainer: Trainer, encode: SentenceEncoder) -> None:
+        settings, data = config.evaluation, config.held_out_data
+        if data is None:
+            raise ConfigError("evaluation needs held-out data: set data.held_out")
+        self.held_out = read_held_out(data, config.model.image_size, settings.count)
+        count = len(self.held_out.captions)
+        if count < settings.count:
+            _log.warning("evaluating on %d held-out images, all there are", count)
+        self._options = EvaluationOptions(
+            count,
+            config.seed,
+            settings.batch_size,
+            min(settings.diversity_captions, count),
+            settings.diversity_images,
+        )
+        self._model = TrainedModel(trainer, encode)
+        self._judges = Judges(
+            CLIPScorer(trainer.model),
+            inceptions=_inceptions(
+                {"torchvision": settings.inception_torchvision, "tf": settings.inception_tf},
+                trainer.world.device,
+            ),
+        )
+
+    @cached_property
+    def _prepared(self) -> Prepared:
+        pixels = self.held_out.pixels
+        return prepare(
+            self.held_out.captions, self._judges, self._options, real=lambda i: pixels[i]
+        )
+
+    def __call__(self) -> dict[str, float]:
+        """Every figure by its name in docs/evaluation.md."""
+        metrics, _ = measure(
+            self._model,
+            self._prepared,
+            self._judges,
+            self._options,
+            aviary=self.held_out.aviary,
+        )
+        return _numbers(metrics)
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+
+
+def _inceptions(files: dict[str, str | None], device: torch.device) -> dict[str, FeatureExtractor]:
+    given = {name: Path(file) for name, file in files.items() if file}
+    if not given:
+        return {}
+    try:
+        from galip_edge.evaluation import inception
+    except ImportError as error:
+        raise ConfigError(
+            f"evaluation with Inception needs the package {error.name}: pip install "
+            "'galip-edge[evaluate]'"
+        ) from error
+    kinds: dict[str, Callable[[Path, torch.device], FeatureExtractor]] = {
+        "torchvision": inception.InceptionTorchvision,
+        "tf": inception.InceptionTF,
+    }
+    return {name: kinds[name](path, device) for name, path in given.items()}
