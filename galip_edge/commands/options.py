@@ -40,12 +40,18 @@ threads_option = click.option(
     help="CPU cores to use.",
 )
 
+_DEVICES = click.Choice(["auto", "cpu", "cuda"])
+
 device_option = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=_DEVICES,
     default="auto",
     show_default=True,
     help="Where PyTorch computes; auto: CUDA where it is available.",
+)
+
+device_setting_option = click.option(
+    "--device", type=_DEVICES, help="Short for --set device=...; default: as CONFIG says."
 )
 
 cache_option = click.option(
@@ -54,6 +60,11 @@ cache_option = click.option(
     show_default=True,
     help="Keep compiled models in the user's cache folder.",
 )
+
+
+def with_device(assignments: tuple[str, ...], device: str | None) -> tuple[str, ...]:
+    """Assignments of `--set`, with `--device` if it is given."""
+    return assignments if device is None else (*assignments, f"device={device}")
 
 
 def default_model() -> Path:

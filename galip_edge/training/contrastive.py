@@ -16,8 +16,10 @@ from open_clip.transformer import PatchDropout
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from galip_edge.data import CaptionedImages, DataConfig, Position, build_loader
+from galip_edge.devices import DeviceName, choose_device, compute_settings, default_threads
 from galip_edge.models import CLIPConfig
 from galip_edge.models.clip import build_clip, clip_pixels
 from galip_edge.tokenizer import build_tokenizer
@@ -50,7 +52,7 @@ class ContrastiveConfig:
         patch_dropout: share of the patches that are left out at random, but for the last tenth of
             the steps (Li et al. 2023): half of them take half of the time, and hardly matter.
         words: what follows, see there.
-        precision, seed: as for `galip-edge train`.
+        precision, seed, device, threads: as for `galip-edge train`.
         save_every, log_every: in steps.
     """
 
@@ -66,6 +68,8 @@ class ContrastiveConfig:
     words: WordsConfig = field(default_factory=WordsConfig)
     precision: Precision = "bfloat16"
     seed: int = 0
+    device: DeviceName = "auto"
+    threads: int | None = None
     save_every: int = 200
     log_every: int = 10
 
@@ -73,6 +77,8 @@ class ContrastiveConfig:
         for name in ("batch_size", "steps", "warmup", "save_every", "log_every"):
             if getattr(self, name) < (2 if name == "batch_size" else 1):
                 raise ValueError(f"{name} is too small: {getattr(self, name)!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads!r}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
         if not 0 <= self.patch_dropout < 1:
@@ -102,16 +108,20 @@ def train_clip(config: ContrastiveConfig) -> Path:
     Raises:
         DataError, CheckpointError: data or stored state cannot be used.
     """
-    return _ContrastiveRun(config).go()
+    device = choose_device(config.device)
+    with compute_settings(config.threads or default_threads(config.data.workers)):
+        return _ContrastiveRun(config, device).go()
 
 
 class _ContrastiveRun:
-    def __init__(self, config: ContrastiveConfig) -> None:
+    def __init__(self, config: ContrastiveConfig, device: torch.device) -> None:
         self.config = config
-        self.precision = fastest_precision(torch.device("cpu"), config.precision)
+        self.device = device
+        self.precision = fastest_precision(device, config.precision)
+        self.scaler = GradScaler(device.type, enabled=self.precision == "float16")
         self.folder = Path(config.output)
         torch.manual_seed(config.seed)
-        self.clip: Any = build_clip(config.clip).requires_grad_(True).train()
+        self.clip: Any = build_clip(config.clip).requires_grad_(True).train().to(device)
         self.towers = with_fast_attention(self.clip)
         matrices = [p for n, p in self.clip.named_parameters() if _decays(n, p)]
         others = [p for n, p in self.clip.named_parameters() if not _decays(n, p)]
@@ -124,7 +134,7 @@ class _ContrastiveRun:
             betas=(0.9, 0.98),
             eps=1e-6,
         )
-        self.loader = build_loader(config.data, config.batch_size)
+        self.loader = build_loader(config.data, config.batch_size, pin_memory=device.type == "cuda")
         self.tokenize = build_tokenizer(config.clip)
         self.step = 0
         self.taught = not config.words.steps
@@ -142,35 +152,38 @@ class _ContrastiveRun:
 
     def _contrast(self, console: Console) -> None:
         loss_of = ClipLoss()
-        losses: list[float] = []
-        hits: list[float] = []
+        figures: list[Tensor] = []  # loss and share of right captions, left on the device
         while self.step < self.config.steps:
             for batch in self.loader:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self._rate()
                 self.towers.visual.patch_dropout = self._patch_dropout()
                 tokens = torch.from_numpy(self.tokenize(batch.captions))
-                with autocast(torch.device("cpu"), self.precision):
-                    pixels = clip_pixels(batch.images, self.config.clip.image_size)
+                images = batch.images.to(self.device, non_blocking=True)
+                with autocast(self.device, self.precision):
+                    pixels = clip_pixels(images, self.config.clip.image_size)
                     image = nn.functional.normalize(self.towers.encode_image(pixels).float(), dim=1)
                     text = nn.functional.normalize(
                         sentence_embeddings(self.towers, tokens).float(), dim=1
                     )
                 loss = loss_of(image, text, self.clip.logit_scale.exp())
                 self.optimizer.zero_grad()
-                loss.backward()
+                self.scaler.scale(loss).backward()
+                self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.clip.parameters(), 1.0)
-                self.optimizer.step()
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
                 with torch.no_grad():
                     self.clip.logit_scale.clamp_(0, _MAXIMAL_LOGIT_SCALE)
-                    found = (image @ text.T).argmax(1) == torch.arange(len(image))
-                losses.append(loss.item())
-                hits.append(found.float().mean().item())
+                    own = torch.arange(len(image), device=self.device)
+                    right = ((image @ text.T).argmax(1) == own).float().mean()
+                    figures.append(torch.stack([loss.detach(), right]))
                 self.step += 1
                 self.taught = not self.config.words.steps
                 if self.step % self.config.log_every == 0:
-                    self._log(console, sum(losses) / len(losses), sum(hits) / len(hits))
-                    losses, hits = [], []
+                    mean_loss, mean_right = torch.stack(figures).mean(0).tolist()
+                    self._log(console, mean_loss, mean_right)
+                    figures = []
                 if self.step % self.config.save_every == 0 or self.step == self.config.steps:
                     self._save()
                 if self.step == self.config.steps:
@@ -227,7 +240,7 @@ class _ContrastiveRun:
         return json.dumps([asdict(self.config.clip), data, self.config.batch_size])
 
     def _save(self) -> None:
-        weights = {n: t.detach().contiguous() for n, t in self.clip.state_dict().items()}
+        weights = {n: t.detach().contiguous().cpu() for n, t in self.clip.state_dict().items()}
         with atomic_path(self.folder / "clip.safetensors") as temporary:
             save_file(weights, temporary, {"clip": json.dumps(asdict(self.config.clip))})
         state = {
@@ -238,6 +251,7 @@ class _ContrastiveRun:
             "weights": weights,
             "taught": self.taught,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
         with atomic_path(self.folder / "state.pt") as temporary:
             torch.save(state, temporary)
@@ -247,13 +261,15 @@ class _ContrastiveRun:
         if not path.exists():
             return
         try:
-            state: Mapping[str, Any] = torch.load(path, weights_only=True)
+            state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             if state["run"] != self._identity():
                 raise CheckpointError(
                     f"{self.folder} holds another run: choose another output, or delete that folder"
                 )
             self.clip.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if state.get("scaler"):
+                self.scaler.load_state_dict(state["scaler"])
             self.taught |= state["taught"]
         except (KeyError, RuntimeError, EOFError) as error:
             raise CheckpointError(

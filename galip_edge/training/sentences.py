@@ -19,6 +19,12 @@ from galip_edge.training.frozen import with_fast_attention
 
 _log = logging.getLogger(__name__)
 
+# Captions whose embeddings are kept in memory: 128 MB of ViT-B/32's.
+_REMEMBERED = 65_536
+
+# Captions of a query; older versions of SQLite allow 999 parameters.
+_QUERIED = 900
+
 
 def clip_hash(model: GALIP) -> str:
     """SHA-256 of the names, dtypes, shapes and values of all of CLIP's tensors."""
@@ -34,17 +40,22 @@ def sentence_embeddings(clip: Any, tokens: Tensor) -> Tensor:
     """Sentence embeddings (B,E) of tokens (B,77), computed up to the last end of text only.
 
     Exact, because no token sees a later one; training is twice as fast for short captions.
+    Tokens on the CPU are copied to the device of `clip`, without waiting for it.
     """
     end = tokens.argmax(dim=1)
     length = int(end.max()) + 1
-    x = clip.token_embedding(tokens[:, :length]) + clip.positional_embedding[:length]
+    device = clip.text_projection.device
+    tokens, end = tokens[:, :length].to(device), end.to(device)
+    x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
     x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
-    out: Tensor = x[torch.arange(len(x)), end] @ clip.text_projection
+    out: Tensor = x[torch.arange(len(x), device=device), end] @ clip.text_projection
     return out
 
 
 class SentenceEncoder:
     """Captions to sentence embeddings (B,E) in float32, through a cache if there is a folder.
+
+    The last ones are kept on the model's device, so that a batch is one lookup there.
 
     The cache is one SQLite file per CLIP. Processes may share it, and a killed one leaves it
     whole. If it cannot be used, that is said once, and embeddings are computed each time.
@@ -55,21 +66,40 @@ class SentenceEncoder:
         self._clip = with_fast_attention(model.clip)
         self._tokenize = build_tokenizer(model.config.clip)
         self._cache = _Cache(folder / f"{clip_sha256[:32]}.sqlite") if folder else None
+        self._rows: dict[str, int] = {}  # of the table, by caption
+        self._table: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """Embeddings (B,E), not normalised, on the model's device."""
-        known = self._cache.read(captions) if self._cache else {}
-        new = [c for c in dict.fromkeys(captions) if c not in known]
-        if new:
-            tokens = torch.from_numpy(self._tokenize(new))
-            device = next(self._model.parameters()).device
-            rows = sentence_embeddings(self._clip, tokens.to(device)).float().cpu().numpy()
-            known |= (fresh := dict(zip(new, rows, strict=True)))
+        if any(caption not in self._rows for caption in captions):
+            self._remember(list(dict.fromkeys(captions)))
+        assert self._table is not None
+        rows = torch.tensor([self._rows[caption] for caption in captions])
+        return self._table[rows.to(self._table.device)]
+
+    def _remember(self, captions: list[str]) -> None:
+        """Add `captions` to the table in memory, which starts anew when it is full."""
+        new = [caption for caption in captions if caption not in self._rows]
+        if len(self._rows) + len(new) > _REMEMBERED:
+            self._rows, self._table, new = {}, None, captions
+        known = self._cache.read(new) if self._cache else {}
+        if unknown := [caption for caption in new if caption not in known]:
+            tokens = torch.from_numpy(self._tokenize(unknown))
+            computed = sentence_embeddings(self._clip, tokens).float().cpu().numpy()
+            known |= (fresh := dict(zip(unknown, computed, strict=True)))
             if self._cache:
                 self._cache.write(fresh)
-        embeddings = torch.from_numpy(np.stack([known[caption] for caption in captions]))
-        return embeddings.to(next(self._model.parameters()).device)
+        added = torch.from_numpy(np.stack([known[caption] for caption in new]))
+        first = len(self._rows)
+        self._rows |= {caption: first + i for i, caption in enumerate(new)}
+        if self._table is None:
+            self._table = added.to(next(self._model.parameters()).device)
+            return
+        if len(self._rows) > len(self._table):  # doubled, so that it is seldom copied
+            room = self._table.new_empty(max(len(new), len(self._table)), added.shape[1])
+            self._table = torch.cat([self._table, room])
+        self._table[first : len(self._rows)] = added.to(self._table.device)
 
 
 class _Cache:
@@ -92,14 +122,16 @@ class _Cache:
         """What is known of `captions`."""
         if self._database is None:
             return {}
-        found = {}
+        by_key = {_key(caption): caption for caption in captions}
+        keys, found = list(by_key), {}
         try:
-            for caption in captions:
-                row = self._database.execute(
-                    "SELECT embedding FROM sentences WHERE caption = ?", (_key(caption),)
-                ).fetchone()
-                if row:
-                    found[caption] = np.frombuffer(row[0], dtype="<f4")
+            for at in range(0, len(keys), _QUERIED):
+                some = keys[at : at + _QUERIED]
+                places = ", ".join("?" * len(some))
+                for key, row in self._database.execute(
+                    f"SELECT caption, embedding FROM sentences WHERE caption IN ({places})", some
+                ):
+                    found[by_key[key]] = np.frombuffer(row, dtype="<f4")
         except sqlite3.Error as error:
             self._give_up(error)
         return found

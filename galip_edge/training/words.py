@@ -84,11 +84,11 @@ class WordReader(nn.Module):
 def present_words(tokens: Tensor) -> Tensor:
     """tokens (B,L) -> (B,4096), 1 for each word and each pair of neighbours that is there."""
     end = tokens.argmax(dim=1, keepdim=True)
-    places = torch.arange(tokens.shape[1] - 1)
+    places = torch.arange(tokens.shape[1] - 1, device=tokens.device)
     pairs = (tokens[:, :-1] * _FACTOR + tokens[:, 1:]) % _BUCKETS
     words = tokens[:, 1:] % _BUCKETS
     outside = places >= end  # a bucket of its own, dropped at last
-    found = torch.zeros(len(tokens), _BUCKETS + 1)
+    found = torch.zeros(len(tokens), _BUCKETS + 1, device=tokens.device)
     for hashed in (pairs, words):
         found.scatter_(1, hashed.masked_fill(outside, _BUCKETS), 1.0)
     return found[:, :_BUCKETS]
@@ -123,7 +123,8 @@ def teach_words(
         report: told of the step, the words' loss, and the cosine distance from before.
     """
     torch.manual_seed(seed)
-    reader = WordReader(clip.text_projection.shape[1])
+    device = clip.text_projection.device
+    reader = WordReader(clip.text_projection.shape[1]).to(device)
     clip.requires_grad_(True)
     clip.visual.requires_grad_(False)
     clip.logit_scale.requires_grad_(False)
@@ -141,15 +142,16 @@ def teach_words(
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = _rate(step, config)
-        tokens = torch.from_numpy(tokenize([next(captions) for _ in range(config.batch_size)]))
+        drawn = [next(captions) for _ in range(config.batch_size)]
+        tokens = torch.from_numpy(tokenize(drawn))
         optimizer.zero_grad()
-        losses = torch.zeros(2)
+        losses = torch.zeros(2, device=device)
         for part in _of_like_length(tokens):
-            with autocast(torch.device("cpu"), precision):
+            with autocast(device, precision):
                 sentence = sentence_embeddings(learner, part).float()
                 with torch.no_grad():
                     known = sentence_embeddings(before, part).float()
-            words = reader(sentence, part)
+            words = reader(sentence, part.to(device))
             distance = 1 - F.cosine_similarity(sentence, known).mean()
             share = len(part) / len(tokens)
             torch.autograd.backward(share * (words + config.keep_weight * distance))

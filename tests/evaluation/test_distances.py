@@ -5,6 +5,7 @@ import pytest
 
 from galip_edge.evaluation.frechet import FeatureStatistics, frechet_distance
 from galip_edge.evaluation.kernel import cmmd, squared_mmd_polynomial
+from galip_edge.evaluation.manifold import manifold_metrics
 
 
 @pytest.fixture
@@ -115,3 +116,33 @@ def test_cmmd_by_its_definition_and_in_chunks(rng):
     wanted = 1000 * (mean(u, u) + mean(v, v) - 2 * mean(u, v))
     assert cmmd(x, y) == pytest.approx(wanted, rel=1e-8)
     assert cmmd(x, y, chunk=7) == pytest.approx(wanted, rel=1e-8)
+
+
+def test_precision_and_recall_by_their_definition(rng):
+    real, made = rng.standard_normal((14, 3)), rng.standard_normal((11, 3)) * 0.7 + 0.4
+
+    def radius(rows):
+        return [sorted(np.linalg.norm(rows - row, axis=1))[2] for row in rows]  # itself is first
+
+    reached = [[np.linalg.norm(x - y) <= r for y in made] for x, r in zip(real, radius(real))]
+    covers = [[np.linalg.norm(x - y) <= r for x in real] for y, r in zip(made, radius(made))]
+    found = manifold_metrics(real, made, neighbours=2, chunk=4)
+    assert found.precision == pytest.approx(np.mean(np.any(reached, axis=0)))
+    assert found.recall == pytest.approx(np.mean(np.any(covers, axis=0)))
+    assert found.density == pytest.approx(np.sum(reached) / (2 * len(made)))
+    assert found.coverage == pytest.approx(np.mean(np.any(reached, axis=1)))
+    assert 0 < found.precision < 1
+    assert 0 < found.recall < 1
+
+
+def test_precision_and_recall_tell_poor_images_from_few_kinds(rng):
+    real = rng.standard_normal((400, 4)) + 1e4
+    same = manifold_metrics(real, rng.standard_normal((400, 4)) + 1e4)
+    assert min(same.precision, same.recall, same.density, same.coverage) > 0.8
+    few = manifold_metrics(real, np.repeat(real[:4], 50, axis=0))
+    assert few.precision == 1
+    assert few.recall < 0.1
+    poor = manifold_metrics(real, rng.standard_normal((400, 4)) * 5 + 1e4)
+    assert poor.precision < 0.3
+    with pytest.raises(ValueError, match="more than 3 features"):
+        manifold_metrics(real, real[:3])

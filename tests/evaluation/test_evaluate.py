@@ -8,6 +8,7 @@ import torch
 
 from galip_edge.checkpoint import save_checkpoint
 from galip_edge.cli import main
+from galip_edge.evaluation.attributes import AttributeClassifier, save_classifier
 from galip_edge.evaluation.evaluate import psnr
 from galip_edge.evaluation.models import CheckpointModel
 from galip_edge.models import GALIP, PRESETS
@@ -104,3 +105,54 @@ def test_too_few_captions(checkpoint, tmp_path, capsys):
     status, _, error = run(capsys, checkpoint, "--captions", captions, "--count", 5)
     assert status == 1
     assert "5 captions are wanted, there are 2" in error
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A device that holds no values: an operation that mixes it with the CPU raises an error.
+
+    What is copied to the CPU are random values of the right shape; `copies` has their shapes.
+    """
+    copies = []
+    to_cpu = torch.Tensor.cpu
+
+    def cpu(tensor):
+        if tensor.device.type != "meta":
+            return to_cpu(tensor)
+        copies.append(tuple(tensor.shape))
+        values = (
+            torch.rand(tensor.shape) if tensor.is_floating_point() else torch.zeros(tensor.shape)
+        )
+        return values.to(tensor.dtype)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    for module in ("evaluate", "train_classifier"):
+        monkeypatch.setattr(
+            f"galip_edge.commands.{module}.choose_device",
+            lambda name: torch.device("meta") if name == "cuda" else pytest.fail(name),
+        )
+    return copies
+
+
+def test_everything_is_computed_on_the_device_that_is_asked_for(
+    checkpoint, capsys, elsewhere, tmp_path
+):
+    judge = tmp_path / "judge.safetensors"
+    save_classifier(AttributeClassifier(), judge)
+    status, text, error = run(
+        capsys, checkpoint, "--data", "aviary", "--count", 6, "--diversity-captions", 1,
+        "--classifier", judge, "--device", "cuda", "--json",
+    )  # fmt: skip
+    assert status == 0, error
+    assert json.loads(text)["metrics"].keys() >= {"clip_score", "cmmd", "attributes"}
+    assert (6, 64, 64, 3) in elsewhere  # images
+    assert (6, 32) in elsewhere  # embeddings
+    assert (6,) in elsewhere  # attributes
+
+
+def test_the_classifier_is_trained_on_the_device_that_is_asked_for(capsys, elsewhere, tmp_path):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train-classifier", str(tmp_path / "judge.safetensors"), "--samples", "64",
+              "--epochs", "1", "--held-out", "2", "--device", "cuda"])  # fmt: skip
+    assert exit_.value.code == 0, capsys.readouterr().err
+    assert (24, 3, 3, 3) in elsewhere  # its weights, to be saved

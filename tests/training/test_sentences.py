@@ -59,3 +59,18 @@ def test_hash_is_of_clip_alone():
     assert clip_hash(model) == before
     model.clip.text_projection.data[0, 0] += 1
     assert clip_hash(model) != before
+
+
+def test_memory_is_bounded_and_changes_no_embedding(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("galip_edge.training.sentences._REMEMBERED", 5)
+    monkeypatch.setattr("galip_edge.training.sentences._QUERIED", 2)
+    captions = [f"bird number {i}" for i in range(12)]
+    once = SentenceEncoder(model, None, "d" * 64)
+    expected = {caption: once([caption])[0] for caption in captions}
+    for folder in (None, tmp_path, tmp_path):  # the second time all are on disk
+        encode = SentenceEncoder(model, folder, "d" * 64)
+        for batch in (captions[:3], captions[2:5], captions[4:8], captions[::2], captions[:1] * 4):
+            torch.testing.assert_close(
+                encode(batch), torch.stack([expected[caption] for caption in batch])
+            )
+            assert len(encode._rows) <= max(5, len(set(batch)))
