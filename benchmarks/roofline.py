@@ -23,7 +23,7 @@ import openvino.opset13 as ops
 from environment import environment
 from prepared import default_bundle
 
-from runtime.bundle import GENERATOR, read_manifest
+from runtime.bundle import GENERATOR, Bundle
 from runtime.compiled import CompileOptions, read_model, supported_precision
 from runtime.cpu import available_cores
 from runtime.openvino_core import openvino_core
@@ -98,8 +98,9 @@ def peak(int8: bool, precision: str, runs: int) -> float:
 
 def measure(bundle: Path, runs: int) -> dict[str, Any]:
     """The generator's layers, slowest first, beside the peaks."""
-    manifest = read_manifest(bundle)
-    model = read_model(bundle / GENERATOR)
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    model = read_model(opened, GENERATOR)
     model.reshape({i: [1, *list(i.partial_shape)[1:]] for i in model.inputs})
     counted = products(model)
     precision = supported_precision(manifest.inference_precision)

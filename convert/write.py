@@ -20,12 +20,25 @@ from convert.quantize import SCHEMES, quantize, report
 from convert.table import take_rows_first
 from galip_edge.checkpoint import Checkpoint, load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
-from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, save_manifest, write_manifest
+from runtime.bundle import (
+    GENERATOR,
+    MERGES,
+    TEXT_ENCODER,
+    GoldenEntry,
+    Manifest,
+    save_manifest,
+    write_manifest,
+)
 from runtime.errors import ConversionError
+from runtime.golden import tolerance, write_golden
 from runtime.graphs import write_graph
 from runtime.openvino_core import openvino_core
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.tokenizer import Tokenizer
+
+# The first prompts of `PROMPTS` that the shortest text encoder reads whole; their numbers come with
+# the bundle.
+GOLDEN_ROWS = (0, 7)
 
 TOOLS = ("torch", "onnx", "openvino", "nncf", "open_clip_torch")
 
@@ -126,11 +139,29 @@ def write_bundle(
         "quantization": quantization,
     }
     steps = [f.to_dict() for f in source.fidelity]
-    manifest = write_manifest(folder, fidelity=steps, **values)
+    golden = write_reference(folder, source.reference)
+    manifest = write_manifest(folder, fidelity=steps, golden=golden, **values)
     on_step(f"comparing the {options.precision} bundle")
     last = _compare_bundle(folder, options.precision, source.reference)
     _refuse_unfaithful(last, options)
-    return save_manifest(folder, replace(manifest, fidelity=[*steps, last.to_dict()]))
+    manifest = replace(manifest, fidelity=[*steps, last.to_dict()])
+    return save_manifest(folder, replace(manifest, golden=measured_tolerance(folder, manifest)))
+
+
+def write_reference(folder: Path, reference: Reference) -> GoldenEntry:
+    """Write the golden numbers of a bundle, and return their entry, which tolerates anything."""
+    rows = list(GOLDEN_ROWS)
+    image = np.round(reference.image[rows] * 127.5 + 127.5).astype(np.uint8)
+    write_golden(folder, reference.sentence[rows], image)
+    return GoldenEntry(tuple(PROMPTS[row] for row in rows), 0, -1.0, 0.0)
+
+
+def measured_tolerance(folder: Path, manifest: Manifest) -> GoldenEntry:
+    """The golden entry with the tolerance that follows from what this machine computes."""
+    pipeline = Pipeline.from_bundle(folder, PipelineOptions(cache=False))
+    report = pipeline.compare_with_golden()
+    assert report is not None
+    return tolerance(manifest, report.sentence_cosine, report.image_psnr_db)
 
 
 def _refuse_unfaithful(fidelity: Fidelity, options: ConvertOptions) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
+from runtime.cache import read_kept
 from runtime.errors import GalipEdgeError
 from runtime.files import write_whole
+from runtime.golden import Probe
 from runtime.memory import release_pages
 from runtime.openvino_core import openvino_core
 
@@ -39,14 +41,14 @@ def load_blob(blob: Path, weights: Path, properties: dict[str, Any]) -> ov.Compi
     """A model that `compile_and_keep` kept, or None if there is none or it is damaged.
 
     Args:
-        blob: its file.
+        blob: its file, in a folder of `runtime.cache.private_folder`.
         weights: of the bundle, the same as when it was compiled. They are mapped into memory.
         properties: OpenVINO's, the same.
     """
-    try:
-        content = memoryview(blob.read_bytes())
-    except OSError:
+    read = read_kept(blob)
+    if read is None:
         return None
+    content = memoryview(read)
     digest, data = content[:32], content[32:]
     if hashlib.sha256(data).digest() != digest:
         _log.info("%s is damaged: compiling again", blob)
@@ -59,21 +61,29 @@ def load_blob(blob: Path, weights: Path, properties: dict[str, Any]) -> ov.Compi
 
 
 def compile_and_keep(
-    read: Callable[[], ov.Model], blob: Path, weights: Path, properties: dict[str, Any]
+    read: Callable[[], ov.Model],
+    blob: Path,
+    weights: Path,
+    properties: dict[str, Any],
+    probe: Probe | None = None,
 ) -> ov.CompiledModel | None:
     """Compile a model and keep it for `load_blob`.
 
     Args:
         read: reads it, with static shapes.
         blob, weights, properties: as for `load_blob`.
+        probe: golden numbers that it must come near to.
 
     Returns:
         What `load_blob` would, or None if it cannot be compiled or written or gives other numbers.
+
+    Raises:
+        OutOfToleranceError: it is too far from the golden numbers.
     """
     try:
-        data, expected = _export(read(), properties)
+        data, row, expected = _export(read(), properties, probe)
         kept = _import(data, weights, properties)
-        if not np.array_equal(_numbers(kept), expected):
+        if not np.array_equal(outputs(kept, [row])[0], expected):
             _log.info("%s would give other numbers: it is not kept", blob)
             return None
         write_whole(blob, hashlib.sha256(data).digest() + data)
@@ -83,11 +93,17 @@ def compile_and_keep(
     return kept
 
 
-def _export(model: ov.Model, properties: dict[str, Any]) -> tuple[bytes, Any]:
-    """The compiled model without weights, and its numbers; itself it takes no memory any more."""
+def _export(
+    model: ov.Model, properties: dict[str, Any], probe: Probe | None
+) -> tuple[bytes, tuple[Any, ...], Any]:
+    """The compiled model without weights, an input and its output; itself it takes no memory."""
     _detach_small_constants(model)
     compiled = openvino_core().compile_model(model, "CPU", properties | _WITHOUT_WEIGHTS)
-    return compiled.export_model().getvalue(), _numbers(compiled)
+    rows = probe.rows if probe else [_arbitrary_row(compiled)]
+    found = outputs(compiled, rows)
+    if probe:
+        probe.check(found)
+    return compiled.export_model().getvalue(), rows[0], found[0]
 
 
 def _import(
@@ -121,13 +137,17 @@ def _detach_small_constants(model: ov.Model) -> None:
             node.output(0).replace(own.output(0))
 
 
-def _numbers(compiled: ov.CompiledModel) -> Any:
-    """What it gives for an arbitrary input."""
+def outputs(compiled: ov.CompiledModel, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """First output for each input of a batch of one."""
+    request = compiled.create_infer_request()
+    return [request.infer(list(row))[0].copy() for row in rows]
+
+
+def _arbitrary_row(compiled: ov.CompiledModel) -> tuple[Any, ...]:
     random = np.random.default_rng(0)
-    inputs = [
+    return tuple(
         random.standard_normal(list(i.shape)).astype(np.float32)
         if i.get_element_type().is_real()
         else random.integers(0, 100, list(i.shape))
         for i in compiled.inputs
-    ]
-    return compiled.create_infer_request().infer(inputs)[0]
+    )

@@ -1,17 +1,23 @@
-"""The bundle: a folder with everything an edge box needs to generate, and nothing executable.
+"""The bundle: a folder with everything a target machine needs to generate, nothing executable.
 
 bundle.json           dimensions, precision, provenance, fidelity, hash of every file
-text_encoder.xml.gz   OpenVINO: tokens (B,77) int64 -> sentence embedding (B,E) float32
+text_encoder.xml.gz   OpenVINO: tokens (B,L) int64 -> sentence embedding (B,E) float32
 text_encoder.bin      its weights
 generator.xml.gz      OpenVINO: noise (B,Z), sentence (B,E) -> image (B,H,W,3) uint8
 generator.bin         its weights
 merges.txt            the tokenizer's byte-pair merges
+golden.bin            what PyTorch computes for two prompts (runtime/golden.py); since format 3
+
+A bundle may come from a stranger. Hashes prove that it is complete and unchanged since it was
+written, not that its author means well: sizes, names, types and graphs are checked as well.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,21 +25,46 @@ from typing import Any
 
 from runtime.cache import Stamps
 from runtime.errors import BundleError
-from runtime.files import sha256_of
+from runtime.file_kinds import HEAD, describe
+from runtime.files import FileState, open_regular, read_regular, sha256_of
+from runtime.graph_check import Signature, Tensor
 
 FORMAT = "galip-edge bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+# Bundles without golden numbers, which are still read.
+_WITHOUT_GOLDEN = 2
 MANIFEST = "bundle.json"
 TEXT_ENCODER = "text_encoder.xml.gz"
 GENERATOR = "generator.xml.gz"
 MERGES = "merges.txt"
+GOLDEN = "golden.bin"
 
 PRECISIONS = ("fp32", "fp16", "bf16", "mixed", "int8")
 INFERENCE_PRECISIONS = ("f32", "bf16")
+# What a user may ask for; auto is the bundle's own where it is right.
+RUN_PRECISIONS = ("auto", *INFERENCE_PRECISIONS)
+
+_LARGEST_MANIFEST = 4 * 1024**2
+# Bytes of the files by their ending; at full size they have 560 MB, 0.3 MB and 0.5 MB.
+_LARGEST = {".bin": 4 * 1024**3, ".xml.gz": 16 * 1024**2, ".txt": 2 * 1024**2}
+_LARGEST_OTHER = 64 * 1024**2
+_MOST_FILES = 100
+_MOST_DIMENSIONS = {
+    "noise_dim": 1 << 16,
+    "embedding_dim": 1 << 16,
+    "image_size": 4096,
+    "context_length": 1024,
+}
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LONGEST_TEXT = 4000
+_DEEPEST = 8
+# Suffixes of files that hold a checkpoint.
+_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
 def weights_file(graph: Path) -> Path:
-    """Where the weights of the graph `NAME.xml.gz` are: `NAME.bin` beside it."""
+    """Path of the weights of the graph `NAME.xml.gz`: `NAME.bin` in the same folder."""
     return graph.with_name(graph.name.removesuffix(".xml.gz") + ".bin")
 
 
@@ -44,10 +75,46 @@ class FileEntry:
     size: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if type(self.size) is not int or self.size < 0:
+            raise ValueError(f"a file's size must be a number of bytes, got {_short(self.size)}")
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 must be 64 hexadecimal digits, got {_short(self.sha256)}")
+
+
+@dataclass(frozen=True)
+class GoldenEntry:
+    """Golden numbers of a bundle: what `golden.bin` holds, and how near a machine must come.
+
+    Attributes:
+        prompts: each with its first noise of `seed`.
+        seed: of the noise.
+        sentence_cosine: least cosine between a sentence embedding and PyTorch's.
+        image_psnr_db: least PSNR in dB of an image against PyTorch's.
+    """
+
+    prompts: tuple[str, ...]
+    seed: int
+    sentence_cosine: float
+    image_psnr_db: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        if not 1 <= len(self.prompts) <= 8 or not all(
+            isinstance(prompt, str) and 0 < len(prompt) <= 200 for prompt in self.prompts
+        ):
+            raise ValueError(f"golden prompts must be texts, got {_short(self.prompts)}")
+        if type(self.seed) is not int or not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"the golden seed must be an integer, got {_short(self.seed)}")
+        for name in ("sentence_cosine", "image_psnr_db"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"golden {name} must be a number, got {_short(value)}")
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `bundle.json` says.
+    """Content of `bundle.json`.
 
     Attributes:
         name: of the model, as shown to people.
@@ -62,6 +129,7 @@ class Manifest:
         fidelity: measured differences from PyTorch, one entry for each step of the conversion.
         quantization: counts, settings, and the operations left in floating point, with reasons;
             where the precision was chosen by measurement, what it was chosen from.
+        golden: None in a bundle of format 2, which has no golden numbers.
     """
 
     name: str
@@ -76,54 +144,153 @@ class Manifest:
     tools: dict[str, str] = field(default_factory=dict)
     fidelity: list[dict[str, Any]] = field(default_factory=list)
     quantization: dict[str, Any] = field(default_factory=dict)
+    golden: GoldenEntry | None = None
 
     def __post_init__(self) -> None:
-        for name in ("noise_dim", "embedding_dim", "image_size", "context_length"):
+        _check_plain([self.name, self.checkpoint, self.tools, self.fidelity, self.quantization])
+        if not isinstance(self.name, str) or not 0 < len(self.name) <= 200:
+            raise ValueError(f"name must be a text, got {_short(self.name)}")
+        for name, most in _MOST_DIMENSIONS.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {_short(value)}")
+            if value > most:
+                raise ValueError(f"{name} must be at most {most:,}, got {_short(value)}")
         if self.precision not in PRECISIONS:
             raise ValueError(
-                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+                f"precision must be one of {', '.join(PRECISIONS)}, got {_short(self.precision)}"
             )
         if self.inference_precision not in INFERENCE_PRECISIONS:
             raise ValueError(
-                f"inference_precision must be f32 or bf16, got {self.inference_precision!r}"
+                f"inference_precision must be f32 or bf16, got {_short(self.inference_precision)}"
             )
-        for name in self.files:
-            if Path(name).name != name or name.startswith("."):
-                raise ValueError(f"a file of a bundle lies directly in its folder, got {name!r}")
+        for name, kind in (("checkpoint", dict), ("tools", dict), ("quantization", dict)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be an object, got {_short(getattr(self, name))}")
+        if not isinstance(self.fidelity, list):
+            raise ValueError(f"fidelity must be a list, got {_short(self.fidelity)}")
+        self._check_files()
+
+    def _check_files(self) -> None:
+        if not isinstance(self.files, dict) or len(self.files) > _MOST_FILES:
+            raise ValueError(f"files must be an object of at most {_MOST_FILES} files")
+        for name, entry in self.files.items():
+            if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+                raise ValueError(
+                    f"a file of a bundle lies directly in its folder, got {_short(name)}"
+                )
+            ending = next((e for e in _LARGEST if name.endswith(e)), "")
+            if entry.size > (most := _LARGEST.get(ending, _LARGEST_OTHER)):
+                raise ValueError(f"{name} of a bundle has at most {most:,} bytes")
         weights = (weights_file(Path(graph)).name for graph in (TEXT_ENCODER, GENERATOR))
-        for name in (TEXT_ENCODER, GENERATOR, *weights, MERGES):
+        golden = () if self.golden is None else (GOLDEN,)
+        for name in (TEXT_ENCODER, GENERATOR, *weights, MERGES, *golden):
             if name not in self.files:
                 raise ValueError(f"files must list {name}")
+        if self.golden is not None and self.files[GOLDEN].size != self.golden_size:
+            raise ValueError(f"{GOLDEN} must have {self.golden_size:,} bytes")
+
+    @property
+    def golden_size(self) -> int:
+        """Bytes of `golden.bin`: float32 sentence embeddings, then uint8 images."""
+        assert self.golden is not None
+        numbers = 4 * self.embedding_dim + 3 * self.image_size**2
+        return len(self.golden.prompts) * numbers
 
     @property
     def model_hash(self) -> str:
-        """Identifies the model by its files alone, in hexadecimal."""
-        lines = "".join(f"{name} {entry.sha256}\n" for name, entry in sorted(self.files.items()))
+        """Hash of the files that images depend on, in hexadecimal: identifies the model."""
+        lines = "".join(
+            f"{name} {entry.sha256}\n"
+            for name, entry in sorted(self.files.items())
+            if name != GOLDEN
+        )
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    def signature(self, graph: str) -> Signature:
+        """Inputs and output that the graph `TEXT_ENCODER` or `GENERATOR` must have."""
+        sentence = Tensor("f32", (-1, self.embedding_dim))
+        if graph == TEXT_ENCODER:
+            return Signature({"tokens": Tensor("i64", (-1, -1))}, {"sentence": sentence})
+        size = self.image_size
+        return Signature(
+            {"noise": Tensor("f32", (-1, self.noise_dim)), "sentence": sentence},
+            {"image": Tensor("u8", (-1, size, size, 3))},
+        )
 
     def to_json(self) -> str:
         """The text of `bundle.json`, which carries its own hash."""
-        body = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        values = asdict(self)
+        version = FORMAT_VERSION
+        if self.golden is None:
+            version = _WITHOUT_GOLDEN
+            del values["golden"]
+        body = {"format": FORMAT, "format_version": version, **values}
         return json.dumps({**body, "manifest_sha256": _own_hash(body)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Raises ValueError or KeyError if the text is not a manifest as `to_json` wrote it."""
-        body = json.loads(text)
+        """Raises ValueError, KeyError or TypeError if `text` is no manifest of `to_json`.
+
+        Raises NewerFormatError if a later version of galip-edge wrote it.
+        """
+        try:
+            body = json.loads(text, parse_constant=_constant)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise ValueError(f'"format" is not "{FORMAT}"')
-        if body["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"it has format {body['format_version']}, this version reads {FORMAT_VERSION}"
-            )
+        _check_plain(body)
+        found = body["format_version"]
+        if type(found) is not int or found < _WITHOUT_GOLDEN:
+            raise ValueError(f"format_version cannot be {_short(found)}")
+        if found > FORMAT_VERSION:
+            raise NewerFormatError(found)
         if body.pop("manifest_sha256") != _own_hash(body):
             raise ValueError("its content does not match its own hash")
-        values = {f.name: body[f.name] for f in fields(cls)}
+        values = {f.name: body[f.name] for f in fields(cls) if f.name != "golden"}
+        golden = None if found == _WITHOUT_GOLDEN else GoldenEntry(**body["golden"])
         files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
-        return cls(files=files, **values)
+        return cls(files=files, golden=golden, **values)
+
+
+class NewerFormatError(ValueError):
+    """A bundle has a format that only a later version of galip-edge knows."""
+
+
+def _constant(name: str) -> float:
+    if name != "Infinity":  # the PSNR of equal images
+        raise ValueError(f"{name} is not a number")
+    return math.inf
+
+
+def _check_plain(value: Any) -> None:
+    """Values of JSON, not deep, whose texts can be printed. Raises ValueError."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        following: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                following += [*item.keys(), *item.values()]
+            elif isinstance(item, (list, tuple)):
+                following += item
+            elif isinstance(item, str):
+                if len(item) > _LONGEST_TEXT or not item.isprintable():
+                    raise ValueError(f"a text has characters that no bundle has: {_short(item)}")
+            elif item is not None and not isinstance(item, (bool, int, float)):
+                raise ValueError(f"unexpected value {_short(item)}")
+        if not following:
+            return
+        level = following
+    raise ValueError("it is nested too deeply")
+
+
+def _short(value: Any) -> str:
+    """A value of a stranger's file, fit for a message."""
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return "a number beyond 64 bits"
+    shown = ascii(value[:100] if isinstance(value, (str, bytes, list, tuple)) else value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
 def _own_hash(body: Mapping[str, Any]) -> str:
@@ -158,51 +325,149 @@ def read_manifest(folder: Path) -> Manifest:
     Raises BundleError if it is missing, damaged or of another format version.
     """
     if not folder.is_dir():
-        raise BundleError(f"no bundle at {folder}: there is no such folder")
+        raise BundleError(_not_a_folder(folder))
+    path = folder / MANIFEST
     try:
-        return Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = read_regular(path, _LARGEST_MANIFEST)
     except FileNotFoundError as error:
+        raise BundleError(_not_a_bundle(folder)) from error
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return Manifest.from_json(content.decode("utf-8"))
+    except NewerFormatError as error:
         raise BundleError(
-            f"{folder} is not a bundle: it has no {MANIFEST}; make one with galip-edge convert"
+            f"the bundle in {folder} has format {error.args[0]}, this version of galip-edge reads "
+            f"up to {FORMAT_VERSION}: update galip-edge"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        kind = describe(content[:HEAD])
         raise BundleError(
-            f"{folder / MANIFEST} is damaged or not a bundle's manifest ({error}); copy or "
-            "convert the bundle again"
+            f"{path} is {kind}"
+            if kind
+            else f"{path} is damaged or not a bundle's manifest ({error}); copy or convert the "
+            "bundle again"
         ) from error
 
 
-def verify_files(folder: Path, manifest: Manifest, stamps: Stamps | None = None) -> None:
+def _not_a_folder(path: Path) -> str:
+    if not path.exists():
+        return f"no bundle at {path}: there is no such folder"
+    if is_bundle(path.parent):
+        return f"{path} is a file of a bundle: give the bundle's folder, {path.parent}"
+    if path.suffix in _CHECKPOINTS:
+        return (
+            f"{path} is a checkpoint, not a bundle: convert it with galip-edge convert {path}, "
+            "and give the new folder"
+        )
+    return f"{path} is a file, not a bundle: a bundle is a folder with a {MANIFEST}"
+
+
+def _not_a_bundle(folder: Path) -> str:
+    checkpoints = sorted(p.name for p in folder.iterdir() if p.suffix in _CHECKPOINTS)
+    if checkpoints:
+        return (
+            f"{folder} is not a bundle, it holds the checkpoint {checkpoints[0]}: convert it with "
+            f"galip-edge convert {folder / checkpoints[0]}"
+        )
+    return f"{folder} is not a bundle: it has no {MANIFEST}; make one with galip-edge convert"
+
+
+def verify_files(
+    folder: Path, manifest: Manifest, stamps: Stamps | None = None
+) -> dict[str, FileState]:
     """Check size and SHA-256 of every file.
 
     Args:
         folder: of the bundle.
         manifest: what `read_manifest` returned for it.
-        stamps: remembers which files were verified; one whose size, time and inode have not
-            changed since is not hashed again. None hashes all.
+        stamps: remembers which files were verified; one whose state has not changed since is not
+            hashed again. None hashes all.
+
+    Returns:
+        The state of each file when it was verified.
 
     Raises:
-        BundleError: a file is missing, truncated or changed.
+        BundleError: a file is missing, not a regular one, truncated or changed.
     """
+    states = {}
     for name, entry in manifest.files.items():
         path = folder / name
         try:
-            size = path.stat().st_size
-            if size != entry.size:
-                raise BundleError(
-                    f"{path} has {size:,} bytes where {entry.size:,} are expected: the copy is "
-                    "incomplete or damaged; copy or convert the bundle again"
-                )
-            if stamps is not None and stamps.has(path, entry.sha256):
-                continue
-            if sha256_of(path) != entry.sha256:
-                raise BundleError(
-                    f"{path} was changed or damaged: its SHA-256 is not the one in {MANIFEST}; "
-                    "copy or convert the bundle again"
-                )
+            states[name] = _verified(path, entry, stamps)
         except OSError as error:
             raise BundleError(
                 f"cannot read {path}, which belongs to the bundle: {error.strerror}"
             ) from error
-        if stamps is not None:
-            stamps.add(path, entry.sha256)
+    return states
+
+
+def _verified(path: Path, entry: FileEntry, stamps: Stamps | None) -> FileState:
+    with open_regular(path) as file:
+        state = FileState.of(file.fileno())
+        head = file.read(HEAD)
+    if state.size != entry.size:
+        kind = describe(head)
+        reason = f"it is {kind}" if kind else "the copy is incomplete or damaged"
+        raise BundleError(
+            f"{path} has {state.size:,} bytes where {entry.size:,} are expected: {reason}; copy or "
+            "convert the bundle again"
+        )
+    if stamps is not None and stamps.has(path, state, entry.sha256):
+        return state
+    if sha256_of(path, entry.size) != entry.sha256 or FileState.of(path) != state:
+        raise BundleError(
+            f"{path} was changed or damaged: its SHA-256 is not the one in {MANIFEST}; "
+            "copy or convert the bundle again"
+        )
+    if stamps is not None:
+        stamps.add(path, state, entry.sha256)
+    return state
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. Its files must not change while it is in use.
+
+    Attributes:
+        folder: of the bundle.
+        manifest: its content.
+        states: of its files when they were verified.
+    """
+
+    folder: Path
+    manifest: Manifest
+    states: Mapping[str, FileState]
+
+    @classmethod
+    def open(cls, folder: Path, stamps: Stamps | None = None) -> Bundle:
+        """Read the manifest and verify every file. Raises BundleError."""
+        manifest = read_manifest(folder)
+        return cls(folder, manifest, verify_files(folder, manifest, stamps))
+
+    def read(self, name: str) -> bytes:
+        """Content of one of the smaller files.
+
+        Raises BundleError if it is not the one that was verified.
+        """
+        entry = self.manifest.files[name]
+        try:
+            content = read_regular(self.folder / name, entry.size)
+        except OSError as error:
+            raise BundleError(f"cannot read {self.folder / name}: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise BundleError(self._changed(name))
+        return content
+
+    def check_unchanged(self, *names: str) -> None:
+        """Raises BundleError if one of the files was changed since it was verified."""
+        for name in names:
+            try:
+                unchanged = FileState.of(self.folder / name) == self.states[name]
+            except OSError:
+                unchanged = False
+            if not unchanged:
+                raise BundleError(self._changed(name))
+
+    def _changed(self, name: str) -> str:
+        return f"{self.folder / name} was changed while it was in use: load the bundle again"

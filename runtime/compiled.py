@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import queue
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from runtime.blobs import compile_and_keep, load_blob
-from runtime.bundle import weights_file
-from runtime.cpu import multiplies_int8_matrices_slowly
-from runtime.errors import BundleError
-from runtime.graphs import read_graph
+from runtime.blobs import compile_and_keep, load_blob, outputs
+from runtime.bundle import Bundle, weights_file
+from runtime.cache import read_kept
+from runtime.cpu import cpu_name, multiplies_int8_matrices_slowly
+from runtime.errors import BundleError, GalipEdgeError
+from runtime.files import write_whole
+from runtime.golden import OutOfToleranceError, Probe
+from runtime.graphs import check_sizes, read_graph
 from runtime.openvino_core import keep_locale, openvino_core
 from runtime.pointwise import matrices_to_convolutions
 
@@ -38,12 +41,14 @@ class CompileOptions:
         streams: rows calculated side by side, each with its share of the threads.
         precision: in which to calculate what is not int8, f32 or bf16.
         cache: folder for compiled models (`runtime.blobs`), if they shall be kept.
+        fallback: use f32 where bf16 is out of tolerance of the golden numbers.
     """
 
     threads: int
     streams: int
     precision: str
     cache: Path | None
+    fallback: bool = True
 
     def name(self) -> str:
         """Short, and another for other options; the cache does not count."""
@@ -61,9 +66,9 @@ class CompileOptions:
         }
 
 
-def read_model(graph: Path) -> ov.Model:
+def read_model(bundle: Bundle, name: str) -> ov.Model:
     """A model of a bundle, in the form that is fastest on this CPU. Raises BundleError."""
-    return for_this_cpu(read_graph(graph))
+    return for_this_cpu(read_graph(bundle, name))
 
 
 def for_this_cpu(model: ov.Model) -> ov.Model:
@@ -86,34 +91,108 @@ def supported_precision(wanted: str) -> str:
     return wanted
 
 
+def chosen_precision(asked: str, of_bundle: str) -> str:
+    """The precision to calculate in, f32 or bf16.
+
+    Args:
+        asked: auto, f32 or bf16.
+        of_bundle: what auto means where the CPU has it.
+
+    Raises BundleError if the CPU has no bf16 and it was asked for.
+    """
+    if asked == "bf16" and not has_bf16():
+        raise BundleError(f"this CPU ({cpu_name()}) has no bfloat16: use --precision auto or f32")
+    return supported_precision(of_bundle if asked == "auto" else asked)
+
+
 class ModelFile:
     """A model of a bundle on disk, read when it is compiled.
 
     Args:
-        graph: its file. It must not change from now on.
+        bundle: verified. It must not change from now on.
+        name: of the model's graph.
+        probe: golden numbers for rows of so many columns; None if the bundle has none.
+        exact_in_f32: whether float32 gives the same numbers on any number of threads.
     """
 
-    def __init__(self, graph: Path) -> None:
-        self._graph, self._weights = graph, weights_file(graph)
-        self._states = self._state()
-
-    def _state(self) -> list[tuple[int, int, int]]:
-        status = [path.stat() for path in (self._graph, self._weights)]
-        return [(s.st_size, s.st_mtime_ns, s.st_ino) for s in status]
+    def __init__(
+        self,
+        bundle: Bundle,
+        name: str,
+        probe: Callable[[int | None], Probe | None] = lambda _: None,
+        exact_in_f32: bool = True,
+    ) -> None:
+        self._bundle, self._name = bundle, name
+        self._weights = weights_file(bundle.folder / name)
+        self._probe, self._exact_in_f32 = probe, exact_in_f32
+        self._used: str | None = None  # the precision of what was compiled so far
+        self._refused: str | None = None  # why bf16 is not used
 
     def compile(self, options: CompileOptions, columns: int | None = None) -> CompiledModel:
         """See CompiledModel.
 
+        Where bf16 is out of tolerance, a warning says so, and f32 is used from then on.
+
         Raises:
-            BundleError: the files were changed, or OpenVINO cannot read or compile them.
+            BundleError: the files were changed, OpenVINO cannot read or compile them, or computes
+                other numbers than the bundle's golden ones.
         """
-        if self._state() != self._states:
-            raise BundleError(f"{self._graph} was changed while it was in use: load it again")
+        self._bundle.check_unchanged(self._name, self._weights.name)
+        if options.precision == "bf16" and options.fallback:
+            if compiled := self._in_bf16(options, columns):
+                return compiled
+            options = replace(
+                options, precision="f32", streams=options.streams if self._exact_in_f32 else 1
+            )
+        try:
+            return self._compiled(options, columns)
+        except OutOfToleranceError as error:
+            other = "use --precision f32" if options.precision == "bf16" else "update OpenVINO"
+            raise BundleError(
+                f"{self._wrong(options.precision, error)}: {other}, or convert the bundle again if "
+                "its golden numbers are wrong"
+            ) from error
+
+    def used_precision(self, wanted: str) -> str:
+        """`wanted`, or f32 where bf16 was out of tolerance."""
+        return "f32" if self._refused is not None else wanted
+
+    def _in_bf16(self, options: CompileOptions, columns: int | None) -> CompiledModel | None:
+        """None where its numbers are wrong."""
+        mark = options.cache / f"{self._weights.stem}-bf16.refused" if options.cache else None
+        reason = self._refused
+        if reason is None and mark and (kept := read_kept(mark)):
+            reason = kept.decode("utf-8", "replace")
+        if reason is None:
+            try:
+                compiled = self._compiled(options, columns)
+            except OutOfToleranceError as error:
+                reason = self._wrong("bf16", error)
+                if self._used == "bf16":  # images would depend on what they are generated with
+                    raise BundleError(f"{reason}: use --precision f32") from error
+            else:
+                self._used = "bf16"
+                return compiled
+        if self._refused is None:
+            self._refused = reason
+            _log.warning("%s: calculating in f32, which is slower", reason)
+            if mark:
+                _remember(mark, reason)
+        return None
+
+    def _wrong(self, precision: str, error: OutOfToleranceError) -> str:
+        return (
+            f"OpenVINO {ov.__version__.partition('-')[0]} computes wrong numbers in {precision} on this CPU "
+            f"({cpu_name()}) with the {self._weights.stem} of {self._bundle.folder} ({error})"
+        )
+
+    def _compiled(self, options: CompileOptions, columns: int | None) -> CompiledModel:
         with keep_locale():
             compiled = self._kept(options, columns) if options.cache else None
-            if compiled is None:
-                return CompiledModel.of(read_model(self._graph), options, columns)
-            return CompiledModel(compiled, options.streams)
+            if compiled is not None:
+                return CompiledModel(compiled, options.streams)
+            model = read_model(self._bundle, self._name)
+            return CompiledModel.of(model, options, columns, self._probe(columns))
 
     def _kept(self, options: CompileOptions, columns: int | None) -> ov.CompiledModel | None:
         """From the cache, into which it is put if need be; None if it cannot be."""
@@ -122,10 +201,19 @@ class ModelFile:
         place = options.cache / name, self._weights, options.properties()
 
         def read() -> ov.Model:
-            return _with_static_shapes(read_model(self._graph), columns)
+            return _with_static_shapes(read_model(self._bundle, self._name), columns)
 
         compiled = load_blob(*place)
-        return compile_and_keep(read, *place) if compiled is None else compiled
+        if compiled is None:
+            compiled = compile_and_keep(read, *place, self._probe(columns))
+        return compiled
+
+
+def _remember(mark: Path, reason: str) -> None:
+    try:
+        write_whole(mark, reason.encode())
+    except GalipEdgeError as error:
+        _log.info("it will be found again: %s", error)
 
 
 def _with_static_shapes(model: ov.Model, columns: int | None) -> ov.Model:
@@ -133,6 +221,7 @@ def _with_static_shapes(model: ov.Model, columns: int | None) -> ov.Model:
     model.reshape(
         {i: [1, *([columns] if columns else list(i.partial_shape)[1:])] for i in model.inputs}
     )
+    check_sizes(model)
     return model
 
 
@@ -166,7 +255,11 @@ class CompiledModel:
 
     @classmethod
     def of(
-        cls, model: ov.Model, options: CompileOptions, columns: int | None = None
+        cls,
+        model: ov.Model,
+        options: CompileOptions,
+        columns: int | None = None,
+        probe: Probe | None = None,
     ) -> CompiledModel:
         """Compile `model` without a look into the cache.
 
@@ -174,14 +267,18 @@ class CompiledModel:
             model: with a dynamic batch; its shapes are changed.
             options: see there.
             columns: the length of the inputs' rows, if the model leaves it open.
+            probe: golden numbers that it must come near to.
 
         Raises:
             BundleError: OpenVINO cannot compile it.
+            OutOfToleranceError: it is too far from the golden numbers.
         """
         with _compiling(model.get_friendly_name()):
             compiled = openvino_core().compile_model(
                 _with_static_shapes(model, columns), "CPU", options.properties()
             )
+            if probe:
+                probe.check(outputs(compiled, probe.rows))
         return cls(compiled, options.streams)
 
     def row(self, *inputs: Array) -> Array:

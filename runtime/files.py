@@ -6,21 +6,70 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from runtime.errors import GalipEdgeError
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal. Raises OSError."""
+class FileState(NamedTuple):
+    """What changes when a file's content does: equal states mean equal content."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    device: int
+
+    @classmethod
+    def of(cls, file: Path | int) -> FileState:
+        """State of a path or an open descriptor. Raises OSError."""
+        status = os.fstat(file) if isinstance(file, int) else file.stat()
+        return cls(
+            status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
+        )
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file, or a link to one, for reading.
+
+    Raises OSError, also for a pipe, a device or a folder, without waiting for a writer.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Content of a regular file of at most `most` bytes. Raises OSError."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes", os.fspath(path))
+    return content
+
+
+def sha256_of(path: Path, size: int | None = None) -> str:
+    """SHA-256 of a regular file's content, or of its first `size` bytes, in hexadecimal.
+
+    Raises OSError.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
+    left = float("inf") if size is None else size
+    with open_regular(path) as file:
+        while left > 0 and (chunk := file.read(int(min(1 << 20, left)))):
             digest.update(chunk)
+            left -= len(chunk)
     return digest.hexdigest()
 
 

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import openvino as ov
 
-from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, read_manifest, verify_files
+from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest
 from runtime.compiled import read_model
 from runtime.errors import BundleError
 from runtime.files import atomic_folder
@@ -44,8 +43,8 @@ def export_model_server(bundle: Path, folder: Path, force: bool = False) -> Mani
     Raises:
         BundleError: the bundle is missing or damaged, or `folder` exists.
     """
-    manifest = read_manifest(bundle)
-    verify_files(bundle, manifest)
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
     if folder.exists() and not (force and (folder / CONFIG).is_file()):
         raise BundleError(
             f"{folder} exists and is no model repository, so --force does not replace it"
@@ -56,8 +55,8 @@ def export_model_server(bundle: Path, folder: Path, force: bool = False) -> Mani
     with keep_locale(), atomic_folder(folder, replace=force) as temporary:
         version = temporary / name / _VERSION
         version.mkdir(parents=True)
-        ov.save_model(whole_model(bundle, manifest), version / "model.xml", compress_to_fp16=False)
-        shutil.copyfile(bundle / MERGES, version / MERGES)
+        ov.save_model(whole_model(opened), version / "model.xml", compress_to_fp16=False)
+        (version / MERGES).write_bytes(opened.read(MERGES))
         (temporary / CONFIG).write_text(json.dumps(_config(name, manifest), indent=2) + "\n")
     return manifest
 
@@ -67,9 +66,10 @@ def model_name(manifest: Manifest) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", manifest.name).strip("-") or "galip"
 
 
-def whole_model(bundle: Path, manifest: Manifest) -> ov.Model:
+def whole_model(bundle: Bundle) -> ov.Model:
     """Text encoder and generator as one model: tokens and noise to an image."""
-    text, generator = read_model(bundle / TEXT_ENCODER), read_model(bundle / GENERATOR)
+    manifest = bundle.manifest
+    text, generator = read_model(bundle, TEXT_ENCODER), read_model(bundle, GENERATOR)
     text.reshape({text.inputs[0]: [1, manifest.context_length]})
     generator.reshape({i: [1, *list(i.partial_shape)[1:]] for i in generator.inputs})
     sentence = generator.input("sentence")

@@ -15,11 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, read_manifest, verify_files
+from runtime.bundle import GENERATOR, GOLDEN, MERGES, RUN_PRECISIONS, TEXT_ENCODER, Bundle
 from runtime.cache import Stamps, cache_folder, compiled_model_folder
-from runtime.compiled import CompiledModel, CompileOptions, ModelFile, supported_precision
+from runtime.compiled import CompiledModel, CompileOptions, ModelFile, chosen_precision
 from runtime.cpu import available_cores, cpu_name, instruction_sets
 from runtime.errors import BundleError
+from runtime.golden import (
+    Golden,
+    GoldenReport,
+    Probe,
+    read_golden,
+    worst_cosine,
+    worst_psnr_db,
+)
 from runtime.noise import draw_noise, truncated
 from runtime.prompts import checked_prompt
 from runtime.tokenizer import Tokenizer
@@ -47,13 +55,20 @@ class PipelineOptions:
         streams: images calculated side by side, each with its share of the threads; 0 chooses by
             the number of images, for the least latency of few and the most throughput of many.
         cache: keep compiled models and verified hashes in the user's cache folder.
+        precision: in which to calculate what is not int8: f32, bf16, or auto, which is the
+            bundle's own where the CPU has it and is right with it (`runtime.golden`), else f32.
     """
 
     threads: int = 0
     streams: int = 0
     cache: bool = True
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.precision not in RUN_PRECISIONS:
+            raise ValueError(
+                f"precision must be one of {', '.join(RUN_PRECISIONS)}, got {self.precision!r}"
+            )
         for name, least in (("threads", 0), ("streams", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -73,15 +88,15 @@ class Generated:
 class Pipeline:
     """A loaded bundle. Make one with `Pipeline.from_bundle`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, options: PipelineOptions) -> None:
-        self.manifest = manifest
-        self.options = options
-        self._compiled_folder = self._cache_for(manifest) if options.cache else None
+    def __init__(self, bundle: Bundle, options: PipelineOptions) -> None:
+        self._bundle, self.manifest, self.options = bundle, bundle.manifest, options
+        self._precision = chosen_precision(options.precision, self.manifest.inference_precision)
+        self._compiled_folder = self._cache_folder() if options.cache else None
         self._threads = options.threads or available_cores()
-        self._precision = supported_precision(manifest.inference_precision)
-        self._merges = (folder / MERGES).read_text(encoding="utf-8")
-        self._text_file = ModelFile(folder / TEXT_ENCODER)
-        self._generator_file = ModelFile(folder / GENERATOR)
+        # In float32, sums depend on the number of threads.
+        exact = self.manifest.precision == "int8"
+        self._text_file = ModelFile(bundle, TEXT_ENCODER, self._text_probe)
+        self._generator_file = ModelFile(bundle, GENERATOR, self._generator_probe, exact)
         # Compiled when they are needed: by number of tokens, and by number of streams.
         self._text_encoders: dict[int, CompiledModel] = {}
         self._generators: dict[int, Future[CompiledModel]] = {}
@@ -92,21 +107,34 @@ class Pipeline:
         """The bundle in folder `path`, after every file's hash was checked.
 
         What is needed is compiled when it is first needed, and may raise a BundleError then, if
-        OpenVINO cannot read or compile it.
+        OpenVINO cannot read or compile it, or computes other numbers than the golden ones.
 
         Raises:
-            BundleError: it is missing or damaged.
+            BundleError: it is missing or damaged, or the CPU has no bfloat16 that was asked for.
         """
-        folder, options = Path(path), options or PipelineOptions()
-        manifest = read_manifest(folder)
-        verify_files(folder, manifest, Stamps(cache_folder()) if options.cache else None)
-        try:
-            return cls(folder, manifest, options)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise BundleError(
-                f"the bundle in {folder} cannot be loaded by OpenVINO {ov.__version__}: "
-                f"{str(error).strip().splitlines()[-1]}"
-            ) from error
+        options = options or PipelineOptions()
+        stamps = Stamps(cache_folder()) if options.cache else None
+        return cls(Bundle.open(Path(path), stamps), options)
+
+    @cached_property
+    def golden(self) -> Golden | None:
+        """The bundle's golden numbers; None where it has none (format 2)."""
+        loosened = self._precision == "bf16" and self.manifest.inference_precision == "f32"
+        return read_golden(self._bundle, loosened)
+
+    def _text_probe(self, columns: int | None) -> Probe | None:
+        if self.golden is None:
+            return None
+        tokens = self.tokenizer(self.golden.entry.prompts)
+        # A prompt that is too long for this length is cut: no test of it, but of the whole length.
+        if columns and not tokens[:, columns:].any():
+            tokens = tokens[:, :columns]
+        elif columns:
+            return None
+        return self.golden.text_probe(tokens)
+
+    def _generator_probe(self, columns: int | None) -> Probe | None:
+        return self.golden.generator_probe() if self.golden else None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -115,11 +143,30 @@ class Pipeline:
         Raises BundleError if its merges are none.
         """
         try:
-            return Tokenizer(self._merges.splitlines(), self.manifest.context_length)
+            merges = self._bundle.read(MERGES).decode("utf-8").splitlines()
+            return Tokenizer(merges, self.manifest.context_length)
         except ValueError as error:
             raise BundleError(
                 f"{MERGES} of the bundle is damaged ({error}): copy or convert the bundle again"
             ) from error
+
+    def compare_with_golden(self) -> GoldenReport | None:
+        """Compile everything and compare it with the golden numbers; None if there are none.
+
+        Raises BundleError if it is out of tolerance, or cannot be compiled.
+        """
+        for length in (*_TEXT_LENGTHS, self.manifest.context_length):
+            if length <= self.manifest.context_length:
+                self._text_encoder(length)
+        self._generator(1)
+        if (golden := self.golden) is None:
+            return None
+        return GoldenReport(
+            self._text_file.used_precision(self._precision),
+            self._generator_file.used_precision(self._precision),
+            worst_cosine(self.encode(golden.entry.prompts), golden.sentence),
+            worst_psnr_db(self.synthesize(golden.sentence, golden.noise), golden.image),
+        )
 
     def prepare(self, count: int) -> None:
         """Begin to compile what `count` images need, beside whatever else is done meanwhile."""
@@ -258,11 +305,15 @@ class Pipeline:
         return self._threads if exact and count >= _MANY * self._threads else 1
 
     def _compile_options(self, streams: int) -> CompileOptions:
-        return CompileOptions(self._threads, streams, self._precision, self._compiled_folder)
+        fallback = self.options.precision == "auto"
+        return CompileOptions(
+            self._threads, streams, self._precision, self._compiled_folder, fallback
+        )
 
-    @staticmethod
-    def _cache_for(manifest: Manifest) -> Path | None:
+    def _cache_folder(self) -> Path | None:
+        """For compiled models of this bundle, compared with its golden numbers on this machine."""
         capped = [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "OV_CPU_MAX_ISA")]
-        machine = f"{ov.__version__} {cpu_name()} {instruction_sets()} {capped}"
+        golden = self.manifest.files.get(GOLDEN), self.manifest.golden
+        machine = f"{ov.__version__} {cpu_name()} {instruction_sets()} {capped} {golden}"
         key = hashlib.sha256(machine.encode()).hexdigest()[:12]
-        return compiled_model_folder(cache_folder(), f"{manifest.model_hash[:16]}-{key}")
+        return compiled_model_folder(cache_folder(), f"{self.manifest.model_hash[:32]}-{key}")

@@ -23,6 +23,7 @@ from galip_edge.commands.options import (
     default_model,
     json_option,
     model_option,
+    precision_option,
     threads_option,
 )
 from runtime.errors import GalipEdgeError
@@ -122,6 +123,7 @@ from runtime.pipeline import PipelineOptions
     help="Images side by side in each process; default: one for each core.",
 )
 @cache_option
+@precision_option
 @json_option
 def command(
     prompts: Path,
@@ -145,6 +147,7 @@ def command(
     threads: int,
     streams: int,
     cache: bool,
+    precision: str,
     as_json: bool,
 ) -> None:
     """Generate images of all prompts in a file; the same command again goes on where it was.
@@ -160,7 +163,7 @@ def command(
         retry_failed=retry_failed,
         max_errors=max_errors,
         force=force,
-        pipeline=PipelineOptions(threads, streams, cache),
+        pipeline=PipelineOptions(threads, streams, cache, precision),
     )
     bundle = model or default_model()
     with _prompt_file(prompts, input_format) as path:

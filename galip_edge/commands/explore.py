@@ -13,6 +13,7 @@ from galip_edge.commands.options import (
     cache_option,
     json_option,
     model_option,
+    precision_option,
     threads_option,
     truncation_option,
 )
@@ -44,6 +45,7 @@ from runtime.pipeline import PipelineOptions
 )
 @threads_option
 @cache_option
+@precision_option
 @json_option
 def command(
     prompt: str,
@@ -55,6 +57,7 @@ def command(
     out: Path,
     threads: int,
     cache: bool,
+    precision: str,
     as_json: bool,
 ) -> None:
     """Write a sheet of PROMPT's pictures for `-n` seeds, labelled with their seeds.
@@ -64,7 +67,7 @@ def command(
     seeds = range(seed, seed + count)
     if seeds[-1] > MAX_SEED:
         raise click.UsageError(f"the last seed would be above {MAX_SEED}")
-    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
+    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache, precision=precision))
     latents = (latent_of(pipeline, Keyframe(prompt, each), psi) for each in seeds)
     pictures = []
     with counting_progress() as progress:

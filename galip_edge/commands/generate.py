@@ -14,6 +14,7 @@ from galip_edge.commands.options import (
     cache_option,
     json_option,
     model_option,
+    precision_option,
     threads_option,
     truncation_option,
 )
@@ -51,6 +52,7 @@ from runtime.prompts import checked_prompt
     help="Images side by side; default: one, or with many images one for each core.",
 )
 @cache_option
+@precision_option
 @json_option
 def command(
     prompts: tuple[str, ...],
@@ -63,6 +65,7 @@ def command(
     threads: int,
     streams: int,
     cache: bool,
+    precision: str,
     as_json: bool,
 ) -> None:
     """Generate images from prompts, as PNG files whose paths are printed.
@@ -72,7 +75,7 @@ def command(
     """
     for prompt in prompts:
         checked_prompt(prompt)
-    options = PipelineOptions(threads, streams, cache)
+    options = PipelineOptions(threads, streams, cache, precision)
     pipeline = load_pipeline(model, options)
     manifest = pipeline.manifest
     pipeline.prepare(len(prompts) * count)

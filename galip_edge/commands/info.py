@@ -8,20 +8,31 @@ from pathlib import Path
 
 import click
 
-from galip_edge.commands.options import existing_path, json_option
-from runtime.bundle import Manifest, read_manifest
+from galip_edge.commands.options import default_model, existing_path, json_option
+from runtime.bundle import MANIFEST, Manifest, read_manifest
+from runtime.errors import BundleError
 
 
 @click.command("info")
-@click.argument("bundle", type=existing_path)
+@click.argument("bundle", type=existing_path, required=False)
 @json_option
-def command(bundle: Path, as_json: bool) -> None:
-    """Show a bundle's model, precision, provenance and measured fidelity."""
-    manifest = read_manifest(bundle)
+def command(bundle: Path | None, as_json: bool) -> None:
+    """Show model, precision, provenance and measured fidelity of BUNDLE.
+
+    By default of the embedded model.
+    """
+    folder = bundle or default_model()
+    manifest = read_manifest(folder)
     if as_json:
         click.echo(json.dumps({"model_hash": manifest.model_hash, **asdict(manifest)}, indent=1))
         return
-    for key, value in _lines(manifest):
+    try:
+        lines = _lines(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"{folder / MANIFEST} is damaged: its report has no {error}; convert the bundle again"
+        ) from error
+    for key, value in lines:
         click.echo(f"{key:12} {value}")
 
 
@@ -35,6 +46,16 @@ def _lines(manifest: Manifest) -> list[tuple[str, str]]:
         ("checkpoint", ", ".join(f"{k} {v}" for k, v in manifest.checkpoint.items())),
         ("made with", ", ".join(f"{k} {v}" for k, v in manifest.tools.items())),
     ]
+    if (golden := manifest.golden) is None:
+        lines.append(("golden", "none: the bundle was made before format 3; convert again"))
+    else:
+        lines.append(
+            (
+                "golden",
+                f"{len(golden.prompts)} prompts, sentence cosine at least "
+                f"{golden.sentence_cosine:.4f}, image at least {golden.image_psnr_db:.1f} dB",
+            )
+        )
     for part, counts in manifest.quantization.get("operations", {}).items():
         lines.append((part, f"{counts['quantized']} operations in int8, {counts['float']} not"))
     for candidate in manifest.quantization.get("chosen_from", ()):

@@ -14,6 +14,7 @@ from galip_edge.commands.options import (
     cache_option,
     json_option,
     model_option,
+    precision_option,
     threads_option,
     truncation_option,
 )
@@ -57,6 +58,7 @@ from runtime.pipeline import PipelineOptions
 @click.option("--grid", metavar="ROWSxCOLUMNS", help="A grid between four pictures, as PNG.")
 @threads_option
 @cache_option
+@precision_option
 @json_option
 def command(
     prompts: tuple[str, ...],
@@ -70,6 +72,7 @@ def command(
     grid: str | None,
     threads: int,
     cache: bool,
+    precision: str,
     as_json: bool,
 ) -> None:
     """Move from picture to picture: between prompts, seeds, or both.
@@ -81,7 +84,7 @@ def command(
     shape = _shape(grid) if grid else None
     if shape and out.suffix.lower() != ".png":
         out = out.with_suffix(".png")
-    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
+    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache, precision=precision))
     if shape:
         blends = None
         total = shape[0] * shape[1]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from runtime.bundle import RUN_PRECISIONS
 from runtime.errors import GalipEdgeError
 
 existing_path = click.Path(path_type=Path)
@@ -59,6 +60,14 @@ cache_option = click.option(
     default=True,
     show_default=True,
     help="Keep compiled models in the user's cache folder.",
+)
+
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(RUN_PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of what is not INT8; auto: the bundle's own where it is right here, else f32.",
 )
 
 

@@ -10,7 +10,7 @@ import click
 import uvicorn
 
 from galip_edge.commands.loading import load_pipeline
-from galip_edge.commands.options import cache_option, model_option, threads_option
+from galip_edge.commands.options import cache_option, model_option, precision_option, threads_option
 from runtime.errors import GalipEdgeError
 from runtime.pipeline import PipelineOptions
 from runtime.server.app import create_app
@@ -49,6 +49,7 @@ from runtime.server.options import ServerOptions
 )
 @threads_option
 @cache_option
+@precision_option
 def command(
     model: Path | None,
     host: str,
@@ -59,6 +60,7 @@ def command(
     timeout: float,
     threads: int,
     cache: bool,
+    precision: str,
 ) -> None:
     """Serve a studio page, and pictures over HTTP as OpenAI's images API has them.
 
@@ -71,7 +73,7 @@ def command(
         )
     options = ServerOptions(api_key, most, queue, timeout)
     with listening(host, port) as listener:
-        pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
+        pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache, precision=precision))
         pipeline.generate("a bird on a branch")  # what is wrong with a bundle is told here
         config = uvicorn.Config(
             create_app(pipeline, options),

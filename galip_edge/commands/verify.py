@@ -1,4 +1,4 @@
-"""`galip-edge verify`: is this bundle whole, and does it run here?"""
+"""`galip-edge verify`: is this bundle whole, safe, and right on this machine?"""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from pathlib import Path
 import click
 
 from galip_edge.commands.console import console
-from galip_edge.commands.options import existing_path
-from runtime.bundle import read_manifest, verify_files
-from runtime.pipeline import Pipeline, PipelineOptions
+from galip_edge.commands.options import default_model, existing_path, precision_option
+from runtime.verification import verify_bundle
 
 
 @click.command("verify")
-@click.argument("bundle", type=existing_path)
-def command(bundle: Path) -> None:
-    """Check every hash, load the bundle and generate one image with it."""
-    manifest = read_manifest(bundle)
+@click.argument("bundle", type=existing_path, required=False)
+@precision_option
+def command(bundle: Path | None, precision: str) -> None:
+    """Check BUNDLE, by default the embedded model, before it is used.
+
+    Checks hashes and graphs, loads the models in a child process, compares them with the golden
+    numbers that PyTorch computed, and generates one image. The cache is not used.
+    """
     with console().status("verifying"):
-        verify_files(bundle, manifest)
-        click.echo(f"hashes      ok, {len(manifest.files)} files")
-        pipeline = Pipeline.from_bundle(bundle, PipelineOptions(cache=False))
-        click.echo("loading     ok")
-        image = pipeline.generate("a bird on a branch")[0]
-    click.echo(f"inference   ok, {image.shape[1]} x {image.shape[0]} pixels")
+        for step in verify_bundle(bundle or default_model(), precision):
+            click.echo(f"{step.name:12}{step.result}")

@@ -213,7 +213,7 @@ def test_broken_model_with_a_right_hash_is_one_sentence(graph, tiny_bundle):
     (tiny_bundle / GENERATOR).write_bytes(graph)
     hash_again(tiny_bundle)
     pipeline = Pipeline.from_bundle(tiny_bundle)
-    with pytest.raises(BundleError, match="cannot be loaded by OpenVINO"):
+    with pytest.raises(BundleError, match="not a graph that|cannot be loaded by OpenVINO"):
         pipeline.generate("a bird")
 
 
