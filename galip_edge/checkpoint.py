@@ -1,24 +1,35 @@
 """Our self-describing checkpoint: safetensors with the configuration and the CLIP inside.
 
-Also the way in for the authors' published `.pth` files (`original.py` has their names).
+Also reads the authors' published `.pth` files and what people made of them: `original.py` has their
+names, `checkpoints/` their layouts.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from galip_edge import original
-from galip_edge.models import GALIP, PRESETS, CLIPConfig, ModelConfig
+from galip_edge.checkpoints.clip_weights import (
+    Activation,
+    CLIPWeights,
+    architecture,
+    differences,
+    read_clip_weights,
+)
+from galip_edge.checkpoints.layouts import find_networks, flatten, looks_like_training_state
+from galip_edge.checkpoints.published import indices, original_config
+from galip_edge.models import GALIP, CLIPConfig, ModelConfig
+from galip_edge.original import shortened
 from galip_edge.weights import read_weights
 from runtime.errors import CheckpointError
 from runtime.files import atomic_path, sha256_of
@@ -28,10 +39,12 @@ FORMAT_VERSION = 1
 
 # Where the CLIP of a published checkpoint is looked for when no --clip is given.
 OPENAI_CLIP = "ViT-B-32-quickgelu"
+PathLike: TypeAlias = str | os.PathLike[str]
 _log = logging.getLogger(__name__)
 
 # CLIP was published in float16, so two honest copies of it differ by no more than its rounding.
 _CLIP_TOLERANCE = 2e-3
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -43,12 +56,15 @@ class Checkpoint:
         has_discriminator: False if the file held the generator alone.
         source: `galip-edge` or `original`.
         sha256: of the file, in hexadecimal.
+        generator: where an original file held the generator that was taken, such as
+            `model.netG`, or `netG_ema` for a moving average.
     """
 
     model: GALIP
     has_discriminator: bool
     source: str
     sha256: str
+    generator: str = "generator"
 
 
 def model_tensors(model: GALIP, discriminator: bool = True) -> dict[str, Tensor]:
@@ -63,7 +79,7 @@ def model_tensors(model: GALIP, discriminator: bool = True) -> dict[str, Tensor]
 
 def save_checkpoint(
     model: GALIP,
-    path: Path,
+    path: PathLike,
     *,
     discriminator: bool = True,
     dtype: torch.dtype = torch.float32,
@@ -88,73 +104,153 @@ def save_checkpoint(
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps(model.config.to_dict()),
     }
-    with atomic_path(path) as temporary:
+    with atomic_path(Path(path)) as temporary:
         save_file(tensors, temporary, metadata)
 
 
 def load_checkpoint(
-    path: Path, clip: Path | None = None, config: ModelConfig | None = None
+    path: PathLike,
+    clip: PathLike | None = None,
+    config: ModelConfig | None = None,
+    *,
+    clip_activation: Activation | None = None,
 ) -> Checkpoint:
-    """Load our own checkpoint or one that the authors published.
+    """Load our own checkpoint or one of the authors' code, in any layout (`checkpoints.layouts`).
 
     Args:
-        path: `.safetensors` of ours, or an original `.pth`.
-        clip: CLIP weights, for an original checkpoint, which has no text transformer inside:
-            OpenAI's TorchScript archive, a state dict, or an open_clip checkpoint. Without it,
-            open_clip's cache is used, or its download.
-        config: dimensions of an original checkpoint; the published ones by default.
+        path: `.safetensors` of ours, or the original's tensors as `.pth`, `.ckpt` or safetensors.
+        clip: CLIP weights, for an original checkpoint, which has no text transformer inside; see
+            `read_clip_weights`. Without it, open_clip's cache is used, or its download.
+        config: dimensions of an original checkpoint; by default those that its shapes show.
+        clip_activation: of the CLIP, if neither its file nor its folder states it.
 
     Raises:
-        CheckpointError: the file is missing, damaged or unsafe, or a tensor is missing,
-            unexpected or of a wrong shape; every such tensor is named.
+        CheckpointError: the file is missing, damaged, unsafe or holds something else, or a tensor
+            is missing, unexpected or of a wrong shape; every such tensor is named.
     """
+    path = Path(path)
     content, metadata = read_weights(path)
     if metadata.get("format") == FORMAT:
         if clip is not None:
             raise CheckpointError(f"{path} has its own CLIP inside: leave --clip out")
-        tensors, config, source = content, _stored_config(path, metadata), "galip-edge"
-    elif original.is_original(content):
-        config, source = config or PRESETS["coco"], "original"
-        tensors = original.translate(content)
-        tensors = _with_clip(tensors, read_clip(clip, config.clip))
+        config, source, generator = _stored_config(path, metadata), "galip-edge", "generator"
+        tensors = content
     else:
-        raise CheckpointError(
-            f"{path} is not a GALIP checkpoint: expected a galip-edge .safetensors or an original "
-            ".pth with model/netG inside"
-        )
-    model = GALIP(config)
+        tensors, generator = _original_tensors(path, content)
+        tensors, config = _with_clip(path, tensors, clip, config, clip_activation)
+        source = "original"
     has_discriminator = any(name.startswith("discriminator.") for name in tensors)
-    expected = model_tensors(model, has_discriminator)
-    fill(model, expected, tensors, str(path))
-    return Checkpoint(model.eval(), has_discriminator, source, sha256_of(path))
+    _check_tensors(path, config, tensors, has_discriminator)
+    model = GALIP(config)
+    model.load_state_dict(dict(tensors), strict=False)
+    return Checkpoint(model.eval(), has_discriminator, source, sha256_of(path), generator)
+
+
+def _original_tensors(path: Path, content: object) -> tuple[dict[str, Tensor], str]:
+    try:
+        networks = find_networks(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from error
+    if networks is None:
+        raise CheckpointError(f"{path} is not a GALIP checkpoint: {_found_instead(content)}")
+    return dict(networks.tensors), networks.generator
+
+
+def _found_instead(content: object) -> str:
+    """What a file holds that has no generator, and which file to give."""
+    if looks_like_training_state(content):
+        return (
+            "it is the training state of a run, for resuming: give model.safetensors in the "
+            "run's folder"
+        )
+    tensors = flatten(content)
+    clips = {name.rpartition("visual.")[1] + name.rpartition("visual.")[2] for name in tensors}
+    if {"visual.conv1.weight", "visual.proj"} <= clips or "logit_scale" in tensors:
+        return "it is a CLIP: give it with --clip, and the GALIP checkpoint as the argument"
+    if any(name.startswith("generator.") for name in tensors):
+        return (
+            "it has the tensors of one, but lost the configuration in its metadata: give the file "
+            "that galip-edge wrote"
+        )
+    if not tensors:
+        return "it holds no tensors in dictionaries by name"
+    return (
+        "expected a galip-edge .safetensors or the original's netG, found "
+        f"{shortened(sorted(tensors), 3)}"
+    )
+
+
+def _check_tensors(
+    path: Path, config: ModelConfig, tensors: Mapping[str, Tensor], discriminator: bool
+) -> None:
+    """Compare names and shapes with the model that `config` describes, before it is built.
+
+    A damaged or hostile configuration may ask for more layers or memory than there are.
+    """
+    for what, count, before in (
+        ("vision_layers", config.clip.vision_layers, "clip.visual.transformer.resblocks."),
+        ("text_layers", config.clip.text_layers, "clip.transformer.resblocks."),
+        ("bridge_blocks", config.bridge_blocks, "generator.bridge.blocks."),
+        ("block_sizes", len(config.block_sizes), "generator.upsampling."),
+        ("tap_blocks", len(config.tap_blocks), "discriminator.taps."),
+    ):
+        if count > len(tensors):
+            raise CheckpointError(
+                f"{path} does not fit its own configuration: {count} {what} are configured, "
+                f"{indices(tensors, before)} are in the file"
+            )
+    try:
+        with torch.device("meta"):
+            expected = model_tensors(GALIP(config), discriminator)
+    except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise CheckpointError(
+            f"{path} does not fit its own configuration: {str(error).splitlines()[0][:200]}"
+        ) from error
+    check_fit(expected, tensors, str(path))
 
 
 def fill(
     model: torch.nn.Module, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str
 ) -> None:
-    """Copy `tensors` into `model` after every name and shape of `expected` was accounted for.
+    """Copy `tensors` into `model` after `check_fit`."""
+    check_fit(expected, tensors, what)
+    model.load_state_dict(dict(tensors), strict=False)
 
-    Raises CheckpointError that lists what is missing, unexpected, of a wrong shape or not finite.
+
+def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
+    """Account for every name and shape of `expected`.
+
+    Raises CheckpointError that lists what is missing, unexpected, of a wrong shape or type, or
+    not finite.
     """
     problems = []
     if missing := sorted(expected.keys() - tensors.keys()):
-        problems.append(f"missing: {original.shortened(missing)}")
+        problems.append(f"missing: {shortened(missing)}")
     if unexpected := sorted(tensors.keys() - expected.keys()):
-        problems.append(f"unexpected: {original.shortened(unexpected)}")
+        problems.append(f"unexpected: {shortened(unexpected)}")
     wrong = [
         f"{name} is {tuple(tensors[name].shape)}, must be {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
     if wrong:
-        problems.append(f"wrong shape: {original.shortened(wrong)}")
-    if not problems and (
-        bad := [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
-    ):
-        problems.append(f"NaN or infinite values in: {original.shortened(bad)}")
+        problems.append(f"wrong shape: {shortened(wrong)}")
+    if odd := [f"{n} is {_kind(t)}" for n, t in tensors.items() if not _is_plain(t)]:
+        problems.append(f"not numbers in memory: {shortened(odd)}")
+    if not problems and (bad := [n for n, t in tensors.items() if not t.isfinite().all()]):
+        problems.append(f"NaN or infinite values in: {shortened(bad)}")
     if problems:
         raise CheckpointError(f"{what} does not fit the model; {'; '.join(problems)}")
-    model.load_state_dict(dict(tensors), strict=False)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether this is a dense tensor of floating-point numbers."""
+    dense = tensor.layout == torch.strided and not tensor.is_quantized
+    return dense and tensor.device.type == "cpu" and tensor.dtype in _FLOATS
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} on {tensor.device.type}".removeprefix("torch.")
 
 
 def _stored_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
@@ -166,57 +262,89 @@ def _stored_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
         )
     try:
         return ModelConfig.from_dict(json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} has no valid configuration inside: {error}") from error
 
 
-def _with_clip(tensors: dict[str, Tensor], clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add CLIP's tensors to an original checkpoint's, whose frozen copies must agree."""
-    for name, tensor in clip.items():
-        ours = f"clip.{name}"
-        mine = tensors.setdefault(ours, tensor)
-        if mine.shape != tensor.shape or not torch.allclose(
-            mine.float(), tensor.float(), rtol=_CLIP_TOLERANCE, atol=_CLIP_TOLERANCE
-        ):
-            raise CheckpointError(
-                f"the given CLIP is not the one this checkpoint was trained with: {name} differs"
+def _with_clip(
+    path: Path,
+    tensors: dict[str, Tensor],
+    clip: PathLike | None,
+    config: ModelConfig | None,
+    activation: Activation | None,
+) -> tuple[dict[str, Tensor], ModelConfig]:
+    """Add CLIP's tensors to an original checkpoint's, whose frozen copies must agree.
+
+    Returns:
+        All tensors, and the dimensions.
+    """
+    weights = read_clip_weights(_cached_or_downloaded_clip() if clip is None else clip)
+    visual = {n.removeprefix("clip."): t for n, t in tensors.items() if n.startswith("clip.")}
+    _check_same_clip(visual, weights)
+    if config is None:
+        stated = activation or weights.activation
+        if stated is None and visual and weights.has_half_values():
+            stated = "quick_gelu"  # the authors' code always uses OpenAI's
+        try:
+            config = original_config(tensors, weights.infer_config(stated))
+        except CheckpointError as error:
+            prefix = "" if str(error).startswith(str(weights.path)) else f"{path} "
+            raise CheckpointError(f"{prefix}{error}") from error
+    elif differing := differences(config.clip, weights.tensors, weights.path):
+        raise CheckpointError(
+            f"{weights.path} ({weights.architecture}) is not the CLIP of this configuration: "
+            f"{', '.join(differing)}"
+        )
+    return tensors | {f"clip.{name}": t for name, t in weights.tensors.items()}, config
+
+
+def _check_same_clip(visual: Mapping[str, Tensor], weights: CLIPWeights) -> None:
+    """Compare the image transformer inside of a checkpoint with the given CLIP's."""
+    for name, mine in visual.items():
+        tensor = weights.tensors.get(name)
+        if tensor is not None and mine.shape == tensor.shape:
+            same = torch.allclose(
+                mine.float(), tensor.float(), rtol=_CLIP_TOLERANCE, atol=_CLIP_TOLERANCE
             )
-    return tensors
+            if same:
+                continue
+        trained = architecture(visual)
+        other = "" if trained == weights.architecture else f" ({trained})"
+        raise CheckpointError(
+            f"the given CLIP, {weights.path} ({weights.architecture}), is not the one{other} this "
+            f"checkpoint was trained with: {name} differs"
+        )
 
 
-def read_clip(path: Path | None, config: CLIPConfig) -> dict[str, Tensor]:
+def read_clip(
+    path: PathLike | None, config: CLIPConfig, activation: Activation | None = None
+) -> dict[str, Tensor]:
     """CLIP's state dict, under OpenAI's names.
 
     Args:
-        path: a weights file in any of the layouts CLIP is published in, or None to use
-            open_clip's cache or download.
-        config: only for the message when the weights cannot be had.
+        path: see `read_clip_weights`; None uses open_clip's cache or its download.
+        config: the dimensions and the activation that it must have.
+        activation: stated by the user, where the file does not state it.
 
     Raises:
-        CheckpointError: the file cannot be used, or there is none and no network.
+        CheckpointError: the file cannot be used or is another CLIP, or there is none and no
+            network.
     """
-    if path is None:
-        path = _cached_or_downloaded_clip()
-    content, _ = read_weights(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]  # open_clip's training checkpoints
-    tensors = {
-        name.removeprefix("module."): tensor
-        for name, tensor in (content.items() if isinstance(content, Mapping) else ())
-        if isinstance(tensor, Tensor)
-    }
-    # OpenAI's files also carry three numbers that describe the model, and open_clip's a mask.
-    for name in ("input_resolution", "context_length", "vocab_size", "attn_mask"):
-        tensors.pop(name, None)
-    if "visual.conv1.weight" not in tensors or "token_embedding.weight" not in tensors:
+    weights = read_clip_weights(_cached_or_downloaded_clip() if path is None else path)
+    if differing := differences(config, weights.tensors, weights.path):
         raise CheckpointError(
-            f"{path} is not a CLIP with a vision transformer: it has no visual.conv1.weight or "
-            f"token_embedding.weight; for the published checkpoints give OpenAI's ViT-B/32 "
-            f"(embedding {config.embedding_dim}, width {config.vision_width})"
+            f"{weights.path} is a {weights.architecture}, not the CLIP that model.clip "
+            f"configures: {', '.join(differing)}"
         )
-    if "logit_scale" in tensors:  # a scalar, which some open_clip checkpoints store as (1,)
-        tensors["logit_scale"] = tensors["logit_scale"].reshape(())
-    return tensors
+    wanted = "quick_gelu" if config.quick_gelu else "gelu"
+    if activation is None and weights.activation is None and not config.quick_gelu:
+        activation = "gelu"  # not the default, so somebody chose it
+    if (found := weights.resolve_activation(activation)) != wanted:
+        raise CheckpointError(
+            f"{weights.path} was trained with the activation {found}, and model.clip configures "
+            f"{wanted}: set model.clip.quick_gelu = {str(found == 'quick_gelu').lower()}"
+        )
+    return weights.tensors
 
 
 def _cached_or_downloaded_clip() -> Path:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-
-from torch import Tensor
-
-from runtime.errors import CheckpointError
+from collections.abc import Iterable
 
 _FUSION = r"fuse([12])\.affine([01])\.fc_(gamma|beta)\.linear([12])\.(\w+)"
 
@@ -57,36 +53,6 @@ def translate_name(part: str, name: str) -> str | None:
         if rule_part == part and (match := re.fullmatch(pattern, name)):
             return _translate_fusion(match.expand(ours))
     return None
-
-
-def is_original(content: object) -> bool:
-    """Whether what a `.pth` file holds has the layout of the published checkpoints."""
-    return (
-        isinstance(content, Mapping)
-        and isinstance(content.get("model"), Mapping)
-        and isinstance(content["model"].get("netG"), Mapping)
-    )
-
-
-def translate(content: Mapping[str, Mapping[str, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
-    """Tensors of a published checkpoint under our names.
-
-    DDP's `module.` prefix is dropped, and so are the unused shortcuts. Shapes are checked when
-    the model is filled. Raises CheckpointError listing every name that has no counterpart.
-    """
-    tensors: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for part in ("netG", "netD", "netC"):
-        for name, tensor in content["model"].get(part, {}).items():
-            name = name.removeprefix("module.")
-            ours = translate_name(part, name)
-            if ours is None:
-                unknown.append(f"{part}.{name}")
-            elif ours:
-                tensors[ours] = tensor
-    if unknown:
-        raise CheckpointError(f"the checkpoint has unexpected tensors: {shortened(unknown)}")
-    return tensors
 
 
 def shortened(names: Iterable[str], limit: int = 8) -> str:

@@ -4,28 +4,62 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from galip_edge.checkpoints.pickle_guard import MAX_TUPLE_DEPTH
 from galip_edge.data.errors import DataError
+
+_NESTING = {pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.FROZENSET}
 
 
 class _RefusedError(Exception):
     """The pickle asks for something that could run code."""
 
 
-class _PlainUnpickler(pickle.Unpickler):
+# The pure Python unpickler: the one in C allocates 16 bytes for each number below the greatest
+# memo index in the file, which may be 2**32.
+#
+# The hash of a tuple is computed by recursion in C without a limit, so that one nested a million
+# times as a key of a dictionary would end the process.
+class _PlainUnpickler(pickle._Unpickler):
     """Builds lists, tuples, dicts, sets, strings and numbers; these need no class by name.
 
     Every way for a pickle to reach other objects, and so code, goes through `find_class` or
     `persistent_load`.
     """
 
+    def __init__(self, file: io.BytesIO, encoding: str) -> None:
+        super().__init__(file, encoding=encoding)
+        self._nested: dict[int, tuple[int, object]] = {}  # tuples by their id, with their depth
+
     def find_class(self, module: str, name: str) -> NoReturn:
         raise _RefusedError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> NoReturn:
         raise _RefusedError("a persistent object")
+
+    def refuse_deep(self, built: Iterable[object]) -> None:
+        """Raise ValueError if a tuple or frozenset that was built is nested too deeply."""
+        depth = 1 + max((self._nested.get(id(item), (0, None))[0] for item in built), default=0)
+        if depth > MAX_TUPLE_DEPTH:
+            raise ValueError(f"tuples are nested more than {MAX_TUPLE_DEPTH} levels deep")
+        self._nested[id(built)] = depth, built  # kept, so that no other object gets its id
+
+
+def _checked(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def load_and_check(unpickler: Any) -> None:
+        load(unpickler)
+        unpickler.refuse_deep(unpickler.stack[-1])
+
+    return load_and_check
+
+
+_PlainUnpickler.dispatch = {
+    code: _checked(load) if bytes([code]) in _NESTING else load
+    for code, load in pickle._Unpickler.dispatch.items()
+}
 
 
 def read_plain_pickle(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
@@ -9,6 +10,9 @@ from typing import Any, Literal, TypeVar
 ConfigT = TypeVar("ConfigT")
 
 CLIPInput = Literal["standard", "original"]
+
+# Far beyond what the model makes sense for: a larger side is damage.
+MAX_IMAGE_SIZE = 4096
 
 
 def _positive(config: object, *names: str) -> None:
@@ -50,6 +54,8 @@ class CLIPConfig:
 
     def __post_init__(self) -> None:
         _positive(self, *(f.name for f in fields(self) if f.name != "quick_gelu"))
+        if not isinstance(self.quick_gelu, bool):
+            raise ValueError(f"quick_gelu must be true or false, got {self.quick_gelu!r}")
         for tower in ("vision", "text"):
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
             if width % heads:
@@ -109,12 +115,23 @@ class ModelConfig:
         _positive(self, "discriminator_channels", "score_channels")
         if not isinstance(self.bridge_blocks, int) or self.bridge_blocks < 0:
             raise ValueError(f"bridge_blocks must be 0 or more, got {self.bridge_blocks!r}")
+        for name in ("block_sizes", "block_channels", "prompt_blocks", "tap_blocks"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or not all(type(value) is int for value in values):
+                raise ValueError(f"{name} must be a list of integers, got {values!r}")
+        scale = self.visual_concept_scale
+        if type(scale) not in (int, float) or not math.isfinite(scale):
+            raise ValueError(f"visual_concept_scale must be a number, got {scale!r}")
         if not self.block_sizes or any(
             a >= b for a, b in zip((self.clip.grid, *self.block_sizes), self.block_sizes)
         ):
             raise ValueError(
                 f"block_sizes must grow from above the CLIP grid {self.clip.grid}, "
                 f"got {self.block_sizes}"
+            )
+        if max(self.block_sizes) > MAX_IMAGE_SIZE:
+            raise ValueError(
+                f"block_sizes must be at most {MAX_IMAGE_SIZE} pixels, got {self.block_sizes}"
             )
         if len(self.block_channels) != len(self.block_sizes) + 1 or min(self.block_channels) < 1:
             raise ValueError(

@@ -1,0 +1,1 @@
+"""Checkpoints and CLIP weights in the layouts in which people have them."""
