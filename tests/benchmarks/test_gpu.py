@@ -1,0 +1,92 @@
+"""The GPU kit must run on a bare CUDA machine: torch and open_clip, nothing of the runtime."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cpu_latency
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+HIDDEN = ("openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "tensorboard", "pyarrow", "ray")
+
+# None in sys.modules makes an import fail as that of a missing package does.
+SITE = f"import sys\nsys.modules.update(dict.fromkeys({HIDDEN!r}))\n"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpu")
+    (folder / "sitecustomize.py").write_text(SITE)
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu"]
+    command += ["--preset", "tiny", "--no-compile", "--limit", "3"]
+    command += ["--out", str(folder / "results" / "gpu.json")]
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return json.loads((folder / "results" / "gpu.json").read_text())
+
+
+def test_every_part_is_measured_without_openvino_nncf_and_onnx(report):
+    generator = [r for r in report["inference"] if r["what"] == "generator" and "skipped" not in r]
+    assert {r["mode"] for r in generator} == {"eager", "eager, published order"}
+    assert all(r["median_s"] > 0 for r in generator)
+    assert {r["precision"] for r in report["training"]} == {"float32", "float16", "bfloat16"}
+    assert all(r["images_per_second"] > 0 for r in report["training"])
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "five_float32_steps",
+        "five_bfloat16_steps",
+        "float16_halves_its_scale",
+        "one_process_joins",
+        "images_agree",
+        "killed_run_resumes",
+    ],
+)
+def test_every_check_of_correctness_passes_on_a_cpu(report, check):
+    found = {r["check"]: r for r in report["correctness"]}
+    assert found[check]["passed"], found[check]
+
+
+def record(what, batch, median, **more):
+    return {"what": what, "precision": "float16", "batch": batch, "median_s": median, **more}
+
+
+def test_cpu_latency_states_the_ratio_to_the_fastest_float16_mode(tmp_path, monkeypatch):
+    known = {
+        "device": "Some GPU",
+        "torch": "9",
+        "date": "2030-01-01",
+        "inference": [
+            record("text encoder", 1, 0.001),
+            record("generator", 1, 0.010, mode="eager"),
+            record("generator", 1, 0.003, mode="cuda graph"),
+            {**record("generator", 1, 0.001, mode="eager"), "precision": "bfloat16"},
+            record("generator", 64, 0.064, mode="eager"),
+        ],
+    }
+    monkeypatch.setattr(cpu_latency, "GPU_RESULTS", tmp_path / "gpu.json")
+    ours = {cpu_latency.DEPLOYED: {"median_s": 0.040}}
+    assert cpu_latency.gpu_reference(ours).endswith("not measured")
+    (tmp_path / "gpu.json").write_text(json.dumps(known))
+    said = cpu_latency.gpu_reference(ours)
+    assert (
+        "10.0 times as long as Some GPU in float16 (4.0 ms, cuda graph; 1.00 ms per image" in said
+    )
+
+
+def test_a_part_that_hangs_costs_only_itself(tmp_path, capfd, monkeypatch):
+    import gpu
+
+    (tmp_path / "slow.py").write_text(
+        "import json, time\nprint(json.dumps({'part': 'x', 'n': 1}), flush=True)\ntime.sleep(600)\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(tmp_path / "slow.py"))
+    records = gpu.run_part("x", [], 5.0)
+    assert records[0] == {"part": "x", "n": 1}
+    assert records[1]["ended"] == "stopped after 5 s"
