@@ -164,14 +164,14 @@ def _found_instead(content: object) -> str:
             "run's folder"
         )
     tensors = flatten(content)
-    clips = {name.rpartition("visual.")[1] + name.rpartition("visual.")[2] for name in tensors}
-    if {"visual.conv1.weight", "visual.proj"} <= clips or "logit_scale" in tensors:
-        return "it is a CLIP: give it with --clip, and the GALIP checkpoint as the argument"
     if any(name.startswith("generator.") for name in tensors):
         return (
             "it has the tensors of one, but lost the configuration in its metadata: give the file "
             "that galip-edge wrote"
         )
+    clips = {name.rpartition("visual.")[1] + name.rpartition("visual.")[2] for name in tensors}
+    if {"visual.conv1.weight", "visual.proj"} <= clips or "logit_scale" in tensors:
+        return "it is a CLIP: give it with --clip, and the GALIP checkpoint as the argument"
     if not tensors:
         return "it holds no tensors in dictionaries by name"
     return (
