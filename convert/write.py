@@ -35,6 +35,7 @@ from runtime.graphs import write_graph
 from runtime.openvino_core import openvino_core
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.tokenizer import Tokenizer
+from runtime.version import __version__
 
 # The first prompts of `PROMPTS` that the shortest text encoder reads whole; their numbers come with
 # the bundle.
@@ -135,7 +136,7 @@ def write_bundle(
         "precision": options.precision,
         "inference_precision": options.inference_precision,
         "checkpoint": {"kind": source.checkpoint.source, "sha256": source.checkpoint.sha256},
-        "tools": {"galip-edge": version("galip-edge")} | {t: version(t) for t in TOOLS},
+        "tools": {"galip-edge": __version__} | {t: version(t) for t in TOOLS},
         "quantization": quantization,
     }
     steps = [f.to_dict() for f in source.fidelity]

@@ -50,6 +50,17 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
 }
 
 
+def _missing_extra(command: str, error: ModuleNotFoundError) -> GalipEdgeError | None:
+    """The error that names the extra which brings a missing package; None if none does."""
+    extra = COMMANDS[command][1]
+    if extra is None or (error.name or "").split(".")[0] in ("galip_edge", "runtime"):
+        return None
+    return GalipEdgeError(
+        f"galip-edge {command} needs {error.name}, which is not installed: "
+        f"pip install 'galip-edge[{extra}]'"
+    )
+
+
 class CommandGroup(click.Group):
     """Knows the names and help lines of its commands, and imports one when it is called."""
 
@@ -58,23 +69,32 @@ class CommandGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module; say which extra is missing if that fails."""
+        """Import the command's module."""
         if cmd_name not in COMMANDS:
             return None
-        module, extra, _ = COMMANDS[cmd_name]
-        try:
-            loaded = importlib.import_module(f"galip_edge.commands.{module}")
-        except ModuleNotFoundError as error:
-            if extra is None or (error.name or "").split(".")[0] in ("galip_edge", "runtime"):
-                raise
-            raise GalipEdgeError(
-                f"galip-edge {cmd_name} needs {error.name}, which is not installed: "
-                f"pip install 'galip-edge[{extra}]'"
-            ) from error
+        loaded = importlib.import_module(f"galip_edge.commands.{COMMANDS[cmd_name][0]}")
         command: click.Command = loaded.command
         if not any(parameter.name == "debug" for parameter in command.params):
             command.params.append(_debug_option())
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, which may need a package that an extra brings."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            command = ctx.invoked_subcommand
+            if command in COMMANDS and (named := _missing_extra(command, error)):
+                raise named from error
+            raise
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command by its name, and remember which one was asked for."""
+        if args:
+            ctx.invoked_subcommand = args[0]
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Help without importing the commands."""
@@ -149,6 +169,8 @@ def _sentence(error: BaseException) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 if all is well, 1 on an error, 2 on wrong usage."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # It reports that there is no CUDA runtime, which nobody here asked for.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     state: dict[str, Any] = {"debug": False}
     try:
         with warnings.catch_warnings():

@@ -41,6 +41,7 @@ from runtime.pipeline import PipelineOptions
 @click.command("batch")
 @click.argument("prompts", type=click.Path(path_type=Path, allow_dash=True))
 @click.option(
+    "-o",
     "--out",
     required=True,
     help="Folder of the job: a path, or a URL that fsspec knows, such as s3://bucket/x.",

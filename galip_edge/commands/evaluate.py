@@ -5,36 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-import torch
 
-from galip_edge.checkpoint import load_checkpoint
 from galip_edge.commands.console import console, counting_progress
-from galip_edge.commands.options import device_option, existing_path, json_option
-from galip_edge.data import DataConfig, build_dataset
-from galip_edge.data.aviary import AviarySource
-from galip_edge.data.dataset import CaptionedImages
-from galip_edge.devices import choose_device
-from galip_edge.evaluation.attributes import load_classifier
-from galip_edge.evaluation.clip_space import CLIPScorer
-from galip_edge.evaluation.evaluate import (
-    EvaluationOptions,
-    FeatureExtractor,
-    Judges,
-    append_result,
-    evaluate,
-)
-from galip_edge.evaluation.models import CheckpointModel, open_model
-from galip_edge.training.config import load_config
+from galip_edge.commands.options import device_option, input_path, json_option
 from runtime.errors import GalipEdgeError
+
+if TYPE_CHECKING:  # imported where they are used: a mistyped path is reported before torch loads
+    import numpy as np
+    import torch
+
+    from galip_edge.data import DataConfig
+    from galip_edge.data.aviary import AviarySource
+    from galip_edge.evaluation.clip_space import CLIPScorer
+    from galip_edge.evaluation.evaluate import FeatureExtractor
 
 
 @click.command("evaluate")
-@click.argument("model", type=existing_path)
-@click.option("--reference", type=existing_path, help="A second model, to compare with.")
+@click.argument("model", type=input_path)
+@click.option("--reference", type=input_path, help="A second model, to compare with.")
 @click.option(
     "--data",
     metavar="CONFIG",
@@ -42,11 +33,11 @@ from runtime.errors import GalipEdgeError
     "configuration, whose [data] is used without augmentation.",
 )
 @click.option(
-    "--captions", "captions_file", type=existing_path, help="Captions, one a line, without images."
+    "--captions", "captions_file", type=input_path, help="Captions, one a line, without images."
 )
-@click.option("--scorer", type=existing_path, help="Checkpoint whose CLIP judges; default: MODEL.")
-@click.option("--clip", type=existing_path, help="CLIP weights, for an original checkpoint.")
-@click.option("--classifier", type=existing_path, help="Checks attributes of the aviary.")
+@click.option("--scorer", type=input_path, help="Checkpoint whose CLIP judges; default: MODEL.")
+@click.option("--clip", type=input_path, help="CLIP weights, for an original checkpoint.")
+@click.option("--classifier", type=input_path, help="Checks attributes of the aviary.")
 @click.option(
     "--inception-torchvision",
     metavar="FILE|download",
@@ -62,13 +53,15 @@ from runtime.errors import GalipEdgeError
 @click.option(
     "--diversity-captions",
     type=click.IntRange(min=0),
-    default=EvaluationOptions.diversity_captions,
+    default=20,
     show_default=True,
     help="Captions whose pictures are compared with each other; 0 for none.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
 @device_option
-@click.option("--out", type=click.Path(path_type=Path), help="Append to this JSON lines file.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Append to this JSON lines file."
+)
 @json_option
 def command(
     model: Path,
@@ -93,6 +86,11 @@ def command(
         raise click.UsageError("give either --data or --captions")
     if captions_file and (inception_tf or inception_torchvision):
         raise click.UsageError("FID and KID need real images: give --data")
+    from galip_edge.devices import choose_device
+    from galip_edge.evaluation.attributes import load_classifier
+    from galip_edge.evaluation.evaluate import EvaluationOptions, Judges, append_result, evaluate
+    from galip_edge.evaluation.models import open_model
+
     place = choose_device(device)
     evaluated = open_model(model, clip, place)
     other = open_model(reference, clip, place) if reference else None
@@ -133,6 +131,10 @@ def _scorer(
     path: Path | None, clip: Path | None, device: torch.device, *models: object
 ) -> CLIPScorer:
     """The CLIP of `path`, or else that of the first checkpoint among `models`."""
+    from galip_edge.checkpoint import load_checkpoint
+    from galip_edge.evaluation.clip_space import CLIPScorer
+    from galip_edge.evaluation.models import CheckpointModel
+
     if path is not None:
         return CLIPScorer(load_checkpoint(path, clip).model.to(device))
     for candidate in models:
@@ -172,6 +174,10 @@ def _inputs(
         except UnicodeDecodeError as error:
             raise GalipEdgeError(f"{captions_file} is not UTF-8 text: {error.reason}") from error
         return [line for line in lines if line.strip()], None, None
+    from galip_edge.data import build_dataset
+    from galip_edge.data.aviary import AviarySource
+    from galip_edge.data.dataset import CaptionedImages
+
     dataset = build_dataset(_data_config(str(data), size, count))
     if not isinstance(dataset, CaptionedImages):
         raise GalipEdgeError("web shards cannot be read by number: evaluate on another kind")
@@ -188,6 +194,9 @@ def _inputs(
 
 
 def _data_config(data: str, size: int, count: int) -> DataConfig:
+    from galip_edge.data import DataConfig
+    from galip_edge.training.config import load_config
+
     kind, equals, root = data.partition("=")
     if kind == "aviary":
         return DataConfig(

@@ -38,6 +38,7 @@ from runtime.pipeline import PipelineOptions
 @truncation_option
 @model_option
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("seeds.png"),

@@ -7,20 +7,22 @@ from pathlib import Path
 import click
 
 from galip_edge.commands.console import console
-from galip_edge.commands.options import existing_path
+from galip_edge.commands.options import existing_path, one_output
 from runtime.model_server import export_model_server
 
 
 @click.command("export-ovms")
 @click.argument("bundle", type=existing_path)
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the repository.")
 @click.option("--force", is_flag=True, help="Replace an existing repository.")
-def command(bundle: Path, folder: Path, force: bool) -> None:
+def command(bundle: Path, folder: Path | None, out: Path | None, force: bool) -> None:
     """Write BUNDLE as a model repository of OpenVINO Model Server to FOLDER.
 
     Text encoder and generator become one model: tokens (1,77) and noise (1,Z) to an image
     (1,H,W,3). `runtime.Tokenizer` and `runtime.draw_noise` make what a request holds.
     """
+    folder = one_output(folder, out)
     with console().status("exporting"):
         export_model_server(bundle, folder, force)
     click.echo(folder)

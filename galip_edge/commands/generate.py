@@ -37,6 +37,7 @@ from runtime.prompts import checked_prompt
 @truncation_option
 @model_option
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("images"),

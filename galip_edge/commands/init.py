@@ -5,30 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import torch
 
-from galip_edge.checkpoint import save_checkpoint
-from galip_edge.models import GALIP, PRESETS
+from galip_edge.commands.options import one_output
 from runtime.errors import GalipEdgeError
+
+# The names of galip_edge.models.PRESETS, whose import takes seconds.
+PRESET_NAMES = ("cub", "coco", "cc12m", "small", "tiny")
 
 
 @click.command("init")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write (.safetensors).")
 @click.option(
     "--preset",
-    type=click.Choice(list(PRESETS)),
+    type=click.Choice(PRESET_NAMES),
     default="small",
     show_default=True,
     help="Model dimensions; cub, coco and cc12m are the published ones.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Picks the weights.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
-def command(checkpoint: Path, preset: str, seed: int, force: bool) -> None:
+def command(checkpoint: Path | None, out: Path | None, preset: str, seed: int, force: bool) -> None:
     """Write an untrained checkpoint; its pictures are noise, its speed is real."""
+    checkpoint = one_output(checkpoint, out)
     if checkpoint.suffix != ".safetensors":
         raise GalipEdgeError(f"a checkpoint's name ends in .safetensors, got {checkpoint.name}")
     if checkpoint.exists() and not force:
         raise GalipEdgeError(f"{checkpoint} exists: choose another name or give --force")
+    import torch
+
+    from galip_edge.checkpoint import save_checkpoint
+    from galip_edge.models import GALIP, PRESETS
+
     torch.manual_seed(seed)
     save_checkpoint(GALIP(PRESETS[preset]), checkpoint)
     click.echo(checkpoint)

@@ -39,6 +39,7 @@ from runtime.pipeline import PipelineOptions
 )
 @model_option
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path),
     default=Path("interpolation.webp"),

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import click
 
+import galip_edge
 from runtime.bundle import RUN_PRECISIONS
 from runtime.errors import GalipEdgeError
 
 existing_path = click.Path(path_type=Path)
+
+
+class InputPath(click.Path):
+    """A path that must exist; checked while options are read, before anything slow is imported."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path. Raises GalipEdgeError if there is none, naming similar ones."""
+        path = Path(str(super().convert(value, param, ctx)))
+        require_path(path)
+        return path
+
+
+input_path = InputPath()
+
+
+def require_path(path: Path, what: str = "") -> None:
+    """Raise GalipEdgeError if there is nothing at `path`; the message names a similar one."""
+    try:
+        if path.exists():
+            return
+        siblings = [other.name for other in path.parent.iterdir()]
+    except (OSError, ValueError):  # no such folder either, or a NUL in the name
+        siblings = []
+    similar = get_close_matches(path.name, siblings, 1)
+    hint = f"; did you mean {path.with_name(similar[0])}?" if similar else ""
+    raise GalipEdgeError(f"cannot read {what}{path}: no such file or folder{hint}")
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -69,6 +103,67 @@ precision_option = click.option(
     show_default=True,
     help="Arithmetic of what is not INT8; auto: the bundle's own where it is right here, else f32.",
 )
+
+
+_CONFIGS = Path(galip_edge.__file__).parent / "configs"
+# Kinds of data whose root is a folder or file of this machine.
+_LOCAL_KINDS = ("folder", "table", "cub", "coco")
+
+
+def require_config(config: str, assignments: tuple[str, ...], folder: str = "") -> None:
+    """Refuse a training configuration that does not exist, or refers to files that do not.
+
+    Raises GalipEdgeError. It imports no torch, so that a mistyped path is reported at once.
+    """
+    from galip_edge.training.settings import override, parse_toml
+
+    path, built_in = Path(config), _CONFIGS / folder / f"{config}.toml"
+    if not path.is_file():
+        if not built_in.is_file():
+            names = sorted(file.stem for file in (_CONFIGS / folder).glob("*.toml"))
+            similar = get_close_matches(config, names, 1)
+            hint = f"did you mean {similar[0]}? " if similar else ""
+            raise GalipEdgeError(
+                f"cannot read {config} (No such file or directory); {hint}give a TOML file or one "
+                f"of {', '.join(names)}"
+            )
+        path = built_in
+    try:
+        values = override(parse_toml(path.read_text(encoding="utf-8")), assignments)
+    except (OSError, ValueError):
+        return  # reported with its place by what reads it
+    _require_files(values)
+
+
+def _require_files(values: Mapping[str, Any]) -> None:
+    data = values.get("data")
+    if isinstance(data, Mapping) and data.get("kind") in _LOCAL_KINDS and "root" in data:
+        require_path(Path(str(data["root"])), "data.root = ")
+    if (Path(str(values.get("output", ""))) / "model.safetensors").exists():
+        return  # a run that resumes needs no other file
+    for name in ("start", "clip"):
+        if isinstance(value := values.get(name), str) and value != "random":
+            require_path(Path(value), f"{name} = ")
+
+
+output_setting_option = click.option(
+    "-o",
+    "--output",
+    metavar="FOLDER",
+    help="Folder of the run; short for --set output=FOLDER.",
+)
+
+
+def one_output(argument: Path | None, option: Path | None) -> Path:
+    """The output given as argument or with `-o`. Raises UsageError unless it is one of them."""
+    if (argument is None) == (option is None):
+        raise click.UsageError("give one output, with -o")
+    return argument or option or Path()
+
+
+def with_setting(assignments: tuple[str, ...], name: str, value: str | None) -> tuple[str, ...]:
+    """Assignments of `--set`, with one more if there is a value."""
+    return assignments if value is None else (*assignments, f"{name}={value}")
 
 
 def with_device(assignments: tuple[str, ...], device: str | None) -> tuple[str, ...]:

@@ -7,23 +7,40 @@ import os
 
 import click
 
-from galip_edge.commands.options import device_setting_option, settings_option, with_device
-from galip_edge.training.config import load_config
-from galip_edge.training.run import describe, train
+from galip_edge.commands.options import (
+    device_setting_option,
+    output_setting_option,
+    require_config,
+    settings_option,
+    with_device,
+    with_setting,
+)
 
 
 @click.command("train")
 @click.argument("config")
 @settings_option
 @device_setting_option
+@output_setting_option
 @click.option("--dry-run", is_flag=True, help="Show the resolved settings and what would be done.")
-def command(config: str, assignments: tuple[str, ...], device: str | None, dry_run: bool) -> None:
+def command(
+    config: str,
+    assignments: tuple[str, ...],
+    device: str | None,
+    output: str | None,
+    dry_run: bool,
+) -> None:
     """Train a model as CONFIG says, or resume the run if its folder holds checkpoints.
 
     CONFIG is a TOML file, or the name of a configuration that comes with the package, such as cub
     or coco. Under torchrun every process takes its share. Ctrl-C ends the run with a checkpoint.
     """
-    resolved = load_config(config, with_device(assignments, device))
+    assignments = with_setting(with_device(assignments, device), "output", output)
+    require_config(config, assignments)
+    from galip_edge.training.config import load_config
+    from galip_edge.training.run import describe, train
+
+    resolved = load_config(config, assignments)
     if dry_run:
         click.echo(describe(resolved))
         return

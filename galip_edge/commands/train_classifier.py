@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from galip_edge.commands.console import counting_progress
-from galip_edge.commands.options import device_option, json_option
+from galip_edge.commands.options import device_option, json_option, one_output
 from galip_edge.data import DataConfig
 from galip_edge.data.aviary import AviarySource
 from galip_edge.devices import choose_device
@@ -20,7 +20,13 @@ _IMAGE_SIZE = 128
 
 
 @click.command("train-classifier")
-@click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("output", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write (.safetensors).",
+)
 @click.option("--samples", type=click.IntRange(min=64), default=20000, show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True)
 @click.option("--held-out", type=click.IntRange(min=1), default=2000, show_default=True)
@@ -29,7 +35,8 @@ _IMAGE_SIZE = 128
 @device_option
 @json_option
 def command(
-    output: Path,
+    output: Path | None,
+    out: Path | None,
     samples: int,
     epochs: int,
     held_out: int,
@@ -39,6 +46,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Train a classifier of the aviary's attributes, write OUTPUT (.safetensors), and test it."""
+    output = one_output(output, out)
     chosen = choose_device(device)
     train, test = (
         AviarySource(

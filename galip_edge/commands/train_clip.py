@@ -6,19 +6,32 @@ import logging
 
 import click
 
-from galip_edge.commands.options import device_setting_option, settings_option, with_device
-from galip_edge.training.contrastive import load_contrastive_config, train_clip
+from galip_edge.commands.options import (
+    device_setting_option,
+    output_setting_option,
+    require_config,
+    settings_option,
+    with_device,
+    with_setting,
+)
 
 
 @click.command("train-clip")
 @click.argument("config")
 @settings_option
 @device_setting_option
-def command(config: str, assignments: tuple[str, ...], device: str | None) -> None:
+@output_setting_option
+def command(
+    config: str, assignments: tuple[str, ...], device: str | None, output: str | None
+) -> None:
     """Train a CLIP contrastively as CONFIG says, or resume; its weights then serve `train`.
 
     CONFIG is a TOML file, or the name of a configuration that comes with the package: aviary.
     """
-    resolved = load_contrastive_config(config, with_device(assignments, device))
+    assignments = with_setting(with_device(assignments, device), "output", output)
+    require_config(config, assignments, "clip")
+    from galip_edge.training.contrastive import load_contrastive_config, train_clip
+
+    resolved = load_contrastive_config(config, assignments)
     logging.getLogger("galip_edge").setLevel(logging.INFO)
     click.echo(train_clip(resolved))
