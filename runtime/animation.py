@@ -16,7 +16,7 @@ ENDINGS = (".gif", ".webp", ".mp4")
 
 
 def save_animation(
-    frames: Iterable[Images], path: Path, frames_per_second: float = 24.0, loop: bool = True
+    frames: Iterable[Images], path: str | Path, frames_per_second: float = 24.0, loop: bool = True
 ) -> None:
     """Write an animation, whole or not at all.
 
@@ -30,6 +30,7 @@ def save_animation(
         GalipEdgeError: PyAV is missing, or the file cannot be written.
         ValueError: the ending is another one.
     """
+    path = Path(path)
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"an animation ends in {', '.join(ENDINGS)}, got {path.name}")
     with atomic_path(path) as temporary:

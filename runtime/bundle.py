@@ -314,16 +314,18 @@ def save_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def is_bundle(folder: Path) -> bool:
+def is_bundle(folder: str | Path) -> bool:
     """Whether `folder` looks like a bundle, whole or not."""
+    folder = Path(folder)
     return (folder / MANIFEST).is_file()
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: str | Path) -> Manifest:
     """Read a bundle's manifest without looking at its other files.
 
     Raises BundleError if it is missing, damaged or of another format version.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise BundleError(_not_a_folder(folder))
     path = folder / MANIFEST
@@ -374,7 +376,7 @@ def _not_a_bundle(folder: Path) -> str:
 
 
 def verify_files(
-    folder: Path, manifest: Manifest, stamps: Stamps | None = None
+    folder: str | Path, manifest: Manifest, stamps: Stamps | None = None
 ) -> dict[str, FileState]:
     """Check size and SHA-256 of every file.
 
@@ -390,6 +392,7 @@ def verify_files(
     Raises:
         BundleError: a file is missing, not a regular one, truncated or changed.
     """
+    folder = Path(folder)
     states = {}
     for name, entry in manifest.files.items():
         path = folder / name

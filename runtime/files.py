@@ -59,11 +59,12 @@ def read_regular(path: Path, most: int) -> bytes:
     return content
 
 
-def sha256_of(path: Path, size: int | None = None) -> str:
+def sha256_of(path: str | Path, size: int | None = None) -> str:
     """SHA-256 of a regular file's content, or of its first `size` bytes, in hexadecimal.
 
     Raises OSError.
     """
+    path = Path(path)
     digest = hashlib.sha256()
     left = float("inf") if size is None else size
     with open_regular(path) as file:
@@ -74,12 +75,13 @@ def sha256_of(path: Path, size: int | None = None) -> str:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends without an error.
 
     The block must create the file. Raises GalipEdgeError if it cannot be written or the disk is
     full; `path` is then as it was before, and no temporary file is left.
     """
+    path = Path(path)
     temporary = _temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,11 +96,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: str | Path, content: bytes) -> None:
     """Write a file, whole or not at all: `atomic_path` for what is in memory, with fewer calls.
 
     Raises GalipEdgeError if it cannot be written or the disk is full.
     """
+    path = Path(path)
     temporary = _temporary_name(path)
     try:
         try:
@@ -118,12 +121,13 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name when the block ends without an error.
 
     With `replace` an existing folder is moved aside first and deleted last, so that nothing is
     lost before the new one is complete. Raises GalipEdgeError as `atomic_path` does.
     """
+    path = Path(path)
     temporary = _temporary_name(path)
     try:
         temporary.mkdir(parents=True)

@@ -102,11 +102,12 @@ def file_name(metadata: ImageMetadata) -> str:
     return f"{words or 'image'}-{identity[:12]}-{numbers}.png"
 
 
-def save_png(image: Images, path: Path, metadata: ImageMetadata) -> None:
+def save_png(image: Images, path: str | Path, metadata: ImageMetadata) -> None:
     """Write one image (H,W,3) with its metadata, whole or not at all.
 
     Raises GalipEdgeError if it cannot be written.
     """
+    path = Path(path)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         write_png(image, file, metadata)
 
@@ -120,12 +121,13 @@ def write_png(image: Images, file: BinaryIO, metadata: ImageMetadata) -> None:
     picture.save(file, format="PNG", pnginfo=info, **_PNG)
 
 
-def save_each(images: Iterable[tuple[Images, ImageMetadata]], folder: Path) -> Iterator[Item]:
+def save_each(images: Iterable[tuple[Images, ImageMetadata]], folder: str | Path) -> Iterator[Item]:
     """Write images to `folder` under their names; each is given on once its file is there.
 
     Files are written beside the work of whoever makes `images`, which is to take a little longer.
     Raises GalipEdgeError if one cannot be written.
     """
+    folder = Path(folder)
 
     def save(image: Images, metadata: ImageMetadata) -> Item:
         path = folder / file_name(metadata)
@@ -142,7 +144,7 @@ def save_each(images: Iterable[tuple[Images, ImageMetadata]], folder: Path) -> I
             yield pending.popleft().result()
 
 
-def read_metadata(path: Path) -> ImageMetadata | None:
+def read_metadata(path: str | Path) -> ImageMetadata | None:
     """The metadata of a PNG that `save_png` wrote, or None if it has none."""
     with Image.open(path) as picture:
         text = getattr(picture, "text", {}).get(JSON_CHUNK)
@@ -189,7 +191,8 @@ def labelled(image: Images, text: str) -> Images:
     return np.concatenate([image, np.asarray(strip)])
 
 
-def save_sheet(sheet: Images, path: Path) -> None:
+def save_sheet(sheet: Images, path: str | Path) -> None:
     """Write a contact sheet, whole or not at all."""
+    path = Path(path)
     with atomic_path(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG", **_PNG)

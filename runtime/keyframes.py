@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import NoneType
+
+from runtime.checks import checked_integer, checked_share
+from runtime.noise import MAX_SEED
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,12 @@ class Keyframe:
     prompt: str
     seed: int = 0
     index: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise ValueError(f"prompt must be text, got {self.prompt!r}")
+        checked_integer(self.seed, "seed", 0, MAX_SEED)
+        checked_integer(self.index, "index", 0)
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class Blend:
     psi: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            if not isinstance(getattr(self, name), (Keyframe, NoneType)):
+                raise ValueError(f"{name} must be a Keyframe, got {getattr(self, name)!r}")
         for name in ("sentence_share", "noise_share", "psi"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+            checked_share(getattr(self, name), name)

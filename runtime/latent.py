@@ -8,10 +8,11 @@ not. The paper shows such interpolations (Tao et al. 2023, https://arxiv.org/abs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from runtime.checks import checked_integer
 from runtime.keyframes import Blend, Keyframe
 from runtime.noise import draw_noise, truncated
 from runtime.pipeline import Floats, Images, Pipeline
@@ -26,7 +27,14 @@ def slerp(start: Floats, end: Floats, share: float) -> Floats:
     Args:
         start, end: vectors of one length.
         share: of the way, from 0, where it is `start` to the bit, to 1, where it is `end`.
+
+    Raises:
+        ValueError: the vectors have other shapes, or share is no number.
     """
+    if start.ndim != 1 or start.shape != end.shape:
+        raise ValueError(f"slerp needs two vectors of one length, got {start.shape}, {end.shape}")
+    if not isinstance(share, (int, float, np.number)) or not np.isfinite(share):
+        raise ValueError(f"share must be a number, got {share!r}")
     if share <= 0 or share >= 1:
         return start if share <= 0 else end
     a, b = start.astype(np.float64), end.astype(np.float64)
@@ -94,16 +102,24 @@ def way(
     Raises:
         ValueError: there are fewer than two keyframes, or steps is below 1.
     """
+    keyframes = _checked_keyframes(keyframes)
     if len(keyframes) < 2:
         raise ValueError(f"an interpolation needs at least two keyframes, got {len(keyframes)}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    steps = checked_integer(steps, "steps", 1)
     ends = [*keyframes[1:], keyframes[0]] if loop else keyframes[1:]
     found = []
     for start, end in zip(keyframes, ends):
         found.append(Blend(start, psi=psi))
         found += [Blend(start, end, i / steps, i / steps, psi) for i in range(1, steps)]
     return found if loop else [*found, Blend(keyframes[-1], psi=psi)]
+
+
+def _checked_keyframes(keyframes: Sequence[Keyframe]) -> list[Keyframe]:
+    found = list(keyframes) if isinstance(keyframes, Iterable) else [keyframes]
+    for keyframe in found:
+        if not isinstance(keyframe, Keyframe):
+            raise ValueError(f"keyframes must be Keyframe objects, got {keyframe!r}")
+    return found
 
 
 def interpolate(
@@ -156,6 +172,9 @@ def style_grid(
         ValueError: there are not four corners, or the grid is too small.
         PromptError: a prompt is empty, too long or no valid text.
     """
+    corners = _checked_keyframes(corners)
+    rows = checked_integer(rows, "rows", 0)
+    columns = checked_integer(columns, "columns", 0)
     if len(corners) != 4 or min(rows, columns) < 2:
         raise ValueError(
             f"a grid needs four corners and at least 2 x 2 pictures, got {len(corners)} corners "

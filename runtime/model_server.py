@@ -29,7 +29,7 @@ CONFIG = "config.json"
 _VERSION = "1"
 
 
-def export_model_server(bundle: Path, folder: Path, force: bool = False) -> Manifest:
+def export_model_server(bundle: str | Path, folder: str | Path, force: bool = False) -> Manifest:
     """Write the repository, whole or not at all.
 
     Args:
@@ -43,6 +43,7 @@ def export_model_server(bundle: Path, folder: Path, force: bool = False) -> Mani
     Raises:
         BundleError: the bundle is missing or damaged, or `folder` exists.
     """
+    bundle, folder = Path(bundle), Path(folder)
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     if folder.exists() and not (force and (folder / CONFIG).is_file()):

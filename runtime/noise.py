@@ -7,6 +7,8 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
+from runtime.checks import checked_integer, checked_share
+
 MAX_SEED = 2**63 - 1
 
 
@@ -31,10 +33,9 @@ def draw_noise(seed: int, prompt: str, index: int, size: int) -> npt.NDArray[np.
     Raises:
         ValueError: seed or index is out of range.
     """
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {seed}")
-    if index < 0:
-        raise ValueError(f"index must not be negative, got {index}")
+    seed = checked_integer(seed, "seed", 0, MAX_SEED)
+    index = checked_integer(index, "index", 0)
+    size = checked_integer(size, "size", 0)
     text = prompt.encode("utf-8", "surrogatepass")
     digest = hashlib.sha256(b"%d/%d/" % (seed, index) + text).digest()
     key = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
@@ -57,6 +58,5 @@ def truncated(noise: npt.NDArray[np.float32], psi: float) -> npt.NDArray[np.floa
     Raises:
         ValueError: psi is out of range.
     """
-    if not 0 <= psi <= 1:
-        raise ValueError(f"psi must be from 0 to 1, got {psi}")
+    psi = checked_share(psi, "psi")
     return noise if psi == 1 else noise * np.float32(psi)

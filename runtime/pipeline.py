@@ -17,6 +17,7 @@ import openvino as ov
 
 from runtime.bundle import GENERATOR, GOLDEN, MERGES, RUN_PRECISIONS, TEXT_ENCODER, Bundle
 from runtime.cache import Stamps, cache_folder, compiled_model_folder
+from runtime.checks import checked_integer, checked_path, checked_share, require_booleans
 from runtime.compiled import CompiledModel, CompileOptions, ModelFile, chosen_precision
 from runtime.cpu import available_cores, cpu_name, instruction_sets
 from runtime.errors import BundleError
@@ -28,8 +29,8 @@ from runtime.golden import (
     worst_cosine,
     worst_psnr_db,
 )
-from runtime.noise import draw_noise, truncated
-from runtime.prompts import checked_prompt
+from runtime.noise import MAX_SEED, draw_noise, truncated
+from runtime.prompts import checked_prompts
 from runtime.tokenizer import Tokenizer
 
 # The text encoder is compiled for so many tokens, when a prompt needs it, and for all that it may
@@ -69,10 +70,9 @@ class PipelineOptions:
             raise ValueError(
                 f"precision must be one of {', '.join(RUN_PRECISIONS)}, got {self.precision!r}"
             )
-        for name, least in (("threads", 0), ("streams", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in ("threads", "streams"):
+            checked_integer(getattr(self, name), name, 0)
+        require_booleans(self, "cache")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,16 @@ class Generated:
     seed: int
     index: int
     image: Images  # (H,W,3)
+
+
+def _checked_floats(values: npt.ArrayLike, name: str) -> Floats:
+    try:
+        floats = np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers, got {values!r:.60}") from error
+    if not np.isfinite(floats).all():
+        raise ValueError(f"{name} has values that are not finite")
+    return floats
 
 
 class Pipeline:
@@ -114,7 +124,7 @@ class Pipeline:
         """
         options = options or PipelineOptions()
         stamps = Stamps(cache_folder()) if options.cache else None
-        return cls(Bundle.open(Path(path), stamps), options)
+        return cls(Bundle.open(checked_path(path), stamps), options)
 
     @cached_property
     def golden(self) -> Golden | None:
@@ -178,16 +188,17 @@ class Pipeline:
             )
             thread.shutdown(wait=False)  # it ends when that is done
 
-    def encode(self, prompts: Sequence[str]) -> Floats:
-        """Sentence embeddings of prompts; equal prompts are encoded once.
+    def encode(self, prompts: str | Sequence[str]) -> Floats:
+        """Sentence embeddings of one prompt or many; equal prompts are encoded once.
 
         Returns:
             (len(prompts), embedding_dim) float32, not normalised.
 
         Raises:
-            PromptError: a prompt is empty, too long or no valid text.
+            PromptError: there is no prompt, or one is empty, too long or no valid text.
         """
-        distinct = dict.fromkeys(map(checked_prompt, prompts))
+        prompts = checked_prompts(prompts)
+        distinct = dict.fromkeys(prompts)
         self._encode_new([prompt for prompt in distinct if prompt not in self._sentences])
         for prompt in distinct:
             self._sentences.move_to_end(prompt)
@@ -216,11 +227,13 @@ class Pipeline:
             (B,H,W,3) uint8, RGB.
 
         Raises:
-            ValueError: the shapes do not fit the model or each other.
+            ValueError: the shapes do not fit the model or each other, there is no row, or a value
+                is not a finite number.
         """
-        sentence, noise = np.asarray(sentence, np.float32), np.asarray(noise, np.float32)
-        expected = (len(noise), self.manifest.noise_dim), (len(noise), self.manifest.embedding_dim)
-        if (noise.shape, sentence.shape) != expected:
+        sentence, noise = _checked_floats(sentence, "sentence"), _checked_floats(noise, "noise")
+        rows = noise.shape[0] if noise.ndim else 0
+        expected = (rows, self.manifest.noise_dim), (rows, self.manifest.embedding_dim)
+        if not rows or (noise.shape, sentence.shape) != expected:
             raise ValueError(
                 f"noise must be (B,{self.manifest.noise_dim}) and sentence "
                 f"(B,{self.manifest.embedding_dim}), got {noise.shape} and {sentence.shape}"
@@ -236,8 +249,23 @@ class Pipeline:
             rows: noise (noise_dim,) and a sentence embedding (embedding_dim,) each, which are
                 taken as they are needed.
             count: about how many there are: many are calculated side by side.
+
+        Raises:
+            ValueError: count is no number of images, or a row does not fit the model.
         """
-        return self._generator(count).each(rows)
+        count = checked_integer(count, "count", 0)
+        return self._generator(count).each(map(self._checked_row, rows))
+
+    def _checked_row(self, row: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+        noise, sentence = row
+        found = np.shape(noise), np.shape(sentence)
+        expected = (self.manifest.noise_dim,), (self.manifest.embedding_dim,)
+        if found != expected:
+            raise ValueError(
+                f"a row must be noise {expected[0]} and a sentence embedding {expected[1]}, got "
+                f"{found[0]} and {found[1]}"
+            )
+        return row
 
     def generate(
         self, prompts: str | Sequence[str], n: int = 1, seed: int = 0, psi: float = 1.0
@@ -256,8 +284,8 @@ class Pipeline:
             (len(prompts)·n,H,W,3) uint8, RGB.
 
         Raises:
-            PromptError: a prompt is empty, too long or no valid text.
-            ValueError: n, seed or psi is out of range.
+            PromptError: there is no prompt, or one is empty, too long or no valid text.
+            ValueError: n, seed or psi is no number or out of range.
         """
         items = list(self.generate_each(prompts, n, seed, psi))
         return np.stack([item.image for item in items])
@@ -265,10 +293,17 @@ class Pipeline:
     def generate_each(
         self, prompts: str | Sequence[str], n: int = 1, seed: int = 0, psi: float = 1.0
     ) -> Iterator[Generated]:
-        """The images of `generate`, in the same order, each as soon as it is there."""
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
-        prompts = list(map(checked_prompt, [prompts] if isinstance(prompts, str) else prompts))
+        """The images of `generate`, in the same order, each as soon as it is there.
+
+        Raises:
+            PromptError, ValueError: as `generate`, at once.
+        """
+        n, seed = checked_integer(n, "n", 1), checked_integer(seed, "seed", 0, MAX_SEED)
+        return self._generate_each(checked_prompts(prompts), n, seed, checked_share(psi, "psi"))
+
+    def _generate_each(
+        self, prompts: list[str], n: int, seed: int, psi: float
+    ) -> Iterator[Generated]:
         self.prepare(len(prompts) * n)  # while text is encoded
         sentences = self.encode(prompts)
         size = self.manifest.noise_dim

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from runtime.errors import PromptError
 
 # CLIP reads 77 tokens, some 400 characters; anything far beyond is a mistake, such as a whole file.
 MAX_CHARACTERS = 2000
 
 
+def checked_prompts(prompts: str | Iterable[str]) -> list[str]:
+    """One prompt or many as a list of at least one.
+
+    Raises PromptError if there is none, or as `checked_prompt` does.
+    """
+    values: Any = [prompts] if isinstance(prompts, str) else prompts
+    if isinstance(values, (bytes, bytearray)) or not isinstance(values, Iterable):
+        raise PromptError(f"prompts must be text or a list of texts, got {_shown(values)}")
+    checked = [checked_prompt(prompt) for prompt in values]
+    if not checked:
+        raise PromptError("there are no prompts: give at least one")
+    return checked
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {str(value)[:40]!r}"
+
+
 def checked_prompt(prompt: str) -> str:
     """The prompt unchanged.
 
-    Raises PromptError if it is empty or blank, longer than `MAX_CHARACTERS`, or no valid text.
+    Raises PromptError if it is not text, empty or blank, longer than `MAX_CHARACTERS`, or no valid
+    Unicode.
     """
+    if not isinstance(prompt, str):
+        raise PromptError(f"a prompt must be text, got {_shown(prompt)}")
     if not prompt.strip():
         raise PromptError("the prompt is empty: describe what the picture should show")
     if len(prompt) > MAX_CHARACTERS:

@@ -174,8 +174,9 @@ def agreement(
     return result
 
 
-def save_classifier(classifier: AttributeClassifier, path: Path) -> None:
+def save_classifier(classifier: AttributeClassifier, path: str | Path) -> None:
     """Write weights in float16, with the attributes that they know."""
+    path = Path(path)
     tensors = {
         n: (t.half() if t.is_floating_point() else t).contiguous().cpu()
         for n, t in classifier.state_dict().items()
@@ -184,8 +185,9 @@ def save_classifier(classifier: AttributeClassifier, path: Path) -> None:
         save_file(tensors, temporary, {"attributes": json.dumps(ATTRIBUTES)})
 
 
-def load_classifier(path: Path) -> AttributeClassifier:
+def load_classifier(path: str | Path) -> AttributeClassifier:
     """Raises CheckpointError if the file is missing, damaged, or knows other attributes."""
+    path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
             known = json.loads((file.metadata() or {}).get("attributes", "null"))

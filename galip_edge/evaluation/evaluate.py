@@ -336,8 +336,9 @@ def _diversity(
     return metrics
 
 
-def append_result(path: Path, result: dict[str, Any]) -> None:
+def append_result(path: str | Path, result: dict[str, Any]) -> None:
     """Add `result` to a file of JSON lines. Raises GalipEdgeError."""
+    path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:

@@ -44,7 +44,7 @@ class CheckpointModel:
     """PyTorch in float32."""
 
     def __init__(
-        self, path: Path, clip: Path | None = None, device: torch.device | None = None
+        self, path: str | Path, clip: str | Path | None = None, device: torch.device | None = None
     ) -> None:
         loaded = load_checkpoint(path, clip)
         self.name, self.sha256 = str(path), loaded.sha256
@@ -77,7 +77,7 @@ def to_pixels(images: Tensor) -> Images:
 class BundleModel:
     """The CPU runtime, in the precision of the bundle."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self._pipeline = Pipeline.from_bundle(folder, PipelineOptions(cache=False))
         self.name, self.sha256 = str(folder), self._pipeline.manifest.model_hash
         self.image_size = self._pipeline.manifest.image_size
@@ -95,7 +95,8 @@ class BundleModel:
 
 
 def open_model(
-    path: Path, clip: Path | None = None, device: torch.device | None = None
+    path: str | Path, clip: str | Path | None = None, device: torch.device | None = None
 ) -> CheckpointModel | BundleModel:
     """A bundle if `path` is a folder, otherwise a checkpoint on `device`. Raises GalipEdgeError."""
+    path = Path(path)
     return BundleModel(path) if path.is_dir() else CheckpointModel(path, clip, device)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from runtime.checks import require_integers
 from runtime.images import ImageMetadata, Images, write_png
 
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -25,6 +26,7 @@ class ImageFormat:
     quality: int = 95
 
     def __post_init__(self) -> None:
+        require_integers(self, "quality")
         if self.name not in SUFFIXES:
             raise ValueError(
                 f"image format must be one of {', '.join(SUFFIXES)}, got {self.name!r}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from runtime.bundle import Manifest, read_manifest, verify_files
 from runtime.cache import Stamps, cache_folder
+from runtime.checks import require_booleans, require_integers
 from runtime.errors import GalipEdgeError, JobError
 from runtime.files import sha256_of
 from runtime.jobs.encoding import ImageFormat
@@ -55,6 +56,8 @@ class JobOptions:
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
 
     def __post_init__(self) -> None:
+        require_integers(self, "part", *(["max_errors"] if self.max_errors is not None else []))
+        require_booleans(self, "retry_failed", "force")
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
         if not 1 <= self.part <= 100_000:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from runtime.checks import checked_path, require_integers
 from runtime.errors import JobError, PromptError
 from runtime.noise import MAX_SEED
 from runtime.prompts import MAX_CHARACTERS, checked_prompt
@@ -70,13 +71,15 @@ class PromptFile:
         carry: columns to carry through to the manifest.
     """
 
-    path: Path
+    path: Path  # or text
     format: str | None = None
     count: int = 1
     seed: int = 0
     carry: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", checked_path(self.path))
+        require_integers(self, "count", "seed")
         if self.format is not None and self.format not in FORMATS:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
         if not 1 <= self.count <= MAX_IMAGES:
