@@ -37,6 +37,11 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "info": ("info", None, "Show what a bundle holds."),
     "verify": ("verify", None, "Check a bundle: hashes, loading, one inference."),
     "export-ovms": ("export_ovms", None, "Write a bundle for OpenVINO Model Server."),
+    "export-original": (
+        "export_original",
+        "convert",
+        "Write a checkpoint in the layout of the authors' code.",
+    ),
     "train": ("train", "train", "Train a model, or resume a run."),
     "train-clip": ("train_clip", "train", "Train a CLIP of one's own on captioned images."),
     "data": ("data", "train", "Check training data before days are spent on it."),

@@ -159,8 +159,8 @@ def published_state(
     networks: dict[str, dict[str, Tensor]] = {"netG": {}, "netD": {}, "netC": {}}
     for name, tensor in tensors.items():
         if (found := published_name(name)) is not None:
-            frozen = name.startswith("clip.")
-            value = tensor.detach().cpu().half() if frozen else tensor.detach().cpu().float()
+            value = tensor.detach().cpu()
+            value = value.half() if name.startswith("clip.") else value.float()
             networks[found[0]][found[1]] = value.contiguous().clone()
     if networks["netD"]:
         width = config.clip.vision_width
