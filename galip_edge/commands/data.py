@@ -97,7 +97,8 @@ def icons_command(
 
 def _lines(report: Report) -> list[str]:
     lines = [
-        f"{report.kind}, {report.split}: {report.images:,} images, {report.captions:,} captions"
+        f"{report.kind}, {report.split}: {report.images:,} images, {report.captions:,} captions, "
+        f"{report.distinct_captions:,} distinct"
     ]
     for name in ("captions_per_image", "width", "height"):
         if spread := getattr(report, name):

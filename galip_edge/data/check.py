@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +12,12 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, TypeVar
 
+import numpy as np
+
 from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import Problem, ProblemLog, SampleError
 from galip_edge.data.records import Source
-from galip_edge.data.shards import list_shards, raw_caption, raw_image, read_shard
+from galip_edge.data.shards import list_shards, raw_captions, raw_image, read_shard
 from galip_edge.data.sources import open_source
 
 Item = TypeVar("Item")
@@ -52,6 +56,8 @@ class Report:
         shards: number of tar files looked into; 0 if the data is not in shards.
         images: that can be trained on: readable, and with a caption.
         captions: of these images.
+        distinct_captions: how many of these differ. Mismatched captions are taken from other
+            images, so a data set needs many.
         captions_per_image, width, height: over these images; None if there are none.
         enlarged: images smaller than the size that they are resized to.
         samples: some (key, caption), to look at.
@@ -64,6 +70,7 @@ class Report:
     shards: int
     images: int
     captions: int
+    distinct_captions: int
     captions_per_image: Spread | None
     width: Spread | None
     height: Spread | None
@@ -138,15 +145,23 @@ class _Tally:
     done: int
     keys: list[str] = field(default_factory=list)
     captions: Counter[int] = field(default_factory=Counter)
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     sample: tuple[str, str] | None = None
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, key: str, captions: tuple[str, ...], size: tuple[int, int]) -> None:
         self.captions[len(captions)] += 1
+        self.hashes.extend(map(_hash, captions))
         self.sizes[size] += 1
         # The first of every part shows more of the data than the first few of all.
         self.sample = self.sample or (key, captions[0])
+
+
+def _hash(caption: str) -> int:
+    """64 bits: two of ten million captions have the same with a probability of 3e-6."""
+    digest = hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def _check_images(source: Source, indices: list[int]) -> _Tally:
@@ -167,7 +182,7 @@ def _check_shard(shard: str) -> _Tally:
         key = raw["__key__"]
         tally.keys.append(key)
         try:
-            tally.add(key, (raw_caption(raw),), raw_image(raw).size)
+            tally.add(key, raw_captions(raw), raw_image(raw).size)
         except SampleError as error:
             tally.problems.append(error.problem)
     return tally
@@ -195,6 +210,7 @@ class _Summary:
         self._shards = shards
         self._examples = examples
         self._captions: Counter[int] = Counter()
+        self._hashes = array("Q")  # 8 bytes a caption: web data has millions
         self._sizes: Counter[tuple[int, int]] = Counter()
         self._samples: list[tuple[str, str]] = []
         self._keys: set[str] = set()
@@ -203,6 +219,7 @@ class _Summary:
     def add(self, tally: _Tally) -> None:
         self._problems.add(tally.problems)
         self._captions += tally.captions
+        self._hashes.extend(tally.hashes)
         self._sizes += tally.sizes
         self._samples += [tally.sample] if tally.sample else []
         if self._shards:
@@ -226,6 +243,7 @@ class _Summary:
             shards=self._shards,
             images=self._sizes.total(),
             captions=sum(number * count for number, count in self._captions.items()),
+            distinct_captions=len(np.unique(np.frombuffer(self._hashes, np.uint64))),
             captions_per_image=Spread.of(self._captions),
             width=Spread.of(widths),
             height=Spread.of(heights),
