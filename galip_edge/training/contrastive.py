@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.loss import ClipLoss
 from open_clip.transformer import PatchDropout
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn import functional as F
 
 from galip_edge.data import CaptionedImages, DataConfig, Position, build_loader
 from galip_edge.data.samples import generator_for
@@ -152,7 +152,6 @@ class _ContrastiveRun:
         return self.folder / "clip.safetensors"
 
     def _contrast(self, console: Console) -> None:
-        loss_of = ClipLoss()
         figures: list[Tensor] = []  # loss and share of right captions, left on the device
         while self.step < self.config.steps:
             for batch in self.loader:
@@ -168,7 +167,8 @@ class _ContrastiveRun:
                     text = nn.functional.normalize(
                         sentence_embeddings(self.towers, tokens).float(), dim=1
                     )
-                loss = loss_of(image, text, self.clip.logit_scale.exp())
+                same = equal_captions(batch.captions).to(self.device)
+                loss = contrastive_loss(image, text, self.clip.logit_scale.exp(), same)
                 self.optimizer.zero_grad()
                 self.scaler.scale(loss).backward()
                 self.scaler.unscale_(self.optimizer)
@@ -177,8 +177,8 @@ class _ContrastiveRun:
                 self.scaler.update()
                 with torch.no_grad():
                     self.clip.logit_scale.clamp_(0, _MAXIMAL_LOGIT_SCALE)
-                    own = torch.arange(len(image), device=self.device)
-                    right = ((image @ text.T).argmax(1) == own).float().mean()
+                    best = (image @ text.T).argmax(1, keepdim=True)
+                    right = same.gather(1, best).float().mean()
                     figures.append(torch.stack([loss.detach(), right]))
                 self.step += 1
                 self.taught = not self.config.words.steps
@@ -310,6 +310,30 @@ class _ContrastiveRun:
             if record.get("step", 0) <= self.step and record.get("words_step", 0) <= words_step:
                 kept.append(line + "\n")
         write_whole(path, "".join(kept).encode())
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, same: Tensor) -> Tensor:
+    """Symmetric cross entropy over all pairs of a batch (Radford et al. 2021, figure 3).
+
+    Another image with an equal caption is no wrong answer, and is left out of the sums; without
+    this, a data set with few distinct captions trains CLIP to separate what is alike.
+
+    Args:
+        image, text: (B,E) embeddings of length 1.
+        scale: scalar, the inverse temperature.
+        same: (B,B), True where captions are equal.
+    """
+    others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+    logits = (scale * image @ text.T).masked_fill(others, -torch.inf)
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def equal_captions(captions: Sequence[str]) -> Tensor:
+    """(B,B) booleans, True where two captions of a batch are equal."""
+    numbers: dict[str, int] = {}
+    ids = torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions])
+    return ids[:, None] == ids[None]
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from open_clip.loss import ClipLoss
 from safetensors.torch import load_file
 
 from galip_edge.checkpoint import read_clip
@@ -16,6 +17,8 @@ from galip_edge.training.config import ConfigError
 from galip_edge.training.contrastive import (
     ContrastiveConfig,
     _ContrastiveRun,
+    contrastive_loss,
+    equal_captions,
     load_contrastive_config,
     train_clip,
 )
@@ -76,6 +79,25 @@ def test_it_learns_to_tell_captions_apart(tmp_path):
     assert log[0]["top1"] < 0.3
     assert log[-1]["top1"] > 0.6
     assert log[-1]["loss"] < 0.6 * log[0]["loss"]
+
+
+def test_the_loss_is_clips_where_all_captions_differ():
+    torch.manual_seed(0)
+    image, text = (torch.nn.functional.normalize(torch.randn(6, 8), dim=1) for _ in range(2))
+    scale = torch.tensor(14.0)
+    loss = contrastive_loss(image, text, scale, equal_captions("abcdef"))
+    torch.testing.assert_close(loss, ClipLoss()(image, text, scale))
+
+
+def test_an_equal_caption_is_no_wrong_answer():
+    image = torch.eye(3)
+    # The first two images have the same caption, which fits both of them equally.
+    text = torch.nn.functional.normalize(torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]]), dim=1)
+    same = equal_captions(["a bird", "a bird", "a fish"])
+    assert same.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+    scale = torch.tensor(100.0)
+    assert contrastive_loss(image, text, scale, same) < 1e-6
+    assert ClipLoss()(image, text, scale) > 0.4
 
 
 class Killed(BaseException):
