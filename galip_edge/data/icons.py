@@ -250,11 +250,11 @@ def _chosen(sets: Sequence[IconSet], categories: Collection[str]) -> Iterator[tu
         raise DataError(
             f"no icon set has the category {unknown[0]!r}; known are {', '.join(titles) or 'none'}"
         )
-    names = set().union(*(known[category] for category in wanted))
+    chosen = {name for category in wanted for name in known[category]}
     found = False
     for set_ in sets:
         for icon in set_.icons.values():
-            if not wanted or icon.name in names:
+            if not wanted or icon.name in chosen:
                 found = True
                 yield set_, icon
     if not found:
