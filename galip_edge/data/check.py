@@ -26,6 +26,9 @@ Progress = Callable[[int, int], None]
 
 _CHUNK = 64
 
+# Samples, and problems of each kind, that a report shows.
+_EXAMPLES = 5
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -96,19 +99,14 @@ def check(
     config: DataConfig,
     progress: Progress | None = None,
     *,
-    threads: int | None = None,
     limit: int | None = None,
-    examples: int = 5,
 ) -> Report:
     """Decode images, read captions, and report what is there and what is broken.
 
     Args:
         config: which data.
         progress: called from this thread now and then.
-        threads: how many read at once; a few more than there are CPUs by default. Decoding runs
-            outside Python's lock, so threads scale.
         limit: look at no more than so many images, or shards, evenly spread; at all by default.
-        examples: how many samples, and how many problems of each kind, the report shows.
 
     Raises:
         DataError: nothing can be read at all: no root, no list of files, a hostile pickle.
@@ -124,9 +122,9 @@ def check(
         indices = _spread_out(range(len(source)), limit)
         total = len(indices)
         tasks = _image_tasks(source, indices)
-    summary = _Summary(config, len(shards), examples)
+    summary = _Summary(config, len(shards))
     done = 0
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor()  # decoding runs outside Python's lock, so threads scale
     try:
         for tally in pool.map(lambda task: task(), tasks):
             summary.add(tally)
@@ -205,16 +203,15 @@ def _spread_out(items: Sequence[Item], limit: int | None) -> list[Item]:
 class _Summary:
     """Adds the tallies up to a report."""
 
-    def __init__(self, config: DataConfig, shards: int, examples: int) -> None:
+    def __init__(self, config: DataConfig, shards: int) -> None:
         self._config = config
         self._shards = shards
-        self._examples = examples
         self._captions: Counter[int] = Counter()
         self._hashes = array("Q")  # 8 bytes a caption: web data has millions
         self._sizes: Counter[tuple[int, int]] = Counter()
         self._samples: list[tuple[str, str]] = []
         self._keys: set[str] = set()
-        self._problems = ProblemLog(examples)
+        self._problems = ProblemLog(_EXAMPLES)
 
     def add(self, tally: _Tally) -> None:
         self._problems.add(tally.problems)
@@ -248,6 +245,6 @@ class _Summary:
             width=Spread.of(widths),
             height=Spread.of(heights),
             enlarged=sum(n for size, n in self._sizes.items() if min(size) < least),
-            samples=_spread_out(self._samples, self._examples),
+            samples=_spread_out(self._samples, _EXAMPLES),
             problems=self._problems,
         )

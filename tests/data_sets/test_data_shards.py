@@ -75,11 +75,6 @@ def test_readers_share_the_shards(shards: Path, world_size: int, workers: int) -
     assert len(set(keys)) == len(keys) == 4 * count * world_size
 
 
-def test_unshuffled(shards: Path) -> None:
-    loader = build_loader(config_of(shards), 4, shuffle=False, epochs=1)
-    assert [key for batch in loader for key in batch.keys] == ALL_KEYS
-
-
 def test_each_line_is_a_caption(tmp_path: Path) -> None:
     lists = json.dumps({"caption": ["one", None, " ", "t w o"]}).encode()
     write_shard(
@@ -224,11 +219,6 @@ def test_unknown_number_of_samples(shards: Path) -> None:
     assert len(build_dataset(config_of(shards, samples_per_epoch=7))) == 7
 
 
-def test_last_batches_cannot_be_partial(shards: Path) -> None:
-    with pytest.raises(ValueError, match="drop_last=False has no effect on web shards"):
-        build_loader(config_of(shards), 4, drop_last=False)
-
-
 def test_shards_by_name(shards: Path) -> None:
     assert [Path(s).name for s in list_shards(config_of(shards, shards="{00001..00003}.tar"))] == [
         "00001.tar",
@@ -281,7 +271,7 @@ def test_shards_over_http(shards: Path) -> None:
             shards="{00000..00003}.tar",
             samples_per_epoch=24,
         )
-        loader = build_loader(config, 8, epochs=1)
+        loader = build_loader(config, 8)
         keys = [key for batch in loader for key in batch.keys]
         server.shutdown()
     assert len(keys) == 24
