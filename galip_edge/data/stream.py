@@ -44,7 +44,9 @@ class WebShards:
         """Samples in an epoch, over all processes."""
         return self._length
 
-    def samples(self, epoch: int, reader: int, readers: int, skip: int = 0) -> Iterator[Sample]:
+    def samples(
+        self, epoch: int, reader: int, readers: int, skip: int = 0, shuffle: bool = True
+    ) -> Iterator[Sample]:
         """What reader number `reader` of `readers` sees in `epoch`, without its first `skip`.
 
         Endless. Raises DataError if there are fewer shards than readers, or if none of the
@@ -55,13 +57,14 @@ class WebShards:
                 f"{len(self.shards)} shards are too few for {readers} readers (processes times "
                 "workers): lower workers, or write smaller shards"
             )
-        shuffle = generator_for("shards", self.seed, epoch).permutation
-        order: list[int] = shuffle(len(self.shards)).tolist()
+        order = list(range(len(self.shards)))
+        if shuffle:
+            order = generator_for("shards", self.seed, epoch).permutation(len(order)).tolist()
         mine = order[reader::readers]
         problems: list[Problem] = []
         for lap in count():
             good, skip_before = 0, skip
-            for block in self._blocks(mine, (self.seed, epoch, lap), problems):
+            for block in self._blocks(mine, (self.seed, epoch, lap), shuffle, problems):
                 if skip >= len(block):
                     skip -= len(block)
                     continue
@@ -81,6 +84,7 @@ class WebShards:
         self,
         shards: list[int],
         numbers: tuple[int, ...],
+        shuffle: bool,
         problems: list[Problem],
     ) -> Iterator[list[RawSample]]:
         """The undecoded samples of `shards`, in blocks that are shuffled by `numbers`."""
@@ -90,8 +94,10 @@ class WebShards:
                 block = list(islice(raw, self._block))
                 if not block:
                     break
-                places = generator_for("block", *numbers, shard, block_number)
-                yield [block[i] for i in places.permutation(len(block))]
+                if shuffle:
+                    places = generator_for("block", *numbers, shard, block_number)
+                    block = [block[i] for i in places.permutation(len(block))]
+                yield block
 
     def _decode(
         self,

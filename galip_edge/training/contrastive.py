@@ -170,7 +170,7 @@ class _ContrastiveRun:
                 same = equal_captions(batch.captions).to(self.device)
                 loss = contrastive_loss(image, text, self.clip.logit_scale.exp(), same)
                 self.optimizer.zero_grad()
-                self.scaler.scale(loss).backward()
+                torch.autograd.backward(self.scaler.scale(loss))
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.clip.parameters(), 1.0)
                 self.scaler.step(self.optimizer)

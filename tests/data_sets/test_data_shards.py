@@ -75,6 +75,13 @@ def test_readers_share_the_shards(shards: Path, world_size: int, workers: int) -
     assert len(set(keys)) == len(keys) == 4 * count * world_size
 
 
+def test_unshuffled(shards: Path) -> None:
+    dataset = build_dataset(config_of(shards))
+    assert isinstance(dataset, WebShards)
+    samples = islice(dataset.samples(0, 0, 1, shuffle=False), 40)
+    assert [sample.key for sample in samples] == ALL_KEYS
+
+
 def test_each_line_is_a_caption(tmp_path: Path) -> None:
     lists = json.dumps({"caption": ["one", None, " ", "t w o"]}).encode()
     write_shard(
