@@ -1,25 +1,27 @@
-"""`galip-edge data check`: what is broken, before days of training are spent."""
+"""`galip-edge data`: validate training data; create it from icon sets."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
 from galip_edge.commands.console import counting_progress
-from galip_edge.commands.options import json_option
+from galip_edge.commands.options import existing_path, json_option, settings_option
 from galip_edge.data import Report, check
+from galip_edge.data.icons import export_icons
 from galip_edge.training.config import load_config
 
 
 @click.group("data")
 def command() -> None:
-    """Look at training data."""
+    """Validate training data, or create it from icon sets."""
 
 
 @command.command("check")
 @click.argument("config")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="As in train.")
+@settings_option
 @click.option("--limit", type=click.IntRange(min=1), help="Images to look at; default: all.")
 @json_option
 def check_command(
@@ -46,9 +48,57 @@ def check_command(
         raise click.exceptions.Exit(1)
 
 
+@command.command("icons")
+@click.argument("packages", nargs=-1, required=True, type=existing_path)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
+@click.option(
+    "--size",
+    type=click.IntRange(1, 2048),
+    default=64,
+    show_default=True,
+    help="Side of the images in pixels.",
+)
+@click.option(
+    "--category",
+    "categories",
+    multiple=True,
+    help="Only icons of this category, such as 'Food & Drink'; may be repeated.",
+)
+@click.option(
+    "--keywords",
+    type=existing_path,
+    help="Folder of the npm package emojibase-data: adds its keywords to the captions.",
+)
+def icons_command(
+    packages: tuple[Path, ...],
+    out: Path,
+    size: int,
+    categories: tuple[str, ...],
+    keywords: Path | None,
+) -> None:
+    """Draw icon sets as a folder of captioned images, for data of kind "folder".
+
+    PACKAGES are folders of npm packages in Iconify's format, such as
+    node_modules/@iconify-json/noto. Captions are the icons' names, the title of the set, and
+    keywords. OUT/SOURCES.md lists the sets and their licences.
+    """
+    with counting_progress() as progress:
+        task = progress.add_task("drawing", total=None)
+        count = export_icons(
+            packages,
+            out,
+            size=size,
+            categories=categories,
+            keywords=keywords,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    click.echo(f"{count:,} images in {out}")
+
+
 def _lines(report: Report) -> list[str]:
     lines = [
-        f"{report.kind}, {report.split}: {report.images:,} images, {report.captions:,} captions"
+        f"{report.kind}, {report.split}: {report.images:,} images, {report.captions:,} captions, "
+        f"{report.distinct_captions:,} distinct"
     ]
     for name in ("captions_per_image", "width", "height"):
         if spread := getattr(report, name):

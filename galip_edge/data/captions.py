@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from galip_edge.data.errors import SampleError
@@ -12,22 +14,31 @@ def tidy(caption: str) -> str:
     return " ".join(caption.replace("\ufffd", " ").split())
 
 
-def tidy_all(captions: list[str]) -> tuple[str, ...]:
+def tidy_all(captions: Iterable[str]) -> tuple[str, ...]:
     """Those of `captions` in which something is written, tidied."""
     return tuple(filter(None, map(tidy, captions)))
 
 
+def parse_captions(content: bytes) -> tuple[str, ...]:
+    """Captions in a text file's content, one a line; empty lines are omitted.
+
+    Lines end as Windows, Unix or old Macs end them. A byte order mark and bytes that are no UTF-8,
+    as in CUB's captions, are omitted.
+    """
+    text = content.decode("utf-8-sig", errors="replace")
+    return tidy_all(re.split("\r\n|\r|\n", text))
+
+
 def read_captions(path: Path, key: str) -> tuple[str, ...]:
-    """The captions of a text file, one a line; empty lines are none.
+    """The captions of a text file, see `parse_captions`.
 
     Raises SampleError if the file cannot be read or has no caption.
     """
     try:
-        # CUB's captions, as they circulate, have bytes that are no UTF-8.
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        content = path.read_bytes()
     except OSError as error:
         raise SampleError("missing captions", key, f"{path}: {error.strerror or error}") from error
-    captions = tidy_all(text.split("\n"))
+    captions = parse_captions(content)
     if not captions:
         raise SampleError("empty captions", key, f"nothing is written in {path}")
     return captions

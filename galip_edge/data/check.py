@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +12,12 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, TypeVar
 
+import numpy as np
+
 from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import Problem, ProblemLog, SampleError
 from galip_edge.data.records import Source
-from galip_edge.data.shards import list_shards, raw_caption, raw_image, read_shard
+from galip_edge.data.shards import list_shards, raw_captions, raw_image, read_shard
 from galip_edge.data.sources import open_source
 
 Item = TypeVar("Item")
@@ -21,6 +25,9 @@ Item = TypeVar("Item")
 Progress = Callable[[int, int], None]
 
 _CHUNK = 64
+
+# Samples, and problems of each kind, that a report shows.
+_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Report:
         shards: number of tar files looked into; 0 if the data is not in shards.
         images: that can be trained on: readable, and with a caption.
         captions: of these images.
+        distinct_captions: how many of these differ. Mismatched captions are taken from other
+            images, so a data set needs many.
         captions_per_image, width, height: over these images; None if there are none.
         enlarged: images smaller than the size that they are resized to.
         samples: some (key, caption), to look at.
@@ -64,6 +73,7 @@ class Report:
     shards: int
     images: int
     captions: int
+    distinct_captions: int
     captions_per_image: Spread | None
     width: Spread | None
     height: Spread | None
@@ -89,19 +99,14 @@ def check(
     config: DataConfig,
     progress: Progress | None = None,
     *,
-    threads: int | None = None,
     limit: int | None = None,
-    examples: int = 5,
 ) -> Report:
     """Decode images, read captions, and report what is there and what is broken.
 
     Args:
         config: which data.
         progress: called from this thread now and then.
-        threads: how many read at once; a few more than there are CPUs by default. Decoding runs
-            outside Python's lock, so threads scale.
         limit: look at no more than so many images, or shards, evenly spread; at all by default.
-        examples: how many samples, and how many problems of each kind, the report shows.
 
     Raises:
         DataError: nothing can be read at all: no root, no list of files, a hostile pickle.
@@ -117,9 +122,9 @@ def check(
         indices = _spread_out(range(len(source)), limit)
         total = len(indices)
         tasks = _image_tasks(source, indices)
-    summary = _Summary(config, len(shards), examples)
+    summary = _Summary(config, len(shards))
     done = 0
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor()  # decoding runs outside Python's lock, so threads scale
     try:
         for tally in pool.map(lambda task: task(), tasks):
             summary.add(tally)
@@ -138,15 +143,23 @@ class _Tally:
     done: int
     keys: list[str] = field(default_factory=list)
     captions: Counter[int] = field(default_factory=Counter)
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     sample: tuple[str, str] | None = None
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, key: str, captions: tuple[str, ...], size: tuple[int, int]) -> None:
         self.captions[len(captions)] += 1
+        self.hashes.extend(map(_hash, captions))
         self.sizes[size] += 1
         # The first of every part shows more of the data than the first few of all.
         self.sample = self.sample or (key, captions[0])
+
+
+def _hash(caption: str) -> int:
+    """64 bits: two of ten million captions have the same with a probability of 3e-6."""
+    digest = hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def _check_images(source: Source, indices: list[int]) -> _Tally:
@@ -167,7 +180,7 @@ def _check_shard(shard: str) -> _Tally:
         key = raw["__key__"]
         tally.keys.append(key)
         try:
-            tally.add(key, (raw_caption(raw),), raw_image(raw).size)
+            tally.add(key, raw_captions(raw), raw_image(raw).size)
         except SampleError as error:
             tally.problems.append(error.problem)
     return tally
@@ -190,19 +203,20 @@ def _spread_out(items: Sequence[Item], limit: int | None) -> list[Item]:
 class _Summary:
     """Adds the tallies up to a report."""
 
-    def __init__(self, config: DataConfig, shards: int, examples: int) -> None:
+    def __init__(self, config: DataConfig, shards: int) -> None:
         self._config = config
         self._shards = shards
-        self._examples = examples
         self._captions: Counter[int] = Counter()
+        self._hashes = array("Q")  # 8 bytes a caption: web data has millions
         self._sizes: Counter[tuple[int, int]] = Counter()
         self._samples: list[tuple[str, str]] = []
         self._keys: set[str] = set()
-        self._problems = ProblemLog(examples)
+        self._problems = ProblemLog(_EXAMPLES)
 
     def add(self, tally: _Tally) -> None:
         self._problems.add(tally.problems)
         self._captions += tally.captions
+        self._hashes.extend(tally.hashes)
         self._sizes += tally.sizes
         self._samples += [tally.sample] if tally.sample else []
         if self._shards:
@@ -226,10 +240,11 @@ class _Summary:
             shards=self._shards,
             images=self._sizes.total(),
             captions=sum(number * count for number, count in self._captions.items()),
+            distinct_captions=len(np.unique(np.frombuffer(self._hashes, np.uint64))),
             captions_per_image=Spread.of(self._captions),
             width=Spread.of(widths),
             height=Spread.of(heights),
             enlarged=sum(n for size, n in self._sizes.items() if min(size) < least),
-            samples=_spread_out(self._samples, self._examples),
+            samples=_spread_out(self._samples, _EXAMPLES),
             problems=self._problems,
         )

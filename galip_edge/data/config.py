@@ -12,6 +12,8 @@ from galip_edge.data.errors import DataError
 KINDS: dict[str, tuple[str, ...]] = {
     "cub": ("root", "split", "text"),
     "coco": ("root", "split", "annotations"),
+    "cc3m": ("root", "split"),
+    "cc12m": ("root", "split"),
     "folder": ("root", "split", "held_out"),
     "table": ("root", "split", "held_out", "table", "image_column", "caption_column"),
     "aviary": ("split", "samples", "cache"),
@@ -28,7 +30,8 @@ class DataConfig:
     """A data set and the preparation of its images. The defaults are GALIP's.
 
     Attributes:
-        kind: `cub`, `coco`, `folder`, `table`, `webdataset`, or `aviary`, which is drawn.
+        kind: `cub`, `coco`, `cc3m` or `cc12m` (in this family's folders), `folder`, `table`,
+            `webdataset`, or `aviary`, which is drawn.
         root: the data set's folder; for web shards also an http(s), gs or hf URL.
         split: `train` or `test`, where the data set has splits.
         held_out: for folder and table, the share of images that make up the `test` split and are

@@ -37,8 +37,6 @@ class Loader:
         schedule: Schedule,
         *,
         workers: int = 0,
-        shuffle: bool = True,
-        epochs: int | None = None,
         pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
@@ -46,8 +44,6 @@ class Loader:
         self.position = Position()
         self.skips = ProblemLog()
         self._workers = workers
-        self._shuffle = shuffle
-        self._epochs = epochs
         self._pin_memory = pin_memory
         self._stream: Iterator[Batch | DataError] | None = None
 
@@ -71,13 +67,11 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the current epoch. Raises DataError."""
         epoch = self.position.epoch
-        while self.position.epoch == epoch and (self._epochs is None or epoch < self._epochs):
+        while self.position.epoch == epoch:
             batch = self._next()
             self.position = self.schedule.after(self.position)
             self.skips.add(batch.skipped)
             yield batch
-        if self._epochs is not None and self.position.epoch >= self._epochs:
-            self.close()
 
     def close(self) -> None:
         """Stop the workers; they start again when needed."""
@@ -113,13 +107,9 @@ class Loader:
             "worker_init_fn": _ignore_interrupts,
         }
         if isinstance(self.dataset, WebShards):
-            streams = _StreamBatches(
-                self.dataset, self.schedule, self.position, self._shuffle, self._epochs
-            )
+            streams = _StreamBatches(self.dataset, self.schedule, self.position)
             return DataLoader(streams, **options)
-        draws = partial(
-            self.schedule.draws, self.position, self.dataset.seed, self._shuffle, self._epochs
-        )
+        draws = partial(self.schedule.draws, self.position, self.dataset.seed)
         return DataLoader(_MapBatches(self.dataset), sampler=_Draws(draws), **options)
 
 
@@ -129,9 +119,6 @@ def build_loader(
     *,
     rank: int = 0,
     world_size: int = 1,
-    shuffle: bool = True,
-    drop_last: bool = True,
-    epochs: int | None = None,
     pin_memory: bool = False,
 ) -> Loader:
     """Open the data set of `config` and deal it out in batches.
@@ -140,10 +127,6 @@ def build_loader(
         config: which data.
         batch_size: samples in a batch of this process.
         rank, world_size: of this process, and how many there are.
-        shuffle: in a new order every epoch; otherwise in the data set's own.
-        drop_last: leave out the last samples of an epoch that fill no global batch. Otherwise
-            the last batch is smaller, and may be empty on the last ranks.
-        epochs: how many there are; None for no end. One pass, for evaluation, is 1.
         pin_memory: hand out page-locked images, for copies to a GPU.
 
     Raises:
@@ -151,14 +134,10 @@ def build_loader(
         ValueError: an argument is out of range.
     """
     dataset = build_dataset(config)
-    if isinstance(dataset, WebShards) and not drop_last:
-        raise ValueError("drop_last=False has no effect on web shards: their batches are all full")
     return Loader(
         dataset,
-        Schedule(len(dataset), batch_size, rank, world_size, drop_last),
+        Schedule(len(dataset), batch_size, rank, world_size),
         workers=config.workers,
-        shuffle=shuffle,
-        epochs=epochs,
         pin_memory=pin_memory,
     )
 
@@ -202,14 +181,10 @@ class _StreamBatches(IterableDataset["Batch | DataError"]):
         dataset: WebShards,
         schedule: Schedule,
         start: Position,
-        shuffle: bool,
-        epochs: int | None,
     ) -> None:
         self._dataset = dataset
         self._schedule = schedule
         self._start = start
-        self._shuffle = shuffle
-        self._epochs = epochs
 
     def __iter__(self) -> Iterator[Batch | DataError]:
         worker = get_worker_info()
@@ -219,7 +194,7 @@ class _StreamBatches(IterableDataset["Batch | DataError"]):
         number += worker_id
         reader = number % readers
         try:
-            while self._epochs is None or number < self._epochs * per_epoch:
+            while True:
                 epoch = number // per_epoch
                 first = epoch * per_epoch + (reader - epoch * per_epoch) % readers
                 samples = self._dataset.samples(
@@ -227,7 +202,6 @@ class _StreamBatches(IterableDataset["Batch | DataError"]):
                     schedule.rank * readers + reader,
                     schedule.world_size * readers,
                     skip=(number - first) // readers * schedule.batch_size,
-                    shuffle=self._shuffle,
                 )
                 while number < (epoch + 1) * per_epoch:
                     yield collate(list(islice(samples, schedule.batch_size)))

@@ -40,21 +40,19 @@ class Schedule:
         batch_size: of one process.
         rank: of this process, from 0.
         world_size: how many processes there are.
-        drop_last: leave out the samples at the end of an epoch that do not fill a global batch.
     """
 
     length: int
     batch_size: int
     rank: int = 0
     world_size: int = 1
-    drop_last: bool = True
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.batch_size < 1:
             raise ValueError(f"length and batch_size must be positive, got {self}")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank must be in 0..{self.world_size - 1}, got {self.rank}")
-        if self.drop_last and self.length < self.global_batch:
+        if self.length < self.global_batch:
             raise DataError(
                 f"an epoch has {self.length} samples, too few for one batch of "
                 f"{self.batch_size} on each of {self.world_size} process(es): lower the batch size"
@@ -68,12 +66,12 @@ class Schedule:
     @property
     def batches_per_epoch(self) -> int:
         """Batches of every process in an epoch."""
-        return (self.length + (0 if self.drop_last else self.global_batch - 1)) // self.global_batch
+        return self.length // self.global_batch
 
     def after(self, position: Position) -> Position:
         """The position after the batch at `position`."""
         samples = position.samples + self.global_batch
-        if samples + (self.global_batch if self.drop_last else 1) > self.length:
+        if samples + self.global_batch > self.length:
             return Position(position.epoch + 1)
         return Position(position.epoch, samples)
 
@@ -82,20 +80,17 @@ class Schedule:
 
         A batch size other than the one that `position` was reached with can leave such a rest.
         """
-        least = self.global_batch if self.drop_last else 1
-        return position if position.samples + least <= self.length else Position(position.epoch + 1)
+        fits = position.samples + self.global_batch <= self.length
+        return position if fits else Position(position.epoch + 1)
 
-    def draws(
-        self, start: Position, seed: int, shuffle: bool, epochs: int | None
-    ) -> Iterator[list[Draw]]:
-        """What this process reads for each batch from `start` to the end of `epochs` epochs.
+    def draws(self, start: Position, seed: int) -> Iterator[list[Draw]]:
+        """What this process reads for each batch from `start`, without end.
 
-        The order of an epoch depends on (seed, epoch) alone. Without `drop_last` the epoch's last
-        batch is smaller, and may be empty on the last ranks.
+        The order of an epoch depends on (seed, epoch) alone.
         """
         position, order_of, order = start, -1, np.arange(self.length)
-        while epochs is None or position.epoch < epochs:
-            if shuffle and order_of != position.epoch:
+        while True:
+            if order_of != position.epoch:
                 order_of = position.epoch
                 order = generator_for("order", seed, order_of).permutation(self.length)
             first = position.samples + self.rank * self.batch_size

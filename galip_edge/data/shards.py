@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from galip_edge.data.captions import tidy
+from galip_edge.data.captions import parse_captions, tidy_all
 from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import DataError, Problem, SampleError, require
 from galip_edge.data.images import IMAGE_SUFFIXES, read_image
@@ -121,29 +121,33 @@ def _check_end(path: Path) -> None:
 
 
 def raw_image(raw: RawSample, shorter_side: int | None = None) -> Image.Image:
-    """The sample's RGB image. Raises SampleError."""
+    """The sample's RGB image, upright by its EXIF orientation. Raises SampleError."""
     for suffix in IMAGE_SUFFIXES:
         if content := raw.get(suffix[1:]):
-            return read_image(BytesIO(content), raw["__key__"], shorter_side)
+            return read_image(BytesIO(content), raw["__key__"], shorter_side, upright=True)
     raise SampleError("missing image", raw["__key__"], f"{_found(raw)}, no image with content")
 
 
-def raw_caption(raw: RawSample) -> str:
-    """The sample's caption, from its .txt or else its .json. Raises SampleError."""
+def raw_captions(raw: RawSample) -> tuple[str, ...]:
+    """The sample's captions: the lines of its .txt, or one or a list in its .json.
+
+    Raises SampleError if there is none.
+    """
     key = raw["__key__"]
     if "txt" in raw:
-        caption = raw["txt"].decode("utf-8", errors="replace")
+        captions = parse_captions(raw["txt"])
     elif "json" in raw:
         try:
-            caption = json.loads(raw["json"])["caption"] or ""
+            value = json.loads(raw["json"])["caption"]
         except (ValueError, KeyError, TypeError) as error:
             raise SampleError("missing captions", key, "its .json has no caption") from error
+        several = value if isinstance(value, list) else [value]
+        captions = tidy_all(str(one) for one in several if one is not None)
     else:
         raise SampleError("missing captions", key, f"{_found(raw)}, no .txt or .json")
-    caption = tidy(str(caption))
-    if not caption:
+    if not captions:
         raise SampleError("empty captions", key, f"in {_name(raw['__url__'])}")
-    return caption
+    return captions
 
 
 def _found(raw: RawSample) -> str:

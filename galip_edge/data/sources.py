@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from galip_edge.data.aviary import AviarySource
 from galip_edge.data.coco import coco_records
+from galip_edge.data.conceptual import conceptual_records
 from galip_edge.data.config import DataConfig
 from galip_edge.data.cub import cub_records
 from galip_edge.data.dataset import CaptionedImages
@@ -21,6 +22,8 @@ from galip_edge.data.table import table_records
 SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "cub": lambda config: RecordSource(cub_records(config)),
     "coco": lambda config: RecordSource(coco_records(config)),
+    "cc3m": lambda config: RecordSource(conceptual_records(config)),
+    "cc12m": lambda config: RecordSource(conceptual_records(config)),
     "folder": lambda config: RecordSource(_of_split(folder_records(config), config), upright=True),
     "aviary": AviarySource,
     "table": lambda config: RecordSource(_of_split(table_records(config), config), upright=True),

@@ -13,7 +13,7 @@ from galip_edge.data.samples import Sample, generator_for
 from galip_edge.data.shards import (
     RawSample,
     list_shards,
-    raw_caption,
+    raw_captions,
     raw_image,
     read_shard,
     samples_per_epoch,
@@ -114,7 +114,7 @@ class WebShards:
                     continue
                 raw = block[candidate]
                 try:
-                    caption = raw_caption(raw)
+                    captions = raw_captions(raw)
                     image = raw_image(raw, 2 * self.augmentation.shorter_side)
                 except SampleError as error:
                     broken.add(candidate)
@@ -122,6 +122,7 @@ class WebShards:
                     continue
                 key = raw["__key__"]
                 chance = Chance.draw(generator_for("sample", *numbers, zlib.crc32(key.encode())))
+                caption = captions[int(chance.caption * len(captions))]
                 skipped = tuple(problems)
                 problems.clear()
                 yield Sample(key, self.augmentation(image, chance), caption, skipped=skipped)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.loss import ClipLoss
 from open_clip.transformer import PatchDropout
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn import functional as F
 
 from galip_edge.data import CaptionedImages, DataConfig, Position, build_loader
+from galip_edge.data.samples import generator_for
 from galip_edge.devices import DeviceName, choose_device, compute_settings, default_threads
 from galip_edge.models import CLIPConfig
 from galip_edge.models.clip import build_clip, clip_pixels
@@ -28,9 +30,9 @@ from galip_edge.training.frozen import with_fast_attention
 from galip_edge.training.precision import Precision, autocast, fastest_precision
 from galip_edge.training.sentences import sentence_embeddings
 from galip_edge.training.settings import build
-from galip_edge.training.words import WordsConfig, endless_captions, teach_words
+from galip_edge.training.words import WordsConfig, WordTeaching, endless_captions
 from runtime.errors import CheckpointError
-from runtime.files import atomic_path
+from runtime.files import atomic_path, write_whole
 
 _log = logging.getLogger(__name__)
 _MAY_CHANGE = ("cache", "workers", "root")
@@ -138,6 +140,7 @@ class _ContrastiveRun:
         self.tokenize = build_tokenizer(config.clip)
         self.step = 0
         self.taught = not config.words.steps
+        self.teaching: WordTeaching | None = None
         self._resume()
 
     def go(self) -> Path:
@@ -145,19 +148,17 @@ class _ContrastiveRun:
         self._contrast(console)
         if not self.taught:
             self._teach_words(console)
-            self.taught = True
-            self._save()
         self.loader.close()
         return self.folder / "clip.safetensors"
 
     def _contrast(self, console: Console) -> None:
-        loss_of = ClipLoss()
         figures: list[Tensor] = []  # loss and share of right captions, left on the device
         while self.step < self.config.steps:
             for batch in self.loader:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self._rate()
                 self.towers.visual.patch_dropout = self._patch_dropout()
+                torch.manual_seed(_step_seed(self.config.seed, self.step))  # of the dropout
                 tokens = torch.from_numpy(self.tokenize(batch.captions))
                 images = batch.images.to(self.device, non_blocking=True)
                 with autocast(self.device, self.precision):
@@ -166,17 +167,18 @@ class _ContrastiveRun:
                     text = nn.functional.normalize(
                         sentence_embeddings(self.towers, tokens).float(), dim=1
                     )
-                loss = loss_of(image, text, self.clip.logit_scale.exp())
+                same = equal_captions(batch.captions).to(self.device)
+                loss = contrastive_loss(image, text, self.clip.logit_scale.exp(), same)
                 self.optimizer.zero_grad()
-                self.scaler.scale(loss).backward()
+                torch.autograd.backward(self.scaler.scale(loss))
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.clip.parameters(), 1.0)
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
                 with torch.no_grad():
                     self.clip.logit_scale.clamp_(0, _MAXIMAL_LOGIT_SCALE)
-                    own = torch.arange(len(image), device=self.device)
-                    right = ((image @ text.T).argmax(1) == own).float().mean()
+                    best = (image @ text.T).argmax(1, keepdim=True)
+                    right = same.gather(1, best).float().mean()
                     figures.append(torch.stack([loss.detach(), right]))
                 self.step += 1
                 self.taught = not self.config.words.steps
@@ -190,24 +192,25 @@ class _ContrastiveRun:
                     break
 
     def _teach_words(self, console: Console) -> None:
-        dataset = self.loader.dataset
+        dataset, config = self.loader.dataset, self.config.words
         assert isinstance(dataset, CaptionedImages)  # the configuration sees to it
-
-        def report(step: int, words: float, distance: float) -> None:
-            if step % self.config.log_every == 0 or step == self.config.words.steps:
-                line = f"words, step {step}/{self.config.words.steps}  loss {words:.3f}"
+        teaching = self.teaching = self.teaching or self._new_teaching()
+        skip = teaching.steps_done * config.batch_size
+        captions = endless_captions(dataset.source, self.config.seed, skip)
+        while not teaching.finished:
+            words, distance = teaching.step(list(islice(captions, config.batch_size)))
+            step = teaching.steps_done
+            if step % self.config.log_every == 0 or teaching.finished:
+                line = f"words, step {step}/{config.steps}  loss {words:.3f}"
                 console.print(f"{line}  from before: {distance:.3f}", highlight=False)
                 self._append({"words_step": step, "words": words, "distance": distance})
+            self.taught = teaching.finished
+            if step % self.config.save_every == 0 or teaching.finished:
+                self._save()
 
-        teach_words(
-            self.clip,
-            endless_captions(dataset.source, self.config.seed),
-            self.tokenize,
-            self.config.words,
-            self.config.seed,
-            self.precision,
-            report,
-        )
+    def _new_teaching(self) -> WordTeaching:
+        config = self.config
+        return WordTeaching(self.clip, self.tokenize, config.words, config.seed, self.precision)
 
     def _rate(self) -> float:
         if self.step < self.config.warmup:
@@ -253,6 +256,8 @@ class _ContrastiveRun:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+        if self.teaching and not self.taught:
+            state["words"] = self.teaching.state_dict()
         with atomic_path(self.folder / "state.pt") as temporary:
             torch.save(state, temporary)
 
@@ -271,13 +276,68 @@ class _ContrastiveRun:
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
             self.taught |= state["taught"]
+            if "words" in state and state["step"] >= self.config.steps:
+                self.teaching = self._new_teaching()
+                self.teaching.load_state_dict(state["words"])
         except (KeyError, RuntimeError, EOFError) as error:
             raise CheckpointError(
                 f"{path} is damaged ({type(error).__name__}): delete it to start again"
             ) from error
         self.step = state["step"]
         self.loader.resume(Position(state["epoch"], state["samples"]))
-        _log.info("resuming %s after step %d", self.folder, self.step)
+        self._drop_later_metrics()
+        _log.info("resuming %s after %s", self.folder, self._progress())
+
+    def _progress(self) -> str:
+        if self.teaching:
+            return f"step {self.teaching.steps_done} of the words"
+        return f"step {self.step}"
+
+    def _drop_later_metrics(self) -> None:
+        """Remove records of steps after the stored state: they are done again."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        words_step = self.config.words.steps if self.taught else 0
+        if self.teaching:
+            words_step = self.teaching.steps_done
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:  # cut off when the process was killed
+                continue
+            if record.get("step", 0) <= self.step and record.get("words_step", 0) <= words_step:
+                kept.append(line + "\n")
+        write_whole(path, "".join(kept).encode())
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, same: Tensor) -> Tensor:
+    """Symmetric cross entropy over all pairs of a batch (Radford et al. 2021, figure 3).
+
+    Another image with an equal caption is no wrong answer, and is left out of the sums; without
+    this, a data set with few distinct captions trains CLIP to separate what is alike.
+
+    Args:
+        image, text: (B,E) embeddings of length 1.
+        scale: scalar, the inverse temperature.
+        same: (B,B), True where captions are equal.
+    """
+    others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+    logits = (scale * image @ text.T).masked_fill(others, -torch.inf)
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def equal_captions(captions: Sequence[str]) -> Tensor:
+    """(B,B) booleans, True where two captions of a batch are equal."""
+    numbers: dict[str, int] = {}
+    ids = torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions])
+    return ids[:, None] == ids[None]
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(generator_for("patch dropout", seed, step).integers(1 << 63))
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

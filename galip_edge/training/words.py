@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from galip_edge.data.errors import DataError, SampleError
 from galip_edge.data.records import Source
+from galip_edge.data.samples import generator_for
 from galip_edge.training.frozen import with_fast_attention
 from galip_edge.training.precision import Precision, autocast
 from galip_edge.training.sentences import sentence_embeddings
@@ -30,6 +32,9 @@ from runtime.tokenizer import Tokenizer
 # Words and pairs are hashed; few of them fall together.
 _BUCKETS = 4096
 _FACTOR = 40503
+
+# With half of all captions missing, one sample in four thousand million fails this often.
+_ATTEMPTS = 32
 
 _PART = 64  # captions that are computed together
 
@@ -94,71 +99,126 @@ def present_words(tokens: Tensor) -> Tensor:
     return found[:, :_BUCKETS]
 
 
-def endless_captions(source: Source, seed: int) -> Iterator[str]:
-    """Captions of random images of `source`."""
-    random = np.random.default_rng(seed)
-    while True:
-        captions = source.captions(int(random.integers(len(source))))
-        yield captions[int(random.integers(len(captions)))]
+def endless_captions(source: Source, seed: int, skip: int = 0) -> Iterator[str]:
+    """Captions of random images of `source`, without the first `skip`.
+
+    Images without a usable caption are replaced. Raises DataError if many in a row have none.
+    """
+    for number in count(skip):
+        random = generator_for("words", seed, number)
+        for _ in range(_ATTEMPTS):
+            try:
+                captions = source.captions(int(random.integers(len(source))))
+            except SampleError as error:
+                problem = error.problem
+                continue
+            yield captions[int(random.integers(len(captions)))]
+            break
+        else:
+            raise DataError(
+                f"{_ATTEMPTS} images in a row have no usable caption, the last because of "
+                f"{problem}; run galip-edge data check to see what is wrong"
+            )
 
 
-def teach_words(
-    clip: Any,
-    captions: Iterator[str],
-    tokenize: Tokenizer,
-    config: WordsConfig,
-    seed: int = 0,
-    precision: Precision = "float32",
-    report: Callable[[int, float, float], None] = lambda step, words, distance: None,
-) -> None:
-    """Train the text transformer of `clip` in place.
+class WordTeaching:
+    """Training of the text transformer of a CLIP, in place, from any step on.
 
     Args:
         clip: an `open_clip.CLIP`; only its text transformer is changed.
-        captions: without end.
         tokenize: its tokenizer.
         config: how long and how fast.
         seed: of the reader's first weights.
         precision: of the transformers; the reader has float32.
-        report: told of the step, the words' loss, and the cosine distance from before.
+
+    Attributes:
+        steps_done: number of finished steps.
     """
-    torch.manual_seed(seed)
-    device = clip.text_projection.device
-    reader = WordReader(clip.text_projection.shape[1]).to(device)
-    clip.requires_grad_(True)
-    clip.visual.requires_grad_(False)
-    clip.logit_scale.requires_grad_(False)
-    learner = with_fast_attention(clip)
-    before = with_fast_attention(copy.deepcopy(clip)).requires_grad_(False)
-    trained = [p for p in clip.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": trained, "weight_decay": 0.01},
-            {"params": reader.parameters(), "weight_decay": 0.0},
-        ],
-        betas=(0.9, 0.98),
-        eps=1e-6,
-    )
-    for step in range(config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = _rate(step, config)
-        drawn = [next(captions) for _ in range(config.batch_size)]
-        tokens = torch.from_numpy(tokenize(drawn))
-        optimizer.zero_grad()
-        losses = torch.zeros(2, device=device)
+
+    def __init__(
+        self,
+        clip: Any,
+        tokenize: Tokenizer,
+        config: WordsConfig,
+        seed: int = 0,
+        precision: Precision = "float32",
+    ) -> None:
+        self.steps_done = 0
+        self._tokenize, self._config, self._precision = tokenize, config, precision
+        torch.manual_seed(seed)
+        self._device = clip.text_projection.device
+        self._reader = WordReader(clip.text_projection.shape[1]).to(self._device)
+        clip.requires_grad_(True)
+        clip.visual.requires_grad_(False)
+        clip.logit_scale.requires_grad_(False)
+        self._learner = with_fast_attention(clip)
+        self._before = copy.deepcopy(clip).requires_grad_(False)
+        self._reference = with_fast_attention(self._before)
+        self._trained = [p for p in clip.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": self._trained, "weight_decay": 0.01},
+                {"params": self._reader.parameters(), "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.98),
+            eps=1e-6,
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps of the configuration are done."""
+        return self.steps_done >= self._config.steps
+
+    def step(self, captions: Sequence[str]) -> tuple[float, float]:
+        """One update from a batch of captions.
+
+        Returns:
+            The words' loss, and the cosine distance from the embedding as it was.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = _rate(self.steps_done, self._config)
+        tokens = torch.from_numpy(self._tokenize(captions))
+        self._optimizer.zero_grad()
+        losses = torch.zeros(2, device=self._device)
         for part in _of_like_length(tokens):
-            with autocast(device, precision):
-                sentence = sentence_embeddings(learner, part).float()
+            with autocast(self._device, self._precision):
+                sentence = sentence_embeddings(self._learner, part).float()
                 with torch.no_grad():
-                    known = sentence_embeddings(before, part).float()
-            words = reader(sentence, part.to(device))
+                    known = sentence_embeddings(self._reference, part).float()
+            words = self._reader(sentence, part.to(self._device))
             distance = 1 - F.cosine_similarity(sentence, known).mean()
             share = len(part) / len(tokens)
-            torch.autograd.backward(share * (words + config.keep_weight * distance))
+            torch.autograd.backward(share * (words + self._config.keep_weight * distance))
             losses += share * torch.stack([words.detach(), distance.detach()])
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        report(step + 1, *losses.tolist())
+        nn.utils.clip_grad_norm_(self._trained, 1.0)
+        self._optimizer.step()
+        self.steps_done += 1
+        words_loss, cosine_distance = losses.tolist()
+        return words_loss, cosine_distance
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a step reads or changes, except the CLIP itself."""
+        return {
+            "steps_done": self.steps_done,
+            "reader": self._reader.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "before": {
+                name: tensor
+                for name, tensor in self._before.state_dict().items()
+                if not name.startswith("visual.")
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume; the CLIP must have the weights that it had with this state.
+
+        Raises KeyError or RuntimeError if the state is of another CLIP, or incomplete.
+        """
+        self._reader.load_state_dict(state["reader"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        visual = {n: t for n, t in self._before.state_dict().items() if n.startswith("visual.")}
+        self._before.load_state_dict({**visual, **state["before"]})
+        self.steps_done = state["steps_done"]
 
 
 def _of_like_length(tokens: Tensor) -> list[Tensor]:

@@ -48,6 +48,21 @@ def coco_family(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture(params=["cc3m", "cc12m"])
+def conceptual(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """CC3M or CC12M in the family's layout; two images share a file of captions."""
+    root = tmp_path / request.param
+    for split, first in (("train", 0), ("test", 10)):
+        keys = [f"{n:09}_{n % 2}" for n in range(first, first + 4)] + [f"{first:09}_7"]
+        part = split if request.param == "cc3m" else ""
+        for number, key in enumerate(keys):
+            write(root / "images" / part / f"{key}.jpg", jpeg(first + number))
+            caption = root / "text" / part / f"{key[:9]}.txt"
+            write(caption, f"web image {int(key[:9])}\n")
+        write_pickle(root / split / "filenames.pickle", keys)
+    return root
+
+
 @pytest.fixture
 def coco_official(tmp_path: Path) -> Path:
     root = tmp_path / "coco_official"

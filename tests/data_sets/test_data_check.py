@@ -28,6 +28,17 @@ def test_sound_data(folder: Path) -> None:
     assert values["width"] == {"minimum": 60, "median": 60, "maximum": 500}
 
 
+def test_distinct_captions_are_counted(folder: Path, shards: Path) -> None:
+    for n in range(6):
+        write(folder / f"{n:02}.txt", "a bird\n a  bird \nthe same")
+    report = check(DataConfig("folder", str(folder)))
+    assert (report.captions, report.distinct_captions) == (18 + 12, 2 + 12)
+    assert report.to_dict()["distinct_captions"] == 14
+    write_shard(shards / "00001.tar", shard_samples(0))
+    report = check(DataConfig("webdataset", str(shards)))
+    assert (report.captions, report.distinct_captions) == (40, 30)
+
+
 def test_every_breakage_of_cub_is_found(cub: Path) -> None:
     images = cub / "CUB_200_2011" / "images"
     (images / f"{CUB_KEYS[0]}.jpg").unlink()
@@ -55,9 +66,11 @@ def test_every_breakage_of_cub_is_found(cub: Path) -> None:
 def test_examples_are_limited_but_counts_are_not(folder: Path) -> None:
     for n in range(9):
         write(folder / f"{n:02}.jpg", b"")
-    problems = check(DataConfig("folder", str(folder)), examples=2).to_dict()["problems"]
+    problems = check(DataConfig("folder", str(folder))).to_dict()["problems"]
     assert problems["unreadable image"]["count"] == 9
-    assert [e["key"] for e in problems["unreadable image"]["examples"]] == ["00", "01"]
+    assert [e["key"] for e in problems["unreadable image"]["examples"]] == [
+        f"{n:02}" for n in range(5)
+    ]
 
 
 def test_limit(folder: Path, shards: Path) -> None:

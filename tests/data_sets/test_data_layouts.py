@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from made_data import CUB_KEYS, jpeg, picture, write, write_pickle
 
-from galip_edge.data import CaptionedImages, DataConfig, DataError, build_dataset
+from galip_edge.data import CaptionedImages, DataConfig, DataError, build_dataset, check
 from galip_edge.data.errors import SampleError
 from galip_edge.data.records import Source
 
@@ -34,7 +34,7 @@ def refused(message: str, kind: str, root: Path, **settings: Any) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("kind", ["cub", "coco", "folder", "table", "webdataset"])
+@pytest.mark.parametrize("kind", ["cub", "coco", "cc3m", "cc12m", "folder", "table", "webdataset"])
 def test_missing_root(kind: str) -> None:
     settings = {"table": "t.csv"} if kind == "table" else {}
     refused("there is no folder /nowhere: set root", kind, Path("/nowhere"), **settings)
@@ -158,19 +158,46 @@ def test_coco_errors(coco_family: Path, coco_official: Path) -> None:
     refused("no image of COCO found: COCO_train2014_0", "coco", coco_family)
 
 
+# CC3M and CC12M
+
+
+def test_conceptual_captions_in_the_familys_layout(conceptual: Path) -> None:
+    kind = conceptual.name
+    source = source_of(kind, conceptual)
+    assert keys(source) == [*(f"{n:09}_{n % 2}" for n in range(4)), f"{0:09}_7"]
+    captions = [source.captions(index) for index in range(5)]
+    assert captions == [*((f"web image {n}",) for n in range(4)), ("web image 0",)]
+    test = source_of(kind, conceptual, split="test")
+    assert test.captions(0) == ("web image 10",)
+    assert source.image(0).size == (60, 40)
+    report = check(DataConfig(kind, str(conceptual)))
+    assert report.ok
+    assert (report.images, report.captions, report.distinct_captions) == (5, 5, 4)
+
+
+def test_conceptual_captions_errors(conceptual: Path) -> None:
+    kind = conceptual.name
+    shutil.rmtree(conceptual / "text")
+    refused(f"there is no .*text.*: {kind.upper()}'s captions.*webdataset", kind, conceptual)
+    shutil.rmtree(conceptual / "images")
+    refused(f"there is no .*images.*: {kind.upper()}'s images", kind, conceptual)
+    (conceptual / "train" / "filenames.pickle").unlink()
+    refused("cannot read .*train/filenames.pickle", kind, conceptual)
+
+
 # Folders and tables
 
 
 def test_folder(folder: Path) -> None:
     picture(99).save(folder / "z.png")
-    write(folder / "z.txt", "\ufeffwith a mark\r\n\r\n  and   spaces \r\n")
+    write(folder / "z.txt", "\ufeffwith a mark\r\n\r\n  and   spaces \rold Mac\r\n")
     write(folder / "deeper" / "a.b.JPG", jpeg(98))
     write(folder / "deeper" / "a.b.txt", b"caf\xc3\xa9\nbroken \xff byte")
     write(folder / ".hidden.jpg", b"")
     write(folder / ".cache" / "x.jpg", b"")
     source = source_of("folder", folder)
     assert keys(source) == [*(f"{n:02}" for n in range(12)), "z", "deeper/a.b"]
-    assert source.captions(12) == ("with a mark", "and spaces")
+    assert source.captions(12) == ("with a mark", "and spaces", "old Mac")
     assert source.captions(13) == ("café", "broken byte")
 
 

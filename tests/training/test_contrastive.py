@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from open_clip.loss import ClipLoss
 from safetensors.torch import load_file
 
 from galip_edge.checkpoint import read_clip
@@ -15,11 +16,15 @@ from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.config import ConfigError
 from galip_edge.training.contrastive import (
     ContrastiveConfig,
+    _ContrastiveRun,
+    contrastive_loss,
+    equal_captions,
     load_contrastive_config,
     train_clip,
 )
 from galip_edge.training.frozen import with_fast_attention
 from galip_edge.training.sentences import sentence_embeddings
+from galip_edge.training.words import WordTeaching
 from runtime.errors import CheckpointError
 
 SETTINGS = [
@@ -76,20 +81,87 @@ def test_it_learns_to_tell_captions_apart(tmp_path):
     assert log[-1]["loss"] < 0.6 * log[0]["loss"]
 
 
-def test_resumed_in_the_middle_it_ends_where_an_unbroken_run_ends(tmp_path):
-    whole = train_clip(config(tmp_path / "whole", "patch_dropout=0"))
-    # The same schedule, stopped by an error after the first save.
-    broken = config(tmp_path / "broken", "patch_dropout=0")
+def test_the_loss_is_clips_where_all_captions_differ():
+    torch.manual_seed(0)
+    image, text = (torch.nn.functional.normalize(torch.randn(6, 8), dim=1) for _ in range(2))
+    scale = torch.tensor(14.0)
+    loss = contrastive_loss(image, text, scale, equal_captions("abcdef"))
+    torch.testing.assert_close(loss, ClipLoss()(image, text, scale))
+
+
+def test_an_equal_caption_is_no_wrong_answer():
+    image = torch.eye(3)
+    # The first two images have the same caption, which fits both of them equally.
+    text = torch.nn.functional.normalize(torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]]), dim=1)
+    same = equal_captions(["a bird", "a bird", "a fish"])
+    assert same.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+    scale = torch.tensor(100.0)
+    assert contrastive_loss(image, text, scale, same) < 1e-6
+    assert ClipLoss()(image, text, scale) > 0.4
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL would: nothing handles it."""
+
+
+def train_killed(config: ContrastiveConfig, record: dict[str, int]) -> None:
+    """Train until the metrics of `record`, a step or words_step, are about to be logged."""
+    append = _ContrastiveRun._append
+
+    def kill(self: _ContrastiveRun, values: dict[str, float]) -> None:
+        if record.items() <= values.items():
+            raise Killed
+        append(self, values)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "galip_edge.training.contrastive._ContrastiveRun._log",
-            lambda self, *_: (_ for _ in ()).throw(KeyboardInterrupt) if self.step == 4 else None,
-        )
-        with pytest.raises(KeyboardInterrupt):
-            train_clip(broken)
+        patch.setattr(_ContrastiveRun, "_append", kill)
+        with pytest.raises(Killed):
+            train_clip(config)
+
+
+@pytest.mark.parametrize("killed_at", [{"step": 4}, {"words_step": 2}, {"words_step": 6}])
+def test_killed_anywhere_it_ends_where_an_unbroken_run_ends(killed_at, tmp_path):
+    changes = ("patch_dropout=0.5", "words.steps=7", "words.batch_size=4", "words.warmup=2")
+    whole = train_clip(config(tmp_path / "whole", *changes))
+    broken = config(tmp_path / "broken", *changes)
+    train_killed(broken, killed_at)
     a, b = load_file(whole), load_file(train_clip(broken))
     for name, tensor in a.items():
-        torch.testing.assert_close(tensor, b[name], rtol=1e-4, atol=1e-5)
+        assert torch.equal(tensor, b[name]), name
+    logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "broken")]
+    assert [steps_of(log) for log in logs] == [[2, 4, 6, 2, 4, 6, 7]] * 2
+    if "words_step" in killed_at:
+        assert logs[0] == logs[1]
+
+
+def steps_of(log: str) -> list[int]:
+    records = map(json.loads, log.splitlines())
+    return [record.get("step") or record["words_step"] for record in records]
+
+
+def test_the_word_phase_continues_and_does_not_start_over(tmp_path):
+    changes = ("words.steps=9", "words.batch_size=4", "words.warmup=2")
+    train_killed(config(tmp_path / "run", *changes), {"words_step": 8})
+    state = torch.load(tmp_path / "run/state.pt", weights_only=True)
+    assert state["words"]["steps_done"] == 6
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        step = WordTeaching.step
+        patch.setattr(
+            WordTeaching, "step", lambda self, c: (steps.append(self.steps_done), step(self, c))[1]
+        )
+        train_clip(config(tmp_path / "run", *changes))
+    assert steps == [6, 7, 8]
+
+
+def test_more_contrast_after_the_words_teaches_them_again(tmp_path):
+    changes = ("words.steps=9", "words.batch_size=4", "words.warmup=2")
+    train_killed(config(tmp_path / "run", *changes), {"words_step": 8})
+    before = load_file(tmp_path / "run/clip.safetensors")
+    after = load_file(train_clip(config(tmp_path / "run", *changes, "steps=8")))
+    assert not torch.equal(before["visual.proj"], after["visual.proj"])
+    log = (tmp_path / "run/metrics.jsonl").read_text()
+    assert steps_of(log)[-5:] == [2, 4, 6, 8, 9]
 
 
 def test_words_are_taught_at_last_and_once(tmp_path):
