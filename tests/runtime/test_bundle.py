@@ -76,10 +76,13 @@ def test_every_flipped_byte_of_the_manifest_is_found(tiny_bundle):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "damaged"),
+        ("", "an empty file"),
         ("[]", "damaged"),
         ("{}", 'damaged or not .*"format" is not'),
-        ('{"format": "galip-edge bundle", "format_version": 9}', "has format 9, this version of galip-edge reads up to 3: update galip-edge"),
+        (
+            '{"format": "galip-edge bundle", "format_version": 9}',
+            "has format 9, this version of galip-edge reads up to 3: update galip-edge",
+        ),
         ("\udcff", "damaged"),
     ],
 )

@@ -67,7 +67,9 @@ def test_a_bundle_computes_the_same_in_both_forms(tiny_bundles, monkeypatch):
     images = []
     for slow in (False, True):
         monkeypatch.setattr("runtime.compiled.multiplies_int8_matrices_slowly", lambda s=slow: s)
-        pipeline = Pipeline.from_bundle(tiny_bundles["int8"], PipelineOptions(cache=False, precision="f32"))
+        pipeline = Pipeline.from_bundle(
+            tiny_bundles["int8"], PipelineOptions(cache=False, precision="f32")
+        )
         images.append(pipeline.generate("a bird on a branch", n=4).astype(int))
     assert np.abs(images[0] - images[1]).mean() < 0.5
 
