@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
         "convert",
         "Write a checkpoint in the layout of the authors' code.",
     ),
+    "export-web": ("export_web", "convert", "Write a bundle as a web page that needs no server."),
     "train": ("train", "train", "Train a model, or resume a run."),
     "train-clip": ("train_clip", "train", "Train a CLIP of one's own on captioned images."),
     "data": ("data", "train", "Check training data before days are spent on it."),

@@ -5,7 +5,7 @@ import { download, Gallery } from "./gallery.js";
 import { Live, Rate } from "./live.js";
 import { Player } from "./player.js";
 import { described, fileName, numbered, recipeOf, requestOf } from "./recipe.js";
-import { picture, servedModel, useKey } from "./server.js";
+import { picture, servedModel, useKey } from "./backend.js";
 import { drawnSeed, fillForm, recipeOfForm, setShare, share, swapEnds } from "./settings.js";
 
 // Of the six connections that browsers have to a server, some stay for the picture that follows.

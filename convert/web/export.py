@@ -1,0 +1,172 @@
+"""A bundle as a folder of static files: ONNX models, the studio page, and a backend in the browser.
+
+    DIR/index.html, *.js, studio.css     the studio page of `galip-edge serve`
+    DIR/backend.js, browser/             what makes its images, instead of a server
+    DIR/model/                           text encoder and generator as ONNX, merges, tables, model.json
+    DIR/vendor/onnxruntime/              ONNX Runtime for WebAssembly
+    DIR/sw.js, manifest.webmanifest      use offline, installation
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+import runtime.server
+from convert.web.onnx_graph import to_onnx
+from convert.web.text_tables import text_tables
+from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, read_manifest, verify_files
+from runtime.errors import ConversionError
+from runtime.files import atomic_folder
+from runtime.graphs import read_graph
+from runtime.openvino_core import keep_locale
+from runtime.version import __version__
+
+STUDIO = Path(runtime.server.__file__).parent / "page"
+PAGE = Path(__file__).parent / "page"
+VENDOR = Path(__file__).parent / "vendor"
+MARK = "sw.js"
+
+# What the page of the server has otherwise: (in index.html, in the export).
+_CHANGES = (
+    (
+        "script-src 'self'; style-src 'self'; connect-src 'self';",
+        "script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; manifest-src 'self'; "
+        "style-src 'self'; connect-src 'self';",
+    ),
+    (
+        '<link rel="icon" href="icon.svg">',
+        '<link rel="icon" href="icon.svg">\n    <link rel="manifest" href="manifest.webmanifest">',
+    ),
+    ("which comes from this server alone", "which comes from this site alone"),
+)
+
+
+def export_web(bundle: Path, folder: Path, force: bool = False) -> Manifest:
+    """Write the page, whole or not at all.
+
+    Args:
+        bundle: of any precision; weights keep it, computation is in float32.
+        folder: to serve; it must not exist.
+        force: replace an earlier export.
+
+    Returns:
+        The bundle's manifest.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        ConversionError: `folder` exists, or the bundle has a layer without an ONNX translation.
+    """
+    bundle, folder = Path(bundle), Path(folder)
+    manifest = read_manifest(bundle)
+    verify_files(bundle, manifest)
+    if folder.exists() and not (force and (folder / MARK).is_file()):
+        raise ConversionError(
+            f"{folder} exists and is no web export, so --force does not replace it"
+            if force
+            else f"{folder} exists: choose another folder, or give --force"
+        )
+    with keep_locale(), atomic_folder(folder, replace=force) as temporary:
+        _write_page(temporary)
+        _write_model(bundle, manifest, temporary / "model")
+        _write_vendored(temporary / "vendor" / "onnxruntime")
+        _write_manifest(manifest, temporary / "manifest.webmanifest")
+        _write_service_worker(temporary)
+    return manifest
+
+
+def _write_page(folder: Path) -> None:
+    """The server's page with the browser's backend."""
+    shutil.copytree(STUDIO, folder, dirs_exist_ok=True)
+    shutil.copytree(PAGE, folder, dirs_exist_ok=True)
+    (folder / "server.js").unlink()
+    page = folder / "index.html"
+    text = page.read_text(encoding="utf-8")
+    for before, after in _CHANGES:
+        if text.count(before) != 1:
+            raise ConversionError(f"the studio page has changed: {before!r} is not in it once")
+        text = text.replace(before, after)
+    page.write_text(text, encoding="utf-8")
+
+
+def _write_model(bundle: Path, manifest: Manifest, folder: Path) -> None:
+    folder.mkdir()
+    sizes = 0
+    for graph, name in ((TEXT_ENCODER, "text_encoder"), (GENERATOR, "generator")):
+        model = onnx_model(bundle / graph, manifest, name).SerializeToString()
+        (folder / f"{name}.onnx").write_bytes(model)
+        sizes += len(model)
+    shutil.copyfile(bundle / MERGES, folder / MERGES)
+    _write_json(folder / "text_tables.json", text_tables())
+    described = {
+        "id": manifest.name,
+        "model_hash": manifest.model_hash,
+        "image_size": manifest.image_size,
+        "noise_dim": manifest.noise_dim,
+        "context_length": manifest.context_length,
+        "version": __version__,
+        "bytes": sizes,
+    }
+    _write_json(folder / "model.json", described)
+
+
+def onnx_model(graph: Path, manifest: Manifest, name: str) -> onnx.ModelProto:
+    """A bundle's graph for a batch of one, all tokens read.
+
+    Raises:
+        BundleError: OpenVINO cannot read it.
+        ConversionError: a layer has no translation.
+    """
+    model = read_graph(graph)
+    length = manifest.context_length
+    shapes = {"tokens": [1, length]}
+    model.reshape(
+        {
+            port: shapes.get(port.get_any_name(), [1, *list(port.partial_shape)[1:]])
+            for port in model.inputs
+        }
+    )
+    return to_onnx(model, name)
+
+
+def _write_vendored(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for file in sorted(VENDOR.iterdir()):
+        if file.suffix == ".xz":
+            (folder / file.stem).write_bytes(lzma.decompress(file.read_bytes()))
+        else:
+            shutil.copyfile(file, folder / file.name)
+
+
+def _write_manifest(manifest: Manifest, path: Path) -> None:
+    described = {
+        "name": f"galip-edge: {manifest.name}",
+        "short_name": "galip-edge",
+        "start_url": ".",
+        "display": "standalone",
+        "icons": [{"src": "icon.svg", "sizes": "any", "type": "image/svg+xml"}],
+    }
+    _write_json(path, described)
+
+
+def _write_service_worker(folder: Path) -> None:
+    """The list of files, and a version by their content, so that an update replaces all of them."""
+    worker = folder / MARK
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != worker)
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    names = ",\n  ".join(json.dumps(path.relative_to(folder).as_posix()) for path in files)
+    text = worker.read_text(encoding="utf-8")
+    text = text.replace("@VERSION@", f"galip-edge-{digest.hexdigest()[:16]}")
+    worker.write_text(text.replace('["@FILES@"]', f"[\n  {names},\n]"), encoding="utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
