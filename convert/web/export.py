@@ -1,10 +1,10 @@
 """A bundle as a folder of static files: ONNX models, the studio page, and a backend in the browser.
 
-    DIR/index.html, *.js, studio.css     the studio page of `galip-edge serve`
-    DIR/backend.js, browser/             what makes its images, instead of a server
-    DIR/model/                           text encoder and generator as ONNX, merges, tables, model.json
-    DIR/vendor/onnxruntime/              ONNX Runtime for WebAssembly
-    DIR/sw.js, manifest.webmanifest      use offline, installation
+DIR/index.html, *.js, studio.css     the studio page of `galip-edge serve`
+DIR/backend.js, browser/             what makes its images, instead of a server
+DIR/model/                           text encoder and generator as ONNX, merges, tables, model.json
+DIR/vendor/onnxruntime/              ONNX Runtime for WebAssembly
+DIR/sw.js, manifest.webmanifest      use offline, installation
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import onnx
 import runtime.server
 from convert.web.onnx_graph import to_onnx
 from convert.web.text_tables import text_tables
-from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, read_manifest, verify_files
+from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest
 from runtime.errors import ConversionError
 from runtime.files import atomic_folder
 from runtime.graphs import read_graph
@@ -63,9 +63,8 @@ def export_web(bundle: Path, folder: Path, force: bool = False) -> Manifest:
         BundleError: the bundle is missing or damaged.
         ConversionError: `folder` exists, or the bundle has a layer without an ONNX translation.
     """
-    bundle, folder = Path(bundle), Path(folder)
-    manifest = read_manifest(bundle)
-    verify_files(bundle, manifest)
+    folder, opened = Path(folder), Bundle.open(Path(bundle))
+    manifest = opened.manifest
     if folder.exists() and not (force and (folder / MARK).is_file()):
         raise ConversionError(
             f"{folder} exists and is no web export, so --force does not replace it"
@@ -74,7 +73,7 @@ def export_web(bundle: Path, folder: Path, force: bool = False) -> Manifest:
         )
     with keep_locale(), atomic_folder(folder, replace=force) as temporary:
         _write_page(temporary)
-        _write_model(bundle, manifest, temporary / "model")
+        _write_model(opened, temporary / "model")
         _write_vendored(temporary / "vendor" / "onnxruntime")
         _write_manifest(manifest, temporary / "manifest.webmanifest")
         _write_service_worker(temporary)
@@ -95,14 +94,14 @@ def _write_page(folder: Path) -> None:
     page.write_text(text, encoding="utf-8")
 
 
-def _write_model(bundle: Path, manifest: Manifest, folder: Path) -> None:
+def _write_model(bundle: Bundle, folder: Path) -> None:
     folder.mkdir()
-    sizes = 0
+    sizes, manifest = 0, bundle.manifest
     for graph, name in ((TEXT_ENCODER, "text_encoder"), (GENERATOR, "generator")):
-        model = onnx_model(bundle / graph, manifest, name).SerializeToString()
+        model = onnx_model(bundle, graph).SerializeToString()
         (folder / f"{name}.onnx").write_bytes(model)
         sizes += len(model)
-    shutil.copyfile(bundle / MERGES, folder / MERGES)
+    (folder / MERGES).write_bytes(bundle.read(MERGES))
     _write_json(folder / "text_tables.json", text_tables())
     described = {
         "id": manifest.name,
@@ -116,23 +115,22 @@ def _write_model(bundle: Path, manifest: Manifest, folder: Path) -> None:
     _write_json(folder / "model.json", described)
 
 
-def onnx_model(graph: Path, manifest: Manifest, name: str) -> onnx.ModelProto:
+def onnx_model(bundle: Bundle, graph: str) -> onnx.ModelProto:
     """A bundle's graph for a batch of one, all tokens read.
 
     Raises:
         BundleError: OpenVINO cannot read it.
         ConversionError: a layer has no translation.
     """
-    model = read_graph(graph)
-    length = manifest.context_length
-    shapes = {"tokens": [1, length]}
+    model = read_graph(bundle, graph)
+    shapes = {"tokens": [1, bundle.manifest.context_length]}
     model.reshape(
         {
             port: shapes.get(port.get_any_name(), [1, *list(port.partial_shape)[1:]])
             for port in model.inputs
         }
     )
-    return to_onnx(model, name)
+    return to_onnx(model, graph.partition(".")[0])
 
 
 def _write_vendored(folder: Path) -> None:

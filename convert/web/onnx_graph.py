@@ -1,9 +1,9 @@
 """OpenVINO graphs as ONNX models, for runtimes that a browser has.
 
-Weights keep the form that the bundle has them in: eight bits, half precision or float32. They are scaled
-when a session is created (ONNX Runtime folds constants), so a download is as small as the bundle, and
-inference computes in float32. FakeQuantize of activations is dropped: without INT8 kernels that profit
-from it, it only costs accuracy and time.
+Weights keep the form that the bundle has them in: eight bits, half precision or float32. They are
+scaled when a session is created (ONNX Runtime folds constants), so a download is as small as the
+bundle, and inference computes in float32. FakeQuantize of activations is dropped: without INT8
+kernels that profit from it, it only costs accuracy and time.
 
 Shapes must be static. What only computes shapes is evaluated here and does not reach the result.
 """
@@ -68,7 +68,7 @@ def to_onnx(model: ov.Model, name: str) -> onnx.ModelProto:
 
 
 class _Translation:
-    """One pass over the layers in order; `known` holds what is constant, `names` everything else."""
+    """One pass over the layers in order: `known` holds constants, `names` all other values."""
 
     def __init__(self, model: ov.Model, name: str) -> None:
         self.model, self.name = model, name
@@ -159,7 +159,7 @@ class _Translation:
         return name
 
     def value(self, op: ov.Node, index: int) -> np.ndarray:
-        """A known input, such as axes. Raises ConversionError if it depends on the model's inputs."""
+        """A constant input, such as axes. Raises ConversionError if it is not constant."""
         found = self.known.get(_key(op.input_value(index)))
         if found is None:
             raise ConversionError(

@@ -19,9 +19,7 @@ def text_tables() -> dict[str, Any]:
     return {
         "badness": _javascript(badness.BADNESS_RE),
         "utf8_detector": _javascript(chardata.UTF8_DETECTOR_RE),
-        "charmaps": [
-            [name, bytes(range(256)).decode(name)] for name in chardata.CHARMAP_ENCODINGS
-        ],
+        "charmaps": [[name, bytes(range(256)).decode(name)] for name in chardata.CHARMAP_ENCODINGS],
         "windows_1252": codes,
         "entities": chardata.HTML_ENTITIES,
         "html5": html5,

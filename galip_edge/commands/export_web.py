@@ -24,8 +24,8 @@ def command(bundle: Path, folder: Path, force: bool) -> None:
         galip-edge export-web my-bundle site
         python -m http.server --directory site
 
-    The page is the studio of `galip-edge serve`; nothing leaves the browser, and after the first visit it
-    works offline.
+    The page is the studio of `galip-edge serve`; nothing leaves the browser, and after the first
+    visit it works offline.
     """
     with console().status("exporting"):
         export_web(bundle, folder, force)

@@ -1,0 +1,260 @@
+"""Bundles as pages that generate in the browser: the models in ONNX, and the page in Chromium."""
+
+import http.server
+import json
+import shutil
+import threading
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import openvino as ov
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from openvino import opset13 as ops
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from convert.web import export_web
+from convert.web.export import onnx_model
+from convert.web.onnx_graph import to_onnx
+from galip_edge.cli import main
+from runtime import Pipeline
+from runtime.bundle import GENERATOR, TEXT_ENCODER, Bundle
+from runtime.errors import ConversionError
+from runtime.images import read_metadata
+from runtime.noise import MAX_SEED, draw_noise
+
+ROOT = Path(__file__).parent.parent.parent
+EMBEDDED = ROOT / "galip_edge" / "default_model"
+CAPTIONS = (ROOT / "convert" / "captions.txt").read_text().splitlines()
+CHROMIUM = shutil.which("chromium")
+FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+expect.set_options(timeout=60_000)
+
+
+def psnr(a, b):
+    error = np.mean((a.astype(float) - b.astype(float)) ** 2)
+    return np.inf if error == 0 else 10 * np.log10(255**2 / error)
+
+
+def by_onnx(bundle, pipeline, prompt, seed):
+    """Image (H,W,3) of a prompt by the two ONNX models."""
+    opened = Bundle.open(bundle)
+    text, generator = (
+        onnxruntime.InferenceSession(onnx_model(opened, graph).SerializeToString())
+        for graph in (TEXT_ENCODER, GENERATOR)
+    )
+    (sentence,) = text.run(None, {"tokens": pipeline.tokenizer([prompt])})
+    noise = draw_noise(seed, prompt, 0, opened.manifest.noise_dim)[None]
+    return generator.run(None, {"noise": noise, "sentence": sentence})[0][0]
+
+
+def test_float32_images_are_the_runtimes_within_one_level(tiny_bundles):
+    pipeline = Pipeline.from_bundle(tiny_bundles["fp32"])
+    image = by_onnx(tiny_bundles["fp32"], pipeline, "a red bird", 7)
+    reference = pipeline.generate(["a red bird"], n=1, seed=7)[0]
+    assert np.abs(image.astype(int) - reference).max() <= 1
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16", "bf16"])
+def test_every_precision_can_be_exported_and_stays_near_float32(precision, tiny_bundles):
+    reference = Pipeline.from_bundle(tiny_bundles["fp32"]).generate(["two dogs"], n=1, seed=3)[0]
+    pipeline = Pipeline.from_bundle(tiny_bundles[precision])
+    assert psnr(by_onnx(tiny_bundles[precision], pipeline, "two dogs", 3), reference) > 30
+
+
+def test_int8_weights_stay_in_eight_bits(tiny_bundles):
+    model = onnx_model(Bundle.open(tiny_bundles["int8"]), GENERATOR)
+    sizes = {"int8": 0, "other": 0}
+    for tensor in model.graph.initializer:
+        eight = tensor.data_type in (2, 3)
+        sizes["int8" if eight else "other"] += int(np.prod(tensor.dims, dtype=int))
+    assert sizes["int8"] > 4 * sizes["other"]
+    assert {node.op_type for node in model.graph.node} & {"Shape", "Range"} == set()
+
+
+def test_a_layer_without_translation_is_named():
+    data = ops.parameter([1, 4], np.float32, name="x")
+    model = ov.Model([ops.result(ops.erf(data))], [data], "odd")
+    model.inputs[0].set_names({"x"})
+    model.outputs[0].set_names({"y"})
+    with pytest.raises(ConversionError, match="is a Erf, which has no ONNX translation"):
+        to_onnx(model, "odd")
+
+
+def test_an_export_replaces_only_an_export(tiny_bundles, tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ConversionError, match="exists: choose another folder, or give --force"):
+        export_web(tiny_bundles["int8"], tmp_path / "mine")
+    with pytest.raises(ConversionError, match="is no web export, so --force does not replace it"):
+        export_web(tiny_bundles["int8"], tmp_path / "mine", force=True)
+    export_web(tiny_bundles["int8"], tmp_path / "site")
+    export_web(tiny_bundles["int8"], tmp_path / "site", force=True)
+    listed = (tmp_path / "site" / "sw.js").read_text()
+    written = {
+        p.relative_to(tmp_path / "site").as_posix() for p in (tmp_path / "site").rglob("*.*")
+    }
+    assert all(json.dumps(name) in listed for name in written - {"sw.js"})
+
+
+# ---- In Chromium ----
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A static host that serves the export under a path; what was requested, and the address."""
+    root = tmp_path_factory.mktemp("host")
+    with pytest.raises(SystemExit) as ended:
+        main(["export-web", str(EMBEDDED), str(root / "birds" / "site")])
+    assert ended.value.code == 0
+    requested = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            requested.append(self.path)
+
+    host = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=root))
+    threading.Thread(target=host.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{host.server_port}/birds/site/", requested, host
+    host.shutdown()
+
+
+@pytest.fixture(scope="module")
+def context(site):
+    with sync_playwright() as playwright:
+        with playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser:
+            with browser.new_context(viewport={"width": 390, "height": 844}) as context:
+                yield context
+
+
+@pytest.fixture(scope="module")
+def page(site, context):
+    """The page after its first image; nothing went wrong, and nothing foreign was asked for."""
+    address, _, _ = site
+    foreign, errors = [], []
+    context.on(
+        "request", lambda it: it.url.startswith((address, "blob:")) or foreign.append(it.url)
+    )
+    context.on("weberror", lambda error: errors.append(str(error.error)))
+    page = context.new_page()
+    page.goto(address)
+    expect(page.locator("#picture")).to_be_visible()
+    yield page
+    assert (foreign, errors) == ([], [])
+
+
+def downloaded(page, prompt, seed, path):
+    page.locator("#start-prompt").fill(prompt)
+    page.locator("#start-seed").fill(str(seed))
+    expect(page.locator("#recipe")).to_contain_text(f"{prompt} (seed {seed}")
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    download.value.save_as(path)
+    return np.asarray(Image.open(path))
+
+
+@needs_chromium
+def test_the_page_generates_the_runtimes_image(page, tmp_path):
+    prompt = "a red bird on a branch"
+    image = downloaded(page, prompt, 7, tmp_path / "image.png")
+    pipeline = Pipeline.from_bundle(EMBEDDED)
+    assert psnr(image, pipeline.generate([prompt], n=1, seed=7)[0]) > 36  # INT8 on both sides
+    recipe = read_metadata(tmp_path / "image.png")
+    assert (recipe.prompt, recipe.seed, recipe.index) == (prompt, 7, 0)
+    assert recipe.model_hash == pipeline.manifest.model_hash
+
+
+@needs_chromium
+def test_large_seeds_and_other_scripts_survive(page, tmp_path):
+    downloaded(page, "un oiseau – 鳥", MAX_SEED, tmp_path / "image.png")
+    recipe = read_metadata(tmp_path / "image.png")
+    assert (recipe.prompt, recipe.seed) == ("un oiseau – 鳥", MAX_SEED)
+
+
+@needs_chromium
+def test_the_page_is_isolated_so_that_threads_exist(page):
+    assert page.evaluate("crossOriginIsolated")
+
+
+@needs_chromium
+def test_tokens_equal_the_runtimes(page):
+    texts = [entry["text"] for entry in json.loads((ROOT / "tests/data/tokens.json").read_text())]
+    texts += CAPTIONS + (ROOT / "docs/embedded-model/captions.txt").read_text().splitlines()
+    texts += [f"{a}, {b}" for a, b in pairwise(CAPTIONS)]
+    texts += mojibake()
+    pipeline = Pipeline.from_bundle(EMBEDDED)
+    found = page.evaluate(
+        """async (texts) => {
+          const { Tokenizer } = await import("./browser/tokenizer.js");
+          const of = async (name) => (await fetch(`model/${name}`));
+          const merges = (await (await of("merges.txt")).text()).split("\\n").filter((it) => it);
+          const tokenizer = new Tokenizer(merges, 77, await (await of("text_tables.json")).json());
+          return texts.map((text) => Array.from(tokenizer.row(text).row, Number));
+        }""",
+        texts,
+    )
+    assert len(texts) > 1000
+    assert found == pipeline.tokenizer(texts).tolist()
+
+
+def mojibake():
+    words = ["café", "naïve", "“quotes”", "Ångström", "жизнь", "señor…", "€5", "à la", "&NTILDE;"]
+    random = np.random.default_rng(0)
+    texts = []
+    for encoding in ("latin-1", "cp1252", "cp1251", "cp1250", "cp437", "mac-roman"):
+        for _ in range(40):
+            text = " ".join(random.choice(words, random.integers(1, 6)))
+            texts.append(text.encode().decode(encoding, errors="replace"))
+    return texts
+
+
+@needs_chromium
+def test_noise_equals_the_runtimes_to_the_bit(page):
+    random = np.random.default_rng(0)
+    cases = [
+        (str(random.choice([0, 7, MAX_SEED, int(random.integers(2**62))])), caption, int(index))
+        for caption, index in zip([*CAPTIONS, "鳥 🐦"], random.integers(0, 5000, 400))
+    ]
+    found = page.evaluate(
+        """async (cases) => {
+          const { drawNoise } = await import("./browser/noise.js");
+          const bits = (noise) => Array.from(new Uint32Array(noise.buffer));
+          return cases.map(([seed, prompt, index]) =>
+            bits(drawNoise(BigInt(seed), prompt, index, 101)));
+        }""",
+        cases,
+    )
+    for (seed, prompt, index), bits in zip(cases, found, strict=True):
+        assert draw_noise(int(seed), prompt, index, 101).view(np.uint32).tolist() == bits
+
+
+@needs_chromium
+def test_a_blank_prompt_and_a_long_one_are_reported(page):
+    page.locator("#start-prompt").fill("bird " * 120)
+    expect(page.locator("#status")).to_contain_text("120 tokens, the model reads the first 75")
+    page.locator("#start-prompt").fill("a bird")
+    expect(page.locator("#status")).to_have_text("")
+
+
+@needs_chromium
+def test_the_page_is_accessible_and_fits_a_phone(page):
+    results = Axe().run(page)
+    serious = [v for v in results.response["violations"] if v["impact"] in ("serious", "critical")]
+    assert serious == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@needs_chromium
+def test_it_works_offline_and_downloads_large_files_once(page, site, context):
+    _, requested, host = site
+    large = [path for path in requested if path.endswith((".onnx", ".wasm"))]
+    assert len(large) == len(set(large)) == 3
+    host.shutdown()
+    host.server_close()
+    page.reload()
+    expect(page.locator("#picture")).to_be_visible()
