@@ -29,8 +29,8 @@ from turns import percentile
 from galip_edge.commands.options import default_model
 from runtime.bundle import read_manifest
 
-_CHROMIUM = "/usr/bin/chromium"
-_FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 
 
 def drag(page: Page, seconds: float) -> list[float]:
@@ -122,7 +122,7 @@ def main() -> None:
     args = parser.parse_args()
     bundles = args.bundles or [default_model(), default_bundle()]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         results = [measure(browser, bundle, args.seconds, args.steps) for bundle in bundles]
         browser.close()
     if args.json:
