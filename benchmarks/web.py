@@ -4,8 +4,8 @@
 
 Each bundle (default: the embedded model) is exported, served as static files, and opened (Debian's
 package `chromium`, extra `dev`). Reported are the bytes of the first visit, the time to the first
-image of the first visit and of a reload, and images per second while a slider is dragged, all on the
-same cores as the static host.
+image of the first visit and of a reload, and images per second while a slider is dragged, all on
+the same cores as the static host.
 """
 
 from __future__ import annotations
