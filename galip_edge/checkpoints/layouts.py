@@ -109,7 +109,7 @@ def find_networks(content: object) -> OriginalNetworks | None:
     return OriginalNetworks(tensors, generator or "the whole file")
 
 
-def _split(name: str) -> tuple[str | None, str, str]:
+def split_name(name: str) -> tuple[str | None, str, str]:
     """(network, prefix, name in the network) of a tensor; the network is None if unknown."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
     for index, part in enumerate(parts):
@@ -128,7 +128,7 @@ def _groups(flat: Mapping[str, Tensor]) -> dict[tuple[str, str], Group]:
     """Tensors by network and prefix; a group without any known name is no network."""
     groups: dict[tuple[str, str], Group] = {}
     for name, tensor in flat.items():
-        network, prefix, inner = _split(name)
+        network, prefix, inner = split_name(name)
         if network is not None:
             groups.setdefault((network, prefix), {})[inner] = tensor
     return {
@@ -165,7 +165,7 @@ def _generator(groups: Iterable[tuple[str, str]]) -> str | None:
 def _refuse_unknown(flat: Mapping[str, Tensor], taken: Mapping[str, str]) -> None:
     unknown, ignored = [], 0
     for name, tensor in flat.items():
-        network, prefix, inner = _split(name)
+        network, prefix, inner = split_name(name)
         if network is not None:
             if taken.get(network) == prefix and translate_name(network, inner) is None:
                 unknown.append(f"{network}.{inner}")

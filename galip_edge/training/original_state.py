@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from galip_edge.checkpoints.layouts import split_name
 from galip_edge.original import translate_name
 from galip_edge.weights import read_weights
 from runtime.errors import CheckpointError
@@ -27,18 +28,21 @@ def original_moments(path: Path) -> dict[str, dict[str, Tensor]]:
         CheckpointError: there are no optimizers, or they do not fit the checkpoint's parameters.
     """
     content, _ = read_weights(path)
-    optimizers = content.get("optimizers") or {}
-    moments: dict[str, dict[str, Tensor]] = {}
-    for optimizer, parts in _OPTIMIZERS.items():
-        if optimizer not in optimizers:
-            raise CheckpointError(f"{path} has no {optimizer}")
-        tensors = [
-            (translate_name(part, name.removeprefix("module.")), tensor)
-            for part in parts
-            for name, tensor in content["model"][part].items()
-        ]
-        moments |= _by_name(optimizers[optimizer], tensors, f"{path}: {optimizer}")
-    return moments
+    try:
+        optimizers = content.get("optimizers") or {}
+        moments: dict[str, dict[str, Tensor]] = {}
+        for optimizer, parts in _OPTIMIZERS.items():
+            if optimizer not in optimizers:
+                raise CheckpointError(f"{path} has no {optimizer}")
+            tensors = [
+                (translate_name(part, split_name(name)[2]), tensor)
+                for part in parts
+                for name, tensor in content["model"][part].items()
+            ]
+            moments |= _by_name(optimizers[optimizer], tensors, f"{path}: {optimizer}")
+        return moments
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} has optimizers in an unknown layout ({error!r})") from error
 
 
 def _by_name(

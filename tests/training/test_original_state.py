@@ -52,7 +52,7 @@ def published(prefix: str = ""):
     return {"model": model, "optimizers": optimizers, "epoch": 7}
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
 def test_moments_are_found_by_name(tmp_path, prefix):
     content = published(prefix)
     torch.save(content, tmp_path / "state.pth")
@@ -127,3 +127,22 @@ def test_every_trained_parameter_has_a_name_in_the_original():
         model = GALIP(PRESETS["coco"])
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {name for name in translated if name and not name.startswith("clip.")}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(optimizers=[1, 2]),
+        lambda c: c.update(optimizers={"optimizer_G": 5, "optimizer_D": 5}),
+        lambda c: c["optimizers"]["optimizer_G"].pop("param_groups"),
+        lambda c: c["optimizers"]["optimizer_G"].update(state=[]),
+        lambda c: c.pop("model"),
+        lambda c: c["model"].update(netG=3),
+    ],
+)
+def test_unknown_layouts_are_one_sentence(change, tmp_path):
+    content = published()
+    change(content)
+    torch.save(content, tmp_path / "state.pth")
+    with pytest.raises(CheckpointError, match="unknown layout|has no optimizer_G|has \\d+ param"):
+        original_moments(tmp_path / "state.pth")
