@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convert.auto import write_fastest
 from convert.calibration import read_captions
@@ -15,6 +16,9 @@ from runtime.bundle import Manifest, is_bundle
 from runtime.errors import ConversionError
 from runtime.files import atomic_folder
 
+if TYPE_CHECKING:  # it imports torch, and a mistyped path is reported before that
+    from galip_edge.checkpoints.clip_weights import Activation
+
 
 def convert(
     checkpoint: Path,
@@ -22,6 +26,7 @@ def convert(
     options: ConvertOptions | None = None,
     *,
     clip: Path | None = None,
+    clip_activation: Activation | None = None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
     """Convert a checkpoint to a bundle, comparing with PyTorch after each step.
@@ -31,6 +36,7 @@ def convert(
         out: the bundle's folder, which appears whole or not at all.
         options: precision and the rest; int8 by default.
         clip: CLIP weights, for an original checkpoint.
+        clip_activation: of that CLIP, if neither its file nor its folder states it.
         on_step: told in a few words what is being done.
 
     Returns:
@@ -47,7 +53,9 @@ def convert(
     captions = read_captions(options.calibration, options.samples)
 
     with atomic_folder(out, replace=options.force) as folder, _onnx_folder(options) as onnx_folder:
-        source = read_source(checkpoint, clip, captions, onnx_folder, on_step)
+        source = read_source(
+            checkpoint, clip, captions, onnx_folder, on_step, clip_activation=clip_activation
+        )
         write = write_fastest if options.precision == "auto" else write_bundle
         return write(source, options, folder, on_step)
 

@@ -19,6 +19,7 @@ from convert.options import ConvertOptions
 from convert.quantize import SCHEMES, quantize, report
 from convert.table import take_rows_first
 from galip_edge.checkpoint import Checkpoint, load_checkpoint
+from galip_edge.checkpoints.clip_weights import Activation
 from galip_edge.tokenizer import build_tokenizer
 from runtime.bundle import (
     GENERATOR,
@@ -71,11 +72,17 @@ class Source:
 
 
 def read_source(
-    file: Path, clip: Path | None, captions: list[str], onnx_folder: Path, on_step: OnStep
+    file: Path,
+    clip: Path | None,
+    captions: list[str],
+    onnx_folder: Path,
+    on_step: OnStep,
+    *,
+    clip_activation: Activation | None = None,
 ) -> Source:
     """Load a checkpoint and export it, comparing with PyTorch after each step."""
     on_step("loading the checkpoint")
-    checkpoint = load_checkpoint(file, clip)
+    checkpoint = load_checkpoint(file, clip, clip_activation=clip_activation)
     tokenizer = build_tokenizer(checkpoint.model.config.clip)
     on_step("running PyTorch, the reference")
     reference = make_reference(checkpoint.model, tokenizer)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
 from convert import ConvertOptions, convert
 from galip_edge.commands.console import console, step_progress
-from galip_edge.commands.options import existing_path
+from galip_edge.commands.options import clip_activation_option, existing_path
+
+if TYPE_CHECKING:
+    from galip_edge.checkpoints.clip_weights import Activation
 
 
 @click.command("convert")
 @click.argument("checkpoint", type=existing_path)
 @click.option("--clip", type=existing_path, help="CLIP weights, for an original checkpoint.")
+@clip_activation_option
 @click.option("--fp32", "precision", flag_value="fp32", help="float32: the reference.")
 @click.option("--fp16", "precision", flag_value="fp16", help="float16 weights: half the size.")
 @click.option("--bf16", "precision", flag_value="bf16", help="bfloat16 where the CPU has it.")
@@ -49,6 +54,7 @@ from galip_edge.commands.options import existing_path
 def command(
     checkpoint: Path,
     clip: Path | None,
+    clip_activation: Activation | None,
     precision: str,
     out: Path | None,
     name: str | None,
@@ -80,6 +86,7 @@ def command(
             out,
             options,
             clip=clip,
+            clip_activation=clip_activation,
             on_step=lambda text: progress.update(task, description=text),
         )
         progress.remove_task(task)

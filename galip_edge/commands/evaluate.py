@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from galip_edge.commands.console import console, counting_progress
-from galip_edge.commands.options import device_option, input_path, json_option
+from galip_edge.commands.options import (
+    clip_activation_option,
+    device_option,
+    input_path,
+    json_option,
+)
 from runtime.errors import GalipEdgeError
 
 if TYPE_CHECKING:  # imported where they are used: a mistyped path is reported before torch loads
     import numpy as np
     import torch
 
+    from galip_edge.checkpoints.clip_weights import Activation
     from galip_edge.data import DataConfig
     from galip_edge.data.aviary import AviarySource
     from galip_edge.evaluation.clip_space import CLIPScorer
@@ -37,6 +43,7 @@ if TYPE_CHECKING:  # imported where they are used: a mistyped path is reported b
 )
 @click.option("--scorer", type=input_path, help="Checkpoint whose CLIP judges; default: MODEL.")
 @click.option("--clip", type=input_path, help="CLIP weights, for an original checkpoint.")
+@clip_activation_option
 @click.option("--classifier", type=input_path, help="Checks attributes of the aviary.")
 @click.option(
     "--inception-torchvision",
@@ -70,6 +77,7 @@ def command(
     captions_file: Path | None,
     scorer: Path | None,
     clip: Path | None,
+    clip_activation: Activation | None,
     classifier: Path | None,
     inception_torchvision: str | None,
     inception_tf: str | None,
@@ -92,8 +100,8 @@ def command(
     from galip_edge.evaluation.models import open_model
 
     place = choose_device(device)
-    evaluated = open_model(model, clip, place)
-    other = open_model(reference, clip, place) if reference else None
+    evaluated = open_model(model, clip, place, clip_activation)
+    other = open_model(reference, clip, place, clip_activation) if reference else None
     inceptions = _inceptions({"torchvision": inception_torchvision, "tf": inception_tf}, place)
     judges = Judges(
         _scorer(scorer, clip, place, evaluated, other),

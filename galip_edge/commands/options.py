@@ -45,6 +45,13 @@ def require_path(path: Path, what: str = "") -> None:
     raise GalipEdgeError(f"cannot read {what}{path}: no such file or folder{hint}")
 
 
+# The values of galip_edge.checkpoints.clip_weights.ACTIVATIONS, whose import takes seconds.
+clip_activation_option = click.option(
+    "--clip-activation",
+    type=click.Choice(["quick_gelu", "gelu"]),
+    help="Activation of CLIP, if its file does not state it: OpenAI's CLIPs have quick_gelu.",
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 settings_option = click.option(

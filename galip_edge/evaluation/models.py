@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from galip_edge.checkpoint import load_checkpoint
+from galip_edge.checkpoints.clip_weights import Activation
 from galip_edge.tokenizer import build_tokenizer
 from runtime.noise import draw_noise
 from runtime.pipeline import Pipeline, PipelineOptions
@@ -44,9 +45,13 @@ class CheckpointModel:
     """PyTorch in float32."""
 
     def __init__(
-        self, path: str | Path, clip: str | Path | None = None, device: torch.device | None = None
+        self,
+        path: str | Path,
+        clip: str | Path | None = None,
+        device: torch.device | None = None,
+        clip_activation: Activation | None = None,
     ) -> None:
-        loaded = load_checkpoint(path, clip)
+        loaded = load_checkpoint(path, clip, clip_activation=clip_activation)
         self.name, self.sha256 = str(path), loaded.sha256
         self.device = device or torch.device("cpu")
         self.model = loaded.model.to(self.device)
@@ -95,8 +100,13 @@ class BundleModel:
 
 
 def open_model(
-    path: str | Path, clip: str | Path | None = None, device: torch.device | None = None
+    path: str | Path,
+    clip: str | Path | None = None,
+    device: torch.device | None = None,
+    clip_activation: Activation | None = None,
 ) -> CheckpointModel | BundleModel:
     """A bundle if `path` is a folder, otherwise a checkpoint on `device`. Raises GalipEdgeError."""
     path = Path(path)
-    return BundleModel(path) if path.is_dir() else CheckpointModel(path, clip, device)
+    if path.is_dir():
+        return BundleModel(path)
+    return CheckpointModel(path, clip, device, clip_activation)

@@ -10,10 +10,11 @@ import click
 import pytest
 
 import galip_edge
+from galip_edge.checkpoints.clip_weights import ACTIVATIONS
 from galip_edge.cli import COMMANDS
 from galip_edge.cli import galip_edge as group
 from galip_edge.commands.init import PRESET_NAMES
-from galip_edge.commands.options import require_config, require_path
+from galip_edge.commands.options import clip_activation_option, require_config, require_path
 from galip_edge.models import PRESETS
 from runtime.errors import GalipEdgeError
 
@@ -108,9 +109,11 @@ def test_writers_take_o(name):
     assert any("-o" in parameter.opts for parameter in command.params)
 
 
-def test_preset_names_are_those_of_the_models():
+def test_names_that_are_repeated_to_import_no_torch():
     assert list(PRESET_NAMES) == list(PRESETS)
-    assert WRITERS  # each a command
+    option = click.Command("x", params=[])
+    clip_activation_option(option)
+    assert tuple(option.params[0].type.choices) == ACTIVATIONS
     assert set(WRITERS) <= set(COMMANDS)
 
 
