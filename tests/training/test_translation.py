@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from galip_edge.training.trainer import step_shifts
+from galip_edge.training.trainer import step_shifts, step_shifts_1
 from galip_edge.training.translation import translate
 
 
@@ -42,3 +42,9 @@ def test_shifts_are_uniform_and_belong_to_the_sample():
 def test_the_fraction_is_checked(make_config, value):
     with pytest.raises(ValueError, match=f"translation must be in .* got {value}"):
         make_config(translation=value)
+
+
+def test_streams_of_both_versions_are_fixed():
+    """Runs are continued with the stream that they began with."""
+    assert step_shifts_1(3, 7, 5, 1, 9).flatten().tolist() == [-8, 5, -2, 7]
+    assert step_shifts(3, 7, 5, 1, 9).flatten().tolist() == [4, 9, -8, 3]
