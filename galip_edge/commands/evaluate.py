@@ -56,7 +56,7 @@ _DRAWN = 1000
 )
 @click.option(
     "--statistics",
-    type=existing_path,
+    type=input_path,
     help="Statistics of real images (.npz) for fid_published, GALIP's own protocol; needs "
     "--inception-torchvision.",
 )
