@@ -156,7 +156,9 @@ class WarmUp:
         scale = self.generator.scale
         while scale.searching and all(u.failed() for u in updates) and scale.lower():
             updates = self._updates(networks, parts, number, name, learn)
-        return report(*updates)
+        found = report(*updates)
+        values = {n: v for n, v in found.values.items() if n.startswith(f"{self.generator.name}/")}
+        return StepReport(values, found.skipped)
 
     def _updates(
         self,
