@@ -4,9 +4,10 @@
 
 `plain` is eager float32 in the published order of operations (resize first), on one batch that
 stays in memory, encoding its text in every step. The others are `galip-edge train` itself, reading
-JPEGs of COCO's size from disk. Every variant runs in processes of its own, in turn, `--rounds`
-times; the first steps of each are left out, and medians are reported. CLIP's weights are random:
-speed does not depend on them.
+JPEGs of COCO's size from disk with so many workers that it hardly ever waits for them: the share of
+time that it did wait is reported, and above 5 % there is a warning. Every variant runs in processes
+of its own, in turn, `--rounds` times; the first steps of each are skipped, and medians are
+reported. CLIP's weights are random: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -27,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from environment import environment as machine
 from PIL import Image
 from published import in_published_order
 
@@ -36,8 +39,10 @@ from galip_edge.training.config import TrainConfig
 from galip_edge.training.frozen import use_training_copy
 from galip_edge.training.losses import LossConfig, discriminator_loss, generator_loss
 from galip_edge.training.run import train
+from runtime.cpu import available_cores
 
 BURN_IN = 2
+MOST_WAITING = 0.05
 CAPTION = "a man riding a wave on top of a surfboard, picture {}"
 
 
@@ -51,6 +56,7 @@ class Task:
     batch: int
     steps: int
     threads: int
+    workers: int
     folder: str
 
 
@@ -108,25 +114,26 @@ def measure_loop(task: Task) -> dict[str, Any]:
             {
                 "output": output,
                 "model": {"preset": task.preset},
-                "data": {"kind": "folder", "root": task.folder, "workers": 1},
+                "data": {"kind": "folder", "root": task.folder, "workers": task.workers},
                 "batch_size": task.batch,
                 "steps": BURN_IN + task.steps,
                 "precision": precision,
                 "compile": bool(compiled),
                 "device": task.device,
+                "threads": task.threads,
                 "clip": "random",
                 "text_cache": str(Path(task.folder) / "cache"),
-                "checkpoint": {"every": 1_000_000},
+                "checkpoint": {"every": 1_000_000, "minutes": 0},
                 "log": {"every": 1, "samples_every": 0},
             }
         )
         train(config)
         lines = (Path(output) / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines][BURN_IN:]
-    shares = [record["share/data"] + record["share/log"] for record in records]
     return {
         "seconds": [task.batch / record["images_per_second"] for record in records],
-        "lost": statistics.median(shares),
+        "waited_for_data": statistics.median(record["share/data"] for record in records),
+        "lost": statistics.median(r["share/data"] + r["share/log"] for r in records),
     }
 
 
@@ -177,6 +184,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="measured steps in each round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=max(1, min(16, available_cores() - 1)),
+        help="processes that read images ahead (default: all cores but one, at most 16)",
+    )
     parser.add_argument("--devices", nargs="+", help="cpu, cuda; default: all there are")
     parser.add_argument(
         "--variants",
@@ -185,6 +198,7 @@ def main() -> None:
         help="plain, or a precision, with +compile to use torch.compile",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--out", type=Path, help="write JSON to this file as well")
     args = parser.parse_args()
     devices = args.devices or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -200,6 +214,7 @@ def main() -> None:
                         args.batch,
                         args.steps,
                         args.threads,
+                        args.workers,
                         str(folder),
                     )
                     print(f"{device} {variant} ...", file=sys.stderr, flush=True)
@@ -215,6 +230,7 @@ def main() -> None:
                 "seconds_per_step": median,
                 "images_per_second": args.batch / median,
                 "peak_gb": max(r["peak_bytes"] for r in rounds) / 1e9,
+                "waited_for_data": statistics.median(r.get("waited_for_data", 0.0) for r in rounds),
                 "lost_to_data_and_logging": statistics.median(r.get("lost", 0.0) for r in rounds),
             }
         )
@@ -222,8 +238,24 @@ def main() -> None:
     for row in rows:
         if row["device"] in baseline:
             row["speedup"] = baseline[row["device"]] / row["seconds_per_step"]
-    report = {"settings": vars(args), "torch": torch.__version__, "results": rows}
+    for row in rows:
+        if row["waited_for_data"] > MOST_WAITING:
+            print(
+                f"{row['device']} {row['variant']}: {row['waited_for_data']:.0%} of the time went "
+                "into waiting for images, so this is not the step's time: raise --workers",
+                file=sys.stderr,
+            )
+    settings = {name: value for name, value in vars(args).items() if name not in ("json", "out")}
+    report = {"environment": environment(devices), "settings": settings, "results": rows}
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1) if args.json else table(rows))
+
+
+def environment(devices: list[str]) -> dict[str, Any]:
+    """This machine, its load, and its GPU if that is measured."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if "cuda" in devices else {}
+    return {**machine(), "load_average": os.getloadavg()[0], **gpu}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

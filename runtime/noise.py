@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,19 +34,34 @@ def draw_noise(seed: int, prompt: str, index: int, size: int) -> npt.NDArray[np.
     Raises:
         ValueError: seed or index is out of range.
     """
+    return draw_noise_rows(seed, prompt, [index], size)[0]
+
+
+def draw_noise_rows(
+    seed: int, prompt: str, indices: Iterable[int], size: int
+) -> npt.NDArray[np.float32]:
+    """Noise of several images of `prompt`, (len(indices),size): each row as `draw_noise` gives it.
+
+    Raises ValueError as `draw_noise` does.
+    """
     seed = checked_integer(seed, "seed", 0, MAX_SEED)
-    index = checked_integer(index, "index", 0)
     size = checked_integer(size, "size", 0)
     text = prompt.encode("utf-8", "surrogatepass")
-    digest = hashlib.sha256(b"%d/%d/" % (seed, index) + text).digest()
-    key = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
-    integers = np.random.Philox(key=key).random_raw(2 * -(-size // 2))
+    length = 2 * -(-size // 2)
+    integers = np.stack([_integers(seed, text, index, length) for index in indices])
     # 53 bits each, in (0, 1]: the logarithm must not meet zero.
     uniform = ((integers >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53
-    radius = np.sqrt(-2 * np.log(uniform[0::2]))
-    angle = 2 * np.pi * uniform[1::2]
-    normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
-    return normal[:size].astype(np.float32)
+    radius = np.sqrt(-2 * np.log(uniform[:, 0::2]))
+    angle = 2 * np.pi * uniform[:, 1::2]
+    normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2)
+    return normal.reshape(len(integers), length)[:, :size].astype(np.float32)
+
+
+def _integers(seed: int, text: bytes, index: int, count: int) -> npt.NDArray[np.uint64]:
+    index = checked_integer(index, "index", 0)
+    digest = hashlib.sha256(b"%d/%d/" % (seed, index) + text).digest()
+    key = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
+    return np.random.Philox(key=key).random_raw(count)
 
 
 def truncated(noise: npt.NDArray[np.float32], psi: float) -> npt.NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from galip_edge.commands.options import (
     json_option,
 )
 from runtime.errors import GalipEdgeError
+from runtime.files import sha256_of
 
 if TYPE_CHECKING:  # imported where they are used: a mistyped path is reported before torch loads
     import numpy as np
@@ -27,6 +29,10 @@ if TYPE_CHECKING:  # imported where they are used: a mistyped path is reported b
     from galip_edge.data.aviary import AviarySource
     from galip_edge.evaluation.clip_space import CLIPScorer
     from galip_edge.evaluation.evaluate import FeatureExtractor
+    from galip_edge.evaluation.inception import InceptionPublished
+
+# Images of the aviary, of which there is no end, if all are asked for.
+_DRAWN = 1000
 
 
 @click.command("evaluate")
@@ -36,7 +42,7 @@ if TYPE_CHECKING:  # imported where they are used: a mistyped path is reported b
     "--data",
     metavar="CONFIG",
     help="Real images and captions: aviary, KIND=FOLDER such as folder=photos, or a training "
-    "configuration, whose [data] is used without augmentation.",
+    "configuration, whose held-out images are used if there are any, or else its [data].",
 )
 @click.option(
     "--captions", "captions_file", type=input_path, help="Captions, one a line, without images."
@@ -55,7 +61,30 @@ if TYPE_CHECKING:  # imported where they are used: a mistyped path is reported b
     metavar="FILE|download",
     help="Weights of the TensorFlow FID's Inception; adds FID and KID.",
 )
-@click.option("--count", type=click.IntRange(min=2), default=1000, show_default=True)
+@click.option(
+    "--statistics",
+    type=input_path,
+    help="Statistics of real images (.npz) for fid_published, GALIP's own protocol; needs "
+    "--inception-torchvision.",
+)
+@click.option(
+    "--passes",
+    type=click.IntRange(min=1),
+    help="For fid_published: passes over the images, with a caption drawn at random in each "
+    "[default: 1; published: 12 for CUB].",
+)
+@click.option(
+    "--per-caption",
+    is_flag=True,
+    help="For fid_published: one image for every caption of every image.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    help="Captions, and images generated for them; 0 for all there are.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--diversity-captions",
@@ -81,6 +110,9 @@ def command(
     classifier: Path | None,
     inception_torchvision: str | None,
     inception_tf: str | None,
+    statistics: Path | None,
+    passes: int | None,
+    per_caption: bool,
     count: int,
     seed: int,
     diversity_captions: int,
@@ -94,11 +126,19 @@ def command(
         raise click.UsageError("give either --data or --captions")
     if captions_file and (inception_tf or inception_torchvision):
         raise click.UsageError("FID and KID need real images: give --data")
+    if statistics and not inception_torchvision:
+        raise click.UsageError("--statistics needs --inception-torchvision")
+    if not statistics and (passes or per_caption):
+        raise click.UsageError("--passes and --per-caption belong to fid_published: --statistics")
+    if passes and per_caption:
+        raise click.UsageError("give either --passes or --per-caption")
     from galip_edge.devices import choose_device
     from galip_edge.evaluation.attributes import load_classifier
     from galip_edge.evaluation.evaluate import EvaluationOptions, Judges, append_result, evaluate
     from galip_edge.evaluation.models import open_model
+    from galip_edge.evaluation.published import fid_published, load_statistics
 
+    real_statistics = load_statistics(statistics) if statistics else None
     place = choose_device(device)
     evaluated = open_model(model, clip, place, clip_activation)
     other = open_model(reference, clip, place, clip_activation) if reference else None
@@ -108,7 +148,8 @@ def command(
         load_classifier(classifier).to(place) if classifier else None,
         inceptions,
     )
-    captions, real, aviary = _inputs(data, captions_file, evaluated.image_size, count)
+    inputs = _inputs(data, captions_file, evaluated.image_size, count)
+    captions, real, aviary = inputs.captions, inputs.real, inputs.aviary
     if classifier and aviary is None:
         raise click.UsageError("--classifier knows the aviary only: give --data aviary")
     with counting_progress() as bars:
@@ -123,12 +164,30 @@ def command(
             evaluated,
             captions,
             judges,
-            EvaluationOptions(count, seed, batch_size, diversity_captions),
+            EvaluationOptions(
+                count or len(captions), seed, batch_size, min(diversity_captions, len(captions))
+            ),
             real=real,
             aviary=aviary,
             reference=other,
             progress=report,
         )
+        if statistics and real_statistics:
+            prompts = _published_prompts(inputs.all_captions(), passes, per_caption, seed)
+            published = _inception_published(str(inception_torchvision), place)
+            for found, each in ((result, evaluated), (result.get("reference"), other)):
+                if found is None or each is None:
+                    continue
+                found["metrics"]["fid_published"] = fid_published(
+                    each, prompts, published, real_statistics, seed=seed, batch_size=batch_size,
+                    progress=report,
+                )  # fmt: skip
+            result["published"] = {
+                "statistics": str(statistics),
+                "statistics_sha256": sha256_of(statistics),
+                "captions": "all" if per_caption else f"random, {passes or 1} passes",
+                "images": len(prompts),
+            }
     result["data"] = data or str(captions_file)
     if out:
         append_result(out, result)
@@ -173,15 +232,42 @@ def _inceptions(given: dict[str, str | None], device: torch.device) -> dict[str,
     return extractors
 
 
-def _inputs(
-    data: str | None, captions_file: Path | None, size: int, count: int
-) -> tuple[list[str], Callable[[int], np.ndarray] | None, AviarySource | None]:
+def _inception_published(value: str, device: torch.device) -> InceptionPublished:
+    """The Inception of fid_published, from the file of --inception-torchvision."""
+    from galip_edge.evaluation import inception
+
+    path = inception.fetch_weights("torchvision") if value == "download" else Path(value)
+    return inception.InceptionPublished(path, device)
+
+
+def _published_prompts(
+    captions: list[tuple[str, ...]], passes: int | None, per_caption: bool, seed: int
+) -> list[str]:
+    if per_caption:
+        return [caption for own in captions for caption in own]
+    from galip_edge.evaluation.published import captions_of_passes
+
+    return list(captions_of_passes(captions, passes or 1, seed))
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is evaluated on: a caption for each image, all of an image's captions, real images."""
+
+    captions: list[str]
+    all_captions: Callable[[], list[tuple[str, ...]]]
+    real: Callable[[int], np.ndarray] | None = None
+    aviary: AviarySource | None = None
+
+
+def _inputs(data: str | None, captions_file: Path | None, size: int, count: int) -> _Inputs:
     if captions_file is not None:
         try:
             lines = captions_file.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise GalipEdgeError(f"{captions_file} is not UTF-8 text: {error.reason}") from error
-        return [line for line in lines if line.strip()], None, None
+        captions = [line for line in lines if line.strip()]
+        return _Inputs(captions, lambda: [(caption,) for caption in captions])
     from galip_edge.data import build_dataset
     from galip_edge.data.aviary import AviarySource
     from galip_edge.data.dataset import CaptionedImages
@@ -189,16 +275,20 @@ def _inputs(
     dataset = build_dataset(_data_config(str(data), size, count))
     if not isinstance(dataset, CaptionedImages):
         raise GalipEdgeError("web shards cannot be read by number: evaluate on another kind")
-    available = min(count, len(dataset))
-    captions = [dataset.source.captions(i)[0] for i in range(available)]
+    source = dataset.source
+    rows = range(min(count or len(source), len(source)))
 
     def real(index: int) -> np.ndarray:
         image = dataset[index].image
         pixels: np.ndarray = ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         return pixels
 
-    source = dataset.source
-    return captions, real, source if isinstance(source, AviarySource) else None
+    return _Inputs(
+        [source.captions(i)[0] for i in rows],
+        lambda: [source.captions(i) for i in rows],
+        real,
+        source if isinstance(source, AviarySource) else None,
+    )
 
 
 def _data_config(data: str, size: int, count: int) -> DataConfig:
@@ -208,14 +298,14 @@ def _data_config(data: str, size: int, count: int) -> DataConfig:
     kind, equals, root = data.partition("=")
     if kind == "aviary":
         return DataConfig(
-            kind="aviary", split="test", image_size=size, augment=False, samples=count
+            kind="aviary", split="test", image_size=size, augment=False, samples=count or _DRAWN
         )
     if equals:
-        return DataConfig(kind=kind, root=root, image_size=size, augment=False)
-    values = {**load_config(data).data.to_dict(), "augment": False, "image_size": size}
-    if values["kind"] in ("cub", "coco"):
-        values["split"] = "test"
-    return DataConfig(**{**values, "resize": None})
+        given = DataConfig(kind=kind, root=root, image_size=size, augment=False)
+        return replace(given, split="test") if given.has_test_split else given
+    config = load_config(data)
+    values = (config.held_out_data or config.data).to_dict()
+    return DataConfig(**{**values, "augment": False, "image_size": size, "resize": None})
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 
@@ -56,7 +58,21 @@ class FeatureStatistics:
         return self._mean, self._scatter
 
 
-def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+class Gaussian(Protocol):
+    """A mean (D,) and a covariance (D,D)."""
+
+    @property
+    def mean(self) -> Doubles:
+        """(D,)."""
+        ...
+
+    @property
+    def covariance(self) -> Doubles:
+        """(D,D)."""
+        ...
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|m_a - m_b|² + tr(A + B - 2 (A^½ B A^½)^½), for means m and covariances A and B.
 
     The symmetric form has real eigenvalues that are not negative but for rounding, so there is

@@ -84,15 +84,12 @@ def fetch_weights(variant: str, folder: Path | None = None) -> Path:
 class InceptionTorchvision:
     """The Inception that torchvision trained on ImageNet.
 
-    As in the evaluation of GALIP and its forebears: bilinear resize to 299 pixels, values in
-    [-1,1], features after the last average pooling.
+    It reads images as it was trained to: bilinear resize to 299 pixels, values in [-1,1]. Features
+    are those after the last average pooling.
     """
 
     def __init__(self, weights: Path, device: torch.device = _CPU) -> None:
-        self._network = torchvision.models.inception_v3(weights=None, init_weights=False)
-        _fill(self._network, _read(weights), weights)
-        self._network.fc = torch.nn.Identity()
-        self._network.eval().to(device)
+        self._network = _torchvision_network(weights, device)
         self._device = device
 
     @torch.inference_mode()
@@ -102,6 +99,39 @@ class InceptionTorchvision:
         size = (_INPUT_SIZE, _INPUT_SIZE)
         features: torch.Tensor = self._network(F.interpolate(images, size, mode="bilinear"))
         return features.cpu().numpy()
+
+
+class InceptionPublished:
+    """The same Inception, as the authors of GALIP feed it.
+
+    Images in [0,1], not rounded to 8 bits, are resized to 299 pixels, and then go through
+    torchvision's `transform_input`. That was made for images normalised with ImageNet's mean and
+    deviation, so the network reads red in [-0.03,0.43], green in [-0.09,0.36] and blue in
+    [-0.19,0.26].
+    """
+
+    def __init__(self, weights: Path, device: torch.device = _CPU) -> None:
+        self._network = _torchvision_network(weights, device, transform_input=True)
+        self._device = device
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> Floats:
+        """Images (N,3,H,W) in [-1,1] -> features (N,2048)."""
+        unit = (images.to(self._device).float().nan_to_num(nan=-1.0).clamp(-1, 1) + 1) / 2
+        size = (_INPUT_SIZE, _INPUT_SIZE)
+        features: torch.Tensor = self._network(F.interpolate(unit, size, mode="bilinear"))
+        return features.cpu().numpy()
+
+
+def _torchvision_network(
+    weights: Path, device: torch.device, transform_input: bool = False
+) -> torch.nn.Module:
+    network: torch.nn.Module = torchvision.models.inception_v3(
+        weights=None, init_weights=False, transform_input=transform_input
+    )
+    _fill(network, _read(weights), weights)
+    network.fc = torch.nn.Identity()
+    return network.eval().to(device)
 
 
 class InceptionTF:

@@ -15,7 +15,6 @@ from galip_edge.checkpoint import load_checkpoint
 from galip_edge.checkpoints.clip_weights import Activation
 from galip_edge.tokenizer import build_tokenizer
 from runtime.noise import draw_noise
-from runtime.pipeline import Pipeline, PipelineOptions
 
 Images = npt.NDArray[np.uint8]
 
@@ -83,6 +82,9 @@ class BundleModel:
     """The CPU runtime, in the precision of the bundle."""
 
     def __init__(self, folder: str | Path) -> None:
+        # Training evaluates checkpoints only, also where OpenVINO is not installed.
+        from runtime.pipeline import Pipeline, PipelineOptions
+
         self._pipeline = Pipeline.from_bundle(folder, PipelineOptions(cache=False))
         self.name, self.sha256 = str(folder), self._pipeline.manifest.model_hash
         self.image_size = self._pipeline.manifest.image_size

@@ -59,9 +59,16 @@ class GeneratorLoss:
     similarity: Tensor
 
 
-def hinge(scores: Tensor, real: bool) -> Tensor:
-    """Mean of max(0, 1 - score) for what should pass as real, of max(0, 1 + score) otherwise."""
-    return F.relu(1 - scores if real else 1 + scores).float().mean()
+def hinge(scores: Tensor, real: bool, weights: Tensor | None = None) -> Tensor:
+    """Mean of max(0, 1 - score) for what should pass as real, of max(0, 1 + score) otherwise.
+
+    Args:
+        scores: (B,1,1,1).
+        real: whether they should be high.
+        weights: (B,) factors of the samples; by default 1.
+    """
+    each = F.relu(1 - scores if real else 1 + scores).float()
+    return each.mean() if weights is None else (each.flatten() * weights).mean()
 
 
 def discriminator_loss(
@@ -71,9 +78,13 @@ def discriminator_loss(
     sentence: Tensor,
     mismatched: Tensor,
     config: LossConfig,
-    gradient_scale: float = 1.0,
+    gradient_scale: float | Tensor = 1.0,
+    mismatch_weights: Tensor | None = None,
 ) -> DiscriminatorLoss:
     """Tell real images from generated ones, and from real ones with another image's sentence.
+
+    The inner derivative is taken functionally (`torch.func`), so that torch.compile can compile
+    the whole: it does not support the second derivative of a compiled module.
 
     Args:
         discriminator: with its parameters requiring gradients.
@@ -83,20 +94,26 @@ def discriminator_loss(
         config: weights.
         gradient_scale: factor on the scores while they are differentiated for the penalty, so
             that the gradients do not vanish in float16.
+        mismatch_weights: (B,), 0 for samples without a mismatched sentence; by default all 1.
     """
-    real, sentence = real.detach().requires_grad_(), sentence.detach().requires_grad_()
+
+    def scaled_score(real: Tensor, sentence: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        extracted = discriminator.extract(real)
+        score = discriminator.score(extracted, sentence)
+        return score.sum() * gradient_scale, (score, extracted)
 
     # Real images with their own sentences, and with others'.
-    extracted = discriminator.extract(real)
-    score = discriminator.score(extracted, sentence)
+    differentiate = torch.func.grad(scaled_score, argnums=(0, 1), has_aux=True)
+    gradients, (score, extracted) = differentiate(real.detach(), sentence.detach())
     real_loss = hinge(score, real=True)
-    mismatch_loss = hinge(discriminator.score(extracted, mismatched), real=False)
+    mismatch_score = discriminator.score(extracted, mismatched)
+    mismatch_loss = hinge(mismatch_score, real=False, weights=mismatch_weights)
 
     # Generated images with the sentences they were generated from.
-    fake_loss = hinge(discriminator(fake.detach(), sentence), real=False)
+    fake_loss = hinge(discriminator(fake.detach(), sentence.detach()), real=False)
 
     # Matching-aware gradient penalty: the score is to be smooth where image and sentence match.
-    squared_norm = _squared_gradient_norm(score, real, sentence, gradient_scale)
+    squared_norm = _squared_norm(gradients, gradient_scale)
     penalty = config.penalty_weight * (squared_norm ** (config.penalty_power / 2)).mean()
 
     total = real_loss + (fake_loss + mismatch_loss) / 2 + penalty
@@ -104,12 +121,11 @@ def discriminator_loss(
     return DiscriminatorLoss(total, real_loss, mismatch_loss, fake_loss, penalty, norm)
 
 
-def _squared_gradient_norm(score: Tensor, real: Tensor, sentence: Tensor, scale: float) -> Tensor:
-    """Of each sample's score with respect to what was read of image and sentence: (B,) float32.
+def _squared_norm(gradients: tuple[Tensor, ...], scale: float | Tensor) -> Tensor:
+    """Squared norm (B,) of each sample's gradients, in float32.
 
     It is kept squared, because the root has no derivative at zero.
     """
-    gradients = torch.autograd.grad(score.sum() * scale, (real, sentence), create_graph=True)
     flat = torch.cat([g.float().flatten(1) for g in gradients], dim=1) / scale
     return flat.square().sum(dim=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +28,16 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Part:
-    """As much of the batch as is computed at once; `share` is its fraction of the whole,
-    and `first` the place of its first sample in it."""
+    """As much of the batch as is computed at once.
+
+    `share` is its fraction of the whole, and `first` the place of its first sample in it. Samples
+    without a mismatched sentence have `mismatch_weights` 0, all others 1.
+    """
 
     images: Tensor
     sentence: Tensor
     mismatched: Tensor
+    mismatch_weights: Tensor
     noise: Tensor
     shifts: Tensor
     share: float
@@ -61,16 +66,13 @@ class Network:
         """Let the optimizer begin anew."""
         self.optimizer.state.clear()
 
-    def update(self, world: World, losses: Tensor) -> tuple[bool, float]:
-        """Step along the gradients of all processes together.
+    def update(self, world: World, losses: Tensor, terms: tuple[str, ...]) -> Update:
+        """Step along the gradients of all processes together, unless a value is not finite.
 
         Args:
             world: the processes.
-            losses: (n,) values whose sums over all processes are wanted as well; in place.
-
-        Returns:
-            Whether all values were finite, otherwise nothing was changed; and the gradients'
-            norm.
+            losses: (n,) this process's shares of the loss's terms.
+            terms: their names.
         """
         for parameter in self.parameters.values():
             if parameter.grad is None:  # alike on all processes
@@ -79,22 +81,58 @@ class Network:
         world.sum_([*gradients, losses])
         torch._foreach_mul_(gradients, 1 / self.scale.value)
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        finite = bool((norm + losses.sum()).isfinite())
-        if finite:
-            self.optimizer.step()
+        failed = (norm + losses.sum()).isfinite().logical_not().float()
+        # The fused optimizer reads it on the device, so that nothing waits for the value.
+        self.optimizer.found_inf = failed  # type: ignore[attr-defined]
+        self.optimizer.step()
         self.optimizer.zero_grad()
-        self.scale.update(finite)
-        return finite, norm.item()
+        return Update(self, terms, torch.cat([torch.stack([failed, norm]), losses]))
 
 
-def finish(network: Network, world: World, values: Tensor, terms: tuple[str, ...]) -> StepReport:
-    """Step along the gradients; `values` (n,) are this process's shares of the loss's terms."""
-    finite, norm = network.update(world, values)
-    named = {f"{network.name}/{t}": v for t, v in zip(terms, values.tolist(), strict=True)}
-    named[f"{network.name}/norm"] = norm
-    if network.scale.enabled:
-        named[f"{network.name}/loss_scale"] = network.scale.value
-    return StepReport(named, () if finite else (network.name,))
+@dataclass(frozen=True)
+class Update:
+    """An update that the device may still be computing.
+
+    Attributes:
+        network: what is updated.
+        terms: names of the loss's terms.
+        outcome: (2+n,): 1 if a value was not finite and nothing was changed, otherwise 0; the
+            gradients' norm; the terms.
+    """
+
+    network: Network
+    terms: tuple[str, ...]
+    outcome: Tensor
+
+    def failed(self) -> bool:
+        """Wait for the update; whether a value was not finite."""
+        return bool(self.outcome[0])
+
+
+def report(*updates: Update) -> StepReport:
+    """Wait for `updates` with one transfer from the device, and adapt their loss scales."""
+    outcomes = torch.cat([update.outcome for update in updates]).tolist()
+    named: dict[str, float] = {}
+    skipped = []
+    for update in updates:
+        network, count = update.network, len(update.outcome)
+        (failed, norm, *losses), outcomes = outcomes[:count], outcomes[count:]
+        named |= {f"{network.name}/{t}": v for t, v in zip(update.terms, losses, strict=True)}
+        named[f"{network.name}/norm"] = norm
+        network.scale.update(not failed)
+        if network.scale.enabled:
+            named[f"{network.name}/loss_scale"] = network.scale.value
+        if failed:
+            skipped.append(network.name)
+    return StepReport(named, tuple(skipped))
+
+
+def with_fitting_scale(network: Network, compute: Callable[[], Update]) -> Update:
+    """Compute an update; in float16 at the beginning of training, until its loss scale fits."""
+    update = compute()
+    while network.scale.searching and update.failed() and network.scale.lower():
+        update = compute()
+    return update
 
 
 def backward(loss: Tensor, factor: float) -> None:

@@ -67,28 +67,49 @@ class LossScale:
 
     Doubled after 2000 good steps and halved after a bad one, as torch's GradScaler does. Below
     64 it is reset to 16384 (the authors' rule), so that one bad stretch does not end training.
+
+    Attributes:
+        enabled: False in other precisions.
+        value: the factor.
+        searching: True until gradients were finite for the first time. Until then a step can be
+            computed again with a lower scale, so that it is not lost.
     """
 
     def __init__(self, precision: Precision) -> None:
         self.enabled = precision == "float16"
         self.value = _START if self.enabled else 1.0
         self.good_steps = 0
+        self.searching = self.enabled
+
+    def lower(self) -> bool:
+        """Halve the scale; False at the floor, where nothing is changed."""
+        if self.value / 2 < _FLOOR:
+            return False
+        self.value /= 2
+        return True
 
     def update(self, finite: bool) -> None:
         """Adapt to whether the last gradients were finite."""
         if not self.enabled:
             return
         self.good_steps = self.good_steps + 1 if finite else 0
-        if not finite:
-            self.value = self.value / 2 if self.value / 2 >= _FLOOR else _RESET
-        elif self.good_steps == _GROWTH_INTERVAL:
+        if finite:
+            self.searching = False
+        elif not self.lower():
+            self.value = _RESET
+        if self.good_steps == _GROWTH_INTERVAL:
             self.value, self.good_steps = self.value * 2, 0
 
     def state(self) -> dict[str, float]:
         """Plain values; `load` is the inverse."""
-        return {"value": self.value, "good_steps": self.good_steps}
+        return {
+            "value": self.value,
+            "good_steps": self.good_steps,
+            "searching": float(self.searching),
+        }
 
     def load(self, state: dict[str, float]) -> None:
         """Continue from `state`, unless the precision is another one now."""
         if self.enabled and state["value"] != 1.0:
             self.value, self.good_steps = state["value"], int(state["good_steps"])
+            self.searching = bool(state.get("searching", 0.0))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,7 @@ class RunRecord:
         means["images_per_second"] = self._steps * self._config.batch_size / self.watch.total
         means["share/data"] = self.watch.share("data")
         means["share/log"] = self.watch.share("log")
+        seconds = self.watch.total / self._steps
         self._sums, self._steps = {}, 0
         self.watch.reset()
         with self.watch.measure("log"):
@@ -200,7 +202,8 @@ class RunRecord:
             status = "  ".join([*shown, f"{means['images_per_second']:.1f} images/s"])
             self._progress.update(self._task, status=status)
             if self._progress.disable:  # no terminal: a line now and then, for log files
-                self._print(f"step {step}/{self._total}  epoch {epoch}  {status}")
+                left = timedelta(seconds=round((self._total - step) * seconds))
+                self._print(f"step {step}/{self._total}  epoch {epoch}  {status}  {left} left")
             if self._board:
                 for name, value in means.items():
                     self._board.add_scalar(name, value, step)

@@ -36,6 +36,7 @@ def trainer_state(trainer: Trainer) -> dict[str, Any]:
         "parameters": {k: p.detach() for n in trainer.networks for k, p in n.parameters.items()},
         "moments": {k: m for n in trainer.networks for k, m in _moments(n).items()},
         "scales": {n.name: n.scale.state() for n in trainer.networks},
+        "stream": trainer.stream,
         "average": dict(trainer.average.averages) if trainer.average else {},
         "average_updates": trainer.average.updates if trainer.average else 0,
     }
@@ -46,6 +47,7 @@ def load_trainer_state(trainer: Trainer, state: dict[str, Any]) -> None:
     """Put `state` in place. Raises CheckpointError if it is of another model."""
     parameters = {k: p for n in trainer.networks for k, p in n.parameters.items()}
     _check_names("parameters", parameters, state["parameters"])
+    trainer.stream = state.get("stream", 1)
     for name, parameter in parameters.items():
         parameter.copy_(state["parameters"][name])
     for network in trainer.networks:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +23,20 @@ from galip_edge.training.losses import (
     discriminator_loss,
     generator_loss,
 )
-from galip_edge.training.network import Network, Part, StepReport, backward, finish
+from galip_edge.training.network import (
+    Network,
+    Part,
+    StepReport,
+    Update,
+    backward,
+    report,
+    with_fitting_scale,
+)
 from galip_edge.training.precision import autocast
 from galip_edge.training.regression import pyramid_distance
 from galip_edge.training.translation import translate
 from galip_edge.training.warmup import WarmUp, phase_of
-from runtime.noise import draw_noise
+from runtime.noise import draw_noise_rows
 
 
 @dataclass(frozen=True)
@@ -44,12 +55,16 @@ class Trainer:
         model: on any device; moved to this process's.
         config: precision, rates, batch sizes and weights.
         world: the processes among which each batch is divided.
+
+    Attributes:
+        stream: version of the random streams.
     """
 
     def __init__(self, model: GALIP, config: TrainConfig, world: World) -> None:
         self.model = model.to(world.device)
         self.config = config
         self.world = world
+        self.stream = STREAM
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
         use_training_copy(model, config.precision)
@@ -58,7 +73,11 @@ class Trainer:
         self.discriminator = Network(
             "discriminator", model.discriminator, rates.discriminator_rate, config
         )
-        self._generate = torch.compile(model.generator) if config.compile else model.generator
+        compiled: Callable[[Any], Any] = torch.compile if config.compile else lambda module: module
+        self._generate = compiled(model.generator)
+        self._encode_images = compiled(model.image_encoder)
+        self._discriminator_loss = compiled(discriminator_loss)
+        self._generator_loss = compiled(generator_loss)
         self.warmup = WarmUp(model, config, world, self.generator, self._generate)
         self.networks = (self.generator, self.discriminator, *self.warmup.networks)
         self.average = (
@@ -91,13 +110,16 @@ class Trainer:
         # With a single part, the generated images' graph is kept for the generator's update; with
         # several it would not fit, and they are generated again.
         kept: list[_Generated] = []
-        first = self._update_discriminator(parts, kept)
-        second = self._update_generator(parts, kept)
-        return StepReport(first.values | second.values, first.skipped + second.skipped)
+        first = with_fitting_scale(
+            self.discriminator, lambda: self._update_discriminator(parts, kept)
+        )
+        second = with_fitting_scale(self.generator, lambda: self._update_generator(parts, kept))
+        return self._averaging(report(first, second))
 
-    def _update_discriminator(self, parts: list[Part], kept: list[_Generated]) -> StepReport:
+    def _update_discriminator(self, parts: list[Part], kept: list[_Generated]) -> Update:
         """Phase 1. What was generated for a single part is put into `kept`."""
         single = len(parts) == 1
+        kept.clear()
         self.model.discriminator.requires_grad_(True)
         values = torch.zeros(len(_D_TERMS), device=self.world.device)
         for part in parts:
@@ -106,7 +128,7 @@ class Trainer:
                     real, _ = self._see(part.images, part.shifts[:, 0])
                 with torch.set_grad_enabled(single):
                     generated = self._generate_part(part)
-                loss = discriminator_loss(
+                loss = self._discriminator_loss(
                     self.model.discriminator,
                     real,
                     generated.features,
@@ -114,23 +136,24 @@ class Trainer:
                     part.mismatched,
                     self.config.loss,
                     self.discriminator.scale.value,
+                    part.mismatch_weights,
                 )
             backward(loss.total, part.share * self.discriminator.scale.value)
             values += part.share * _values(loss, _D_TERMS)
             if single:
                 kept.append(generated)
-        return finish(self.discriminator, self.world, values, _D_TERMS)
+        return self.discriminator.update(self.world, values, _D_TERMS)
 
-    def _update_generator(self, parts: list[Part], kept: list[_Generated]) -> StepReport:
-        """Phase 2, against the discriminator as it is now."""
+    def _update_generator(self, parts: list[Part], kept: list[_Generated]) -> Update:
+        """Phase 2, against the discriminator as it is now. What is in `kept` is used up."""
         self.model.discriminator.requires_grad_(False)
         weight = self.config.regression.weight
         terms = (*_G_TERMS, "regression") if weight else _G_TERMS
         values = torch.zeros(len(terms), device=self.world.device)
-        for index, part in enumerate(parts):
+        for part in parts:
             with self._autocast():
-                generated = kept[index] if kept else self._generate_part(part)
-                loss = generator_loss(
+                generated = kept.pop() if kept else self._generate_part(part)
+                loss = self._generator_loss(
                     self.model.discriminator,
                     generated.features,
                     generated.embedding,
@@ -144,7 +167,7 @@ class Trainer:
                 found = torch.cat([found, distance.detach()[None]])
             backward(total, part.share * self.generator.scale.value)
             values += part.share * found
-        return self._averaging(finish(self.generator, self.world, values, terms))
+        return self.generator.update(self.world, values, terms)
 
     def _averaging(self, report: StepReport) -> StepReport:
         if self.average and not report.skipped:
@@ -172,7 +195,7 @@ class Trainer:
     def _see(self, images: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
         if self.config.translation:
             images = translate(images, shifts)
-        seen: tuple[Tensor, Tensor] = self.model.image_encoder(images)
+        seen: tuple[Tensor, Tensor] = self._encode_images(images)
         return seen
 
     def _split(
@@ -180,8 +203,9 @@ class Trainer:
     ) -> list[Part]:
         """This process's parts of the batch; only here is the batch seen as a whole.
 
-        A mismatched sentence is the next sample's in the whole batch, and noise belongs to the
-        sample's place in it, unless it belongs to the image; so neither depends on the division.
+        A mismatched sentence is the next one in the whole batch that differs, and noise belongs to
+        the sample's place in it, unless it belongs to the image; so neither depends on the
+        division.
         """
         device, count = self.world.device, len(images)
         images = images.to(
@@ -193,20 +217,22 @@ class Trainer:
         )
         sentence = sentence.to(device)
         first, total = self.world.rank * count, self.world.size * count
-        mismatched = self.world.gather(sentence).roll(-1, 0)[first : first + count]
+        mismatched, weights = mismatched_sentences(self.world.gather(sentence), first, count)
         if not self.config.regression.weight:
             noise = step_noise(self.config.seed, number, first, count, self.model.config.noise_dim)
         if noise is None:
             raise ValueError("regression needs the noise of the images")
         noise = noise.to(device)
         furthest = round(self.config.translation * images.shape[-1])
-        shifts = step_shifts(self.config.seed, number, first, count, furthest)
+        draw_shifts = step_shifts if self.stream > 1 else step_shifts_1
+        shifts = draw_shifts(self.config.seed, number, first, count, furthest)
         size = self.config.micro_batch_size or count
         return [
             Part(
                 images[at : at + size],
                 sentence[at : at + size],
                 mismatched[at : at + size],
+                weights[at : at + size],
                 noise[at : at + size],
                 shifts[at : at + size],
                 share=min(size, count - at) / total,
@@ -216,15 +242,56 @@ class Trainer:
         ]
 
 
+def mismatched_sentences(sentences: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """For each sample the next sentence of the batch that is not its own.
+
+    Captions repeat in a batch, and the same text cannot match an image and mismatch it.
+
+    Args:
+        sentences: (B,E) of the whole batch.
+        first, count: the samples that mismatched sentences are wanted for.
+
+    Returns:
+        (count,E) sentences, and (count,) weights: 0 where all sentences of the batch are the same,
+        otherwise 1.
+    """
+    mine, total = sentences[first : first + count], len(sentences)
+    own = torch.arange(first, first + count, device=sentences.device)
+    order = (own[:, None] + torch.arange(1, total, device=sentences.device)) % total
+    # Embeddings of one text may differ in the last bits where processes computed them.
+    apart = torch.cdist(mine.float(), sentences.float(), p=math.inf)
+    same = apart <= _SAME * mine.float().abs().amax(dim=1, keepdim=True)
+    differs = same.logical_not().gather(1, order)
+    partner = order.gather(1, differs.int().argmax(dim=1, keepdim=True))[:, 0]
+    return sentences[partner], differs.any(dim=1).to(torch.float32)
+
+
+_SAME = 1e-5
+
+# Version of the random streams, in a run's state; an older run is continued with its own.
+STREAM = 2
+
+
 def step_noise(seed: int, number: int, first: int, count: int, size: int) -> Tensor:
     """Noise (count,size) of samples `first` and following of a step's batch, from N(0,1)."""
-    rows = [draw_noise(seed, f"step {number}", first + i, size) for i in range(count)]
-    return torch.from_numpy(np.stack(rows))
+    places = range(first, first + count)
+    return torch.from_numpy(draw_noise_rows(seed, f"step {number}", places, size))
 
 
 def step_shifts(seed: int, number: int, first: int, count: int, furthest: int) -> Tensor:
-    """How far a step's images are moved: (count,2,2) pixels, of the real and the generated one,
-    down and to the right, each uniform in [-furthest,furthest]."""
+    """Shifts of a step's images, each uniform in [-furthest,furthest].
+
+    Returns:
+        (count,2,2) pixels, of the real and the generated image, down and to the right; of samples
+        `first` and following of the batch.
+    """
+    random = np.random.default_rng([seed, number])
+    rows = random.integers(-furthest, furthest + 1, (first + count, 2, 2))
+    return torch.from_numpy(rows[first:])
+
+
+def step_shifts_1(seed: int, number: int, first: int, count: int, furthest: int) -> Tensor:
+    """`step_shifts` of stream version 1, which has one generator for each sample."""
     rows = [
         np.random.default_rng([seed, number, first + i]).integers(-furthest, furthest + 1, (2, 2))
         for i in range(count)

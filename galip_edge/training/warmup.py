@@ -20,7 +20,14 @@ from galip_edge.models import GALIP
 from galip_edge.models.config import ModelConfig
 from galip_edge.training.config import TrainConfig
 from galip_edge.training.distributed import World
-from galip_edge.training.network import Network, Part, StepReport, backward, finish
+from galip_edge.training.network import (
+    Network,
+    Part,
+    StepReport,
+    Update,
+    backward,
+    report,
+)
 from galip_edge.training.precision import autocast
 from galip_edge.training.regression import RegressionConfig, pyramid_distance
 
@@ -144,18 +151,37 @@ class WarmUp:
             if phase.step == 0:  # of what has no gradient now, moments would go on moving it
                 network.forget()
             network.use(config.warmup_rate * phase.rate_factor, config.warmup_betas)
+        updates = self._updates(networks, parts, number, name, learn)
+        # One scale for all networks: only float16 has any, which they change together.
+        scale = self.generator.scale
+        while scale.searching and all(u.failed() for u in updates) and scale.lower():
+            updates = self._updates(networks, parts, number, name, learn)
+        found = report(*updates)
+        values = {n: v for n, v in found.values.items() if n.startswith(f"{self.generator.name}/")}
+        return StepReport(values, found.skipped)
+
+    def _updates(
+        self,
+        networks: tuple[Network, ...],
+        parts: list[Part],
+        number: int,
+        name: str,
+        learn: Callable[[Part, int], Tensor],
+    ) -> list[Update]:
+        weight, factor = self.config.regression.weight, self.generator.scale.value
         value = torch.zeros(1, device=self.world.device)
         for part in parts:
             with autocast(self.world.device, self.config.precision):
                 loss = learn(part, number)
-            # One scale for both networks: only float16 has any, which they change together.
-            backward(config.weight * loss, part.share * self.generator.scale.value)
+            backward(weight * loss, part.share * factor)
             value += part.share * loss.detach()
-        report = finish(self.generator, self.world, value, (name,))
-        for network in networks[1:]:
-            others = finish(network, self.world, torch.zeros_like(value), (name,))
-            report = StepReport(report.values, report.skipped + others.skipped)
-        return report
+        updates = []
+        for network in networks:
+            if network.scale.enabled:
+                network.scale.value = factor
+            shares = value if network is self.generator else torch.zeros_like(value)
+            updates.append(network.update(self.world, shares, (name,)))
+        return updates
 
     def _reconstruction(self, part: Part, number: int) -> Tensor:
         """The image, encoded and painted again."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from galip_edge.evaluation.frechet import FeatureStatistics, frechet_distance
 from galip_edge.evaluation.kernel import cmmd, squared_mmd_polynomial
@@ -146,3 +147,24 @@ def test_precision_and_recall_tell_poor_images_from_few_kinds(rng):
     assert poor.precision < 0.3
     with pytest.raises(ValueError, match="more than 3 features"):
         manifold_metrics(real, real[:3])
+
+
+def test_fid_and_kid_are_torch_fidelitys_on_the_same_features(rng):
+    """The published reference implementation, on features of one kind and of two."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    mixing = rng.standard_normal((32, 32)) / 6
+    a = (rng.standard_normal((300, 32)) @ mixing).astype(np.float32) + 0.4
+    b = (rng.standard_normal((300, 32)) @ mixing.T).astype(np.float32) * 1.2
+    for other in (a[::-1] + 0.01, b):
+        first, second = (fid_features_to_statistics(torch.from_numpy(x.copy())) for x in (a, other))
+        fid = fid_statistics_to_metric(first, second, False)["frechet_inception_distance"]
+        assert frechet_distance(statistics(a), statistics(other)) == pytest.approx(
+            fid, rel=1e-6, abs=1e-6
+        )
+        kid = kid_features_to_metric(
+            torch.from_numpy(a.copy()), torch.from_numpy(other.copy()), kid_subsets=1,
+            kid_subset_size=300, verbose=False,
+        )["kernel_inception_distance_mean"]  # fmt: skip
+        assert squared_mmd_polynomial(a, other) == pytest.approx(kid, rel=1e-6, abs=1e-9)

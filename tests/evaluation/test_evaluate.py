@@ -126,11 +126,12 @@ def elsewhere(monkeypatch):
         return values.to(tensor.dtype)
 
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
-    for module in ("evaluate", "train_classifier"):
-        monkeypatch.setattr(
-            f"galip_edge.commands.{module}.choose_device",
-            lambda name: torch.device("meta") if name == "cuda" else pytest.fail(name),
-        )
+
+    def choose(name):
+        return torch.device("meta") if name == "cuda" else pytest.fail(name)
+
+    monkeypatch.setattr("galip_edge.devices.choose_device", choose)
+    monkeypatch.setattr("galip_edge.commands.train_classifier.choose_device", choose)
     return copies
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from runtime.noise import MAX_SEED, draw_noise
+from runtime.noise import MAX_SEED, draw_noise, draw_noise_rows
 
 GOLDEN_BIRD = [
     1.7374873161315918,
@@ -50,3 +50,12 @@ def test_it_is_standard_normal():
 def test_out_of_range_is_refused(arguments):
     with pytest.raises(ValueError, match="must"):
         draw_noise(*arguments)
+
+
+def test_rows_are_the_noise_of_single_images_to_the_bit():
+    for size in (1, 16, 99, 100):
+        rows = draw_noise_rows(3, "a bird", range(2, 40), size)
+        single = [draw_noise(3, "a bird", index, size) for index in range(2, 40)]
+        assert np.array_equal(rows, np.stack(single))
+    with pytest.raises(ValueError, match="index must not be negative"):
+        draw_noise_rows(3, "a bird", [1, -1], 4)

@@ -148,6 +148,43 @@ def test_keeps_the_last_checkpoints_and_clears_leftovers(make_config):
     assert names == ["step-00000003", "step-00000004"]
 
 
+def test_every_nth_checkpoint_is_kept_for_good_with_its_model(make_config):
+    config = make_config(steps=5, checkpoint={"every": 3, "keep": 1, "keep_every": 2})
+    train(config)
+    folder = Path(config.output)
+    kept = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert kept == ["step-00000002", "step-00000004", "step-00000005"]
+    models = sorted(p.name for p in folder.glob("model-step-*"))
+    assert models == ["model-step-00000002.safetensors", "model-step-00000004.safetensors"]
+    state = torch.load(folder / "checkpoints" / kept[0] / "state.pt", weights_only=True)
+    name = "generator.to_rgb.weight"
+    model = load_checkpoint(folder / models[0]).model
+    assert torch.equal(model.get_parameter(name), state["parameters"][name])
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(1e-9, [1, 2, 3]), (0, [3]), (60, [3])])
+def test_checkpoints_are_saved_when_the_last_one_is_too_old(make_config, minutes, steps):
+    config = make_config(steps=3, checkpoint={"every": 1000, "keep": 9, "minutes": minutes})
+    train(config)
+    names = sorted(p.name for p in (Path(config.output) / "checkpoints").iterdir())
+    assert names == [f"step-{step:08d}" for step in steps]
+
+
+def test_sample_prompts_are_chosen_once_and_again_if_their_file_is_damaged(make_config, caplog):
+    config = make_config(steps=1, log={"samples_every": 1, "sample_count": 3})
+    train(config)
+    path = Path(config.output) / "samples" / "prompts.json"
+    chosen = json.loads(path.read_text())
+    assert len(chosen) == 3
+    train(replace(config, steps=2))
+    assert json.loads(path.read_text()) == chosen
+    path.write_text(path.read_text()[:10])  # of an earlier version that was killed meanwhile
+    train(replace(config, steps=3))
+    assert "new prompts are chosen" in caplog.text
+    assert len(json.loads(path.read_text())) == 3
+    assert [p.name for p in path.parent.iterdir() if p.suffix not in (".png", ".json")] == []
+
+
 @contextmanager
 def files_limited_to(size: int) -> Iterator[None]:
     """As on a full disk, nothing can be written after so many bytes."""

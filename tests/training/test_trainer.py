@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from galip_edge.models import GALIP
 from galip_edge.training.distributed import World
 from galip_edge.training.precision import LossScale, fastest_precision
 from galip_edge.training.state import load_trainer_state, trainer_state
-from galip_edge.training.trainer import Trainer, step_noise
+from galip_edge.training.trainer import Trainer, mismatched_sentences, step_noise
 
 BATCH = 8
 
@@ -90,6 +91,35 @@ def test_two_processes_equal_one_with_the_doubled_batch(make_config, tmp_path):
         assert two["values"] == pytest.approx(report.values, rel=1e-4, abs=1e-5)
 
 
+def test_mismatched_sentences_are_the_next_ones_while_they_differ():
+    sentences = torch.randn(6, 4)
+    mismatched, weights = mismatched_sentences(sentences, 0, 6)
+    assert torch.equal(mismatched, sentences.roll(-1, 0))
+    assert weights.tolist() == [1] * 6
+    part, _ = mismatched_sentences(sentences, 2, 3)
+    assert torch.equal(part, mismatched[2:5])
+
+
+def test_a_sentence_never_mismatches_itself():
+    a, b, c = torch.randn(3, 4)
+    nearly = b * (1 + 1e-7)  # the same text, computed by another process
+    mismatched, weights = mismatched_sentences(torch.stack([a, b, nearly, b, c, a]), 0, 6)
+    assert torch.equal(mismatched, torch.stack([b, c, c, c, a, b]))
+    assert weights.tolist() == [1] * 6
+    _, weights = mismatched_sentences(torch.stack([a, a, a]), 1, 2)
+    assert weights.tolist() == [0, 0]
+
+
+def test_without_another_caption_there_is_no_mismatch_loss(make_config):
+    torch.manual_seed(0)
+    config = make_config()
+    trainer = Trainer(GALIP(config.model), config, World())
+    images, sentence = batch()
+    report = trainer.step(0, images, sentence[:1].expand(BATCH, -1))
+    assert report.values["discriminator/mismatch"] == 0
+    assert report.values["discriminator/real"] > 0
+
+
 def test_noise_belongs_to_step_and_place():
     whole = step_noise(0, 5, first=0, count=6, size=16)
     assert torch.equal(whole[2:5], step_noise(0, 5, first=2, count=3, size=16))
@@ -107,6 +137,33 @@ def test_mixed_precision_is_near_float32(make_config, precision):
     saved = trainer.model.clip.visual.conv1.weight
     assert saved.dtype == torch.float32
     assert trainer.model.image_encoder.visual.conv1.weight.dtype == getattr(torch, precision)
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_the_first_step_in_float16_is_not_lost(make_config, size):
+    """It begins at a scale of 65536, far too much for these gradients."""
+    config = make_config(precision="float16", micro_batch_size=size)
+    trainer, found = stepped(config)
+    assert not found.skipped
+    scale = found.values["discriminator/loss_scale"]
+    assert scale < 65536
+    given, expected = stepped(config, loss_scale=scale)
+    assert not expected.skipped
+    assert found.values["discriminator/total"] == expected.values["discriminator/total"]
+    first, second = gradients(trainer), gradients(given)
+    for name in first:
+        if name.startswith("discriminator."):
+            assert torch.equal(first[name], second[name])
+
+
+def test_a_batch_that_no_scale_fits_is_skipped(make_config):
+    config = make_config(precision="float16")
+    trainer = Trainer(GALIP(config.model), config, World())
+    images, sentence = batch()
+    assert trainer.step(0, images * float("nan"), sentence).skipped == ("discriminator",)
+    assert trainer.discriminator.scale.value == 16384
+    assert trainer.discriminator.scale.searching
+    assert not trainer.step(1, images, sentence).skipped
 
 
 def test_float16_finds_its_loss_scale(make_config):
@@ -217,6 +274,16 @@ def test_states_without_the_number_of_averages_continue_with_the_full_decay(make
     del state["average_updates"]
     load_trainer_state(trainer, state)
     assert trainer.average.updates == 5000
+
+
+def test_compiled_networks_have_the_same_gradients(make_config, monkeypatch):
+    """Through the whole of torch.compile but the generated code, the second derivative included."""
+    compiled = partial(torch.compile, backend="aot_eager")
+    expected, expected_report = stepped(make_config(translation=0.25))
+    monkeypatch.setattr("torch.compile", compiled)
+    actual, actual_report = stepped(make_config(translation=0.25, compile=True))
+    assert_same_gradients(gradients(actual), gradients(expected))
+    assert actual_report.values == pytest.approx(expected_report.values, rel=1e-4, abs=1e-5)
 
 
 def test_original_clip_input_differs(make_config):

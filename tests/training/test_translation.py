@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from galip_edge.training.trainer import step_shifts
-from galip_edge.training.translation import translate
+from galip_edge.training.trainer import step_shifts, step_shifts_1
+from galip_edge.training.translation import cut_by_index, cut_slices, translate
 
 
 def images() -> torch.Tensor:
@@ -42,3 +42,22 @@ def test_shifts_are_uniform_and_belong_to_the_sample():
 def test_the_fraction_is_checked(make_config, value):
     with pytest.raises(ValueError, match=f"translation must be in .* got {value}"):
         make_config(translation=value)
+
+
+def test_streams_of_both_versions_are_fixed():
+    """Runs are continued with the stream that they began with."""
+    assert step_shifts_1(3, 7, 5, 1, 9).flatten().tolist() == [-8, 5, -2, 7]
+    assert step_shifts(3, 7, 5, 1, 9).flatten().tolist() == [4, 9, -8, 3]
+
+
+def test_both_ways_to_cut_give_the_same_images_and_gradients():
+    images = torch.randn(5, 3, 10, 12, requires_grad=True)
+    corners = torch.tensor([[0, 0], [2, 4], [1, 3], [2, 0], [0, 4]])
+    found = []
+    for cut in (cut_slices, cut_by_index):
+        images.grad = None
+        parts = cut(images, corners, torch.Size((8, 8)))
+        parts.square().sum().backward()
+        found.append((parts.detach(), images.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
