@@ -366,5 +366,6 @@ def _cached_or_downloaded_clip() -> Path:
         raise CheckpointError(
             "CLIP's text transformer is needed, is not in open_clip's cache, and could not be "
             f"downloaded; get ViT-B/32 by OpenAI from {hub} or {settings['url']} on a machine "
-            "with a network, and give the file with --clip PATH"
+            "with a network, and give the file with --clip PATH, in training with "
+            "--set clip=PATH; galip-edge train-clip own trains a small CLIP without a network"
         ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import galip_edge
+from galip_edge.checkpoints.clip_weights import Activation, read_clip_weights
 from galip_edge.data import DataConfig
 from galip_edge.data.aviary import NOISE_DIM
 from galip_edge.devices import DeviceName
@@ -154,8 +155,11 @@ class TrainConfig:
             data workers. More threads than free cores are slower than one.
         tf32: on CUDA, compute float32 products with 10 bits of mantissa.
         cudnn_benchmark: on CUDA, time convolution algorithms for each new input shape.
-        clip: file of CLIP's weights; by default OpenAI's, through open_clip. `random` is only
-            for tests and for trying out dimensions for which there is no CLIP.
+        clip: CLIP's weights: a file of OpenAI, open_clip, Hugging Face or `train-clip`, or one
+            of our checkpoints; by default OpenAI's ViT-B/32, through open_clip. In a
+            configuration file it decides `model.clip`. `random` is only for tests and for trying
+            out dimensions for which there is no CLIP.
+        clip_activation: of that CLIP, if neither its file nor its folder states it.
         start: checkpoint to start from, ours or an original .pth.
         text_cache: folder in which sentence embeddings are kept; by default the user's cache
             folder. `none` keeps none.
@@ -188,6 +192,7 @@ class TrainConfig:
     tf32: bool = False
     cudnn_benchmark: bool = True
     clip: str | None = None
+    clip_activation: Activation | None = None
     start: str | None = None
     text_cache: str | None = None
     channels_last: bool = True
@@ -326,7 +331,54 @@ def load_config(config: str, assignments: Iterable[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: there is no such file, or a setting is unknown, missing or invalid.
     """
-    return read_config(CONFIGS, config, assignments, TrainConfig.from_dict)
+    return read_config(
+        CONFIGS,
+        config,
+        assignments,
+        lambda values: TrainConfig.from_dict(_with_dimensions_of_clip(values)),
+    )
+
+
+def _with_dimensions_of_clip(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`values` with the `model.clip` of the CLIP file that they name.
+
+    A run that has begun needs that file no longer: its exported model has the CLIP inside.
+
+    Raises:
+        ValueError: `model.clip` says otherwise.
+        CheckpointError: the file is no CLIP that can be used.
+    """
+    model = values.get("model", {})
+    path = _clip_file(values)
+    if path is None or not isinstance(model, Mapping):
+        return values
+    weights, stated = read_clip_weights(path), values.get("clip_activation")
+    given = model.get("clip", {})
+    if stated is None and "quick_gelu" in given:
+        stated = "quick_gelu" if given["quick_gelu"] else "gelu"
+    dimensions = asdict(weights.infer_config(stated))
+    differing = [
+        f"{name} is {value}, the file has {dimensions[name]}"
+        for name, value in given.items()
+        if name in dimensions and dimensions[name] != value
+    ]
+    if differing:
+        raise ValueError(
+            f"[model.clip] does not fit {path}: {', '.join(differing)}; leave [model.clip] out, "
+            "it is read from the file"
+        )
+    # Names that no CLIP has are left for the model's own check.
+    return {**values, "model": {**model, "clip": {**given, **dimensions}}}
+
+
+def _clip_file(values: Mapping[str, Any]) -> Path | None:
+    clip, output = values.get("clip"), values.get("output")
+    if not isinstance(clip, str) or clip == "random":
+        return None
+    given = [Path(clip)]
+    if isinstance(output, str):
+        given.append(Path(output) / "model.safetensors")
+    return next((path for path in given if path.exists()), None)
 
 
 def read_config(

@@ -39,18 +39,25 @@ def build_model(config: TrainConfig, resuming: bool) -> tuple[GALIP, Moments]:
             _log.warning("taking CLIP from where it came from: %s", error)
     if config.start:
         return _started_model(config, Path(config.start))
+    path = Path(config.clip) if config.clip else None
+    tensors = None
+    if config.clip != "random":
+        tensors = read_clip(path, config.model.clip, config.clip_activation)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = GALIP(config.model)
-    if config.clip != "random":
-        path = Path(config.clip) if config.clip else None
-        tensors = read_clip(path, config.model.clip)
+    if tensors is not None:
         fill(model.clip, model.clip.state_dict(), tensors, str(path or "OpenAI's CLIP"))
     return model, {}
 
 
 def _started_model(config: TrainConfig, path: Path) -> tuple[GALIP, Moments]:
-    loaded = load_checkpoint(path, Path(config.clip) if config.clip else None, config.model)
+    loaded = load_checkpoint(
+        path,
+        Path(config.clip) if config.clip else None,
+        config.model,
+        clip_activation=config.clip_activation,
+    )
     if differing := _differing(loaded.model.config, config.model):
         raise CheckpointError(f"{path} is of another model than the configuration: {differing}")
     if not loaded.has_discriminator:
