@@ -181,8 +181,9 @@ class ModelFile:
         return None
 
     def _wrong(self, precision: str, error: OutOfToleranceError) -> str:
+        release = ov.__version__.partition("-")[0]
         return (
-            f"OpenVINO {ov.__version__.partition('-')[0]} computes wrong numbers in {precision} on this CPU "
+            f"OpenVINO {release} computes wrong numbers in {precision} on this CPU "
             f"({cpu_name()}) with the {self._weights.stem} of {self._bundle.folder} ({error})"
         )
 

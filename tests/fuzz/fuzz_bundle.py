@@ -43,7 +43,7 @@ from runtime.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "galip_edge" / "default_model"
-# No outcome may take longer, in seconds.
+# No outcome may take longer, in seconds of this process.
 SLOW = 10
 
 # Reads folders from stdin, and answers each with a line.
@@ -99,7 +99,7 @@ class Fuzzer:
         case = rng.choice(
             (self.bytes, self.fields, self.graph, self.constants, self.merges, self.cache)
         )
-        start = time.perf_counter()
+        start = time.process_time()  # the machine may be busy
         try:
             outcome = case(rng)
         except GalipEdgeError as error:
@@ -110,8 +110,7 @@ class Fuzzer:
             for name, content in self.good.items():
                 if (path := self.folder / name).read_bytes() != content:
                     path.write_bytes(content)
-        limit = SLOW if outcome in ("passed", "refused") else 60
-        assert time.perf_counter() - start < limit, f"slow: {case.__name__}"
+        assert time.process_time() - start < SLOW, f"slow: {case.__name__}"
         self.outcomes[f"{case.__name__}: {outcome}"] += 1
 
     def bytes(self, rng: random.Random) -> str:
