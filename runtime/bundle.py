@@ -14,6 +14,7 @@ written, not that its author means well: sizes, names, types and graphs are chec
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -334,6 +335,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     except FileNotFoundError as error:
         raise BundleError(_not_a_bundle(folder)) from error
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise BundleError(_damaged(path, error.strerror)) from error
         raise BundleError(f"cannot read {path}: {error.strerror}") from error
     try:
         return Manifest.from_json(content.decode("utf-8"))
@@ -344,12 +347,13 @@ def read_manifest(folder: str | Path) -> Manifest:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         kind = describe(content[:HEAD])
-        raise BundleError(
-            f"{path} is {kind}"
-            if kind
-            else f"{path} is damaged or not a bundle's manifest ({error}); copy or convert the "
-            "bundle again"
-        ) from error
+        raise BundleError(f"{path} is {kind}" if kind else _damaged(path, error)) from error
+
+
+def _damaged(path: Path, reason: object) -> str:
+    return (
+        f"{path} is damaged or not a bundle's manifest ({reason}); copy or convert the bundle again"
+    )
 
 
 def _not_a_folder(path: Path) -> str:
