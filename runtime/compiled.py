@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ from runtime.golden import OutOfToleranceError, Probe
 from runtime.graphs import check_sizes, read_graph
 from runtime.openvino_core import keep_locale, openvino_core
 from runtime.pointwise import matrices_to_convolutions
+from runtime.weight_range import halve_weights
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ def read_model(bundle: Bundle, name: str) -> ov.Model:
 def for_this_cpu(model: ov.Model) -> ov.Model:
     """Bring `model`, in place, into the form that is fastest on this CPU."""
     if multiplies_int8_matrices_slowly():
+        halve_weights(model)
         matrices_to_convolutions(model)
     return model
 
@@ -231,9 +234,11 @@ def _compiling(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        half = "ONEDNN_MAX_CPU_ISA" in os.environ and "OV_CPU_MAX_ISA" not in os.environ
+        hint = "; set OV_CPU_MAX_ISA as well as ONEDNN_MAX_CPU_ISA, or neither" if half else ""
         raise BundleError(
             f"the model {name!r} cannot be compiled by OpenVINO {ov.__version__}: "
-            f"{str(error).strip().splitlines()[-1]}"
+            f"{str(error).strip().splitlines()[-1]}{hint}"
         ) from error
 
 

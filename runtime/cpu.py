@@ -23,6 +23,9 @@ _INSTRUCTION_SETS = {
     "sve": "SVE",
 }
 
+# Values of ONEDNN_MAX_CPU_ISA that rule VNNI out.
+_CAPS_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+
 
 def available_cores() -> int:
     """Cores that this process may use: its affinity, further limited by a container's quota."""
@@ -62,8 +65,13 @@ def instruction_sets() -> list[str]:
 
 
 def multiplies_int8_matrices_slowly() -> bool:
-    """Whether this is an x86 without the instructions for sums of INT8 products (VNNI, AMX)."""
+    """Whether this is an x86 without the instructions for sums of INT8 products (VNNI, AMX).
+
+    Or one whose kernels are capped below them (`ONEDNN_MAX_CPU_ISA`).
+    """
     sets = instruction_sets()
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _CAPS_WITHOUT_VNNI:
+        return "AVX2" in sets
     return "AVX2" in sets and not any("VNNI" in name or "AMX" in name for name in sets)
 
 

@@ -24,17 +24,17 @@ from runtime.noise import draw_noise
 
 Array = npt.NDArray[Any]
 
-# How far below what was measured at conversion another machine may lie: twice the error in an
-# image, four times the difference of an embedding from the wanted direction.
-_MARGIN_DB = 6.0
-_MARGIN_COSINE = 4.0
+# How far below what was measured at conversion another machine may lie. Two kinds of CPU agree to
+# 32 dB in the worst image of an INT8 bundle (docs/performance.md); wrong images reach 10 to 15 dB.
+_MARGIN_DB = 10.0
+_MARGIN_COSINE = 10.0  # times the distance from 1
 # What is near enough in any case, by the bundle's precision: least cosine and PSNR in dB.
 _NEAR_ENOUGH = {
-    "fp32": (0.9999, 50.0),
-    "fp16": (0.9999, 45.0),
-    "bf16": (0.999, 35.0),
-    "mixed": (0.999, 35.0),
-    "int8": (0.999, 35.0),
+    "fp32": (0.9999, 45.0),
+    "fp16": (0.9995, 40.0),
+    "bf16": (0.995, 30.0),
+    "mixed": (0.995, 30.0),
+    "int8": (0.995, 30.0),
 }
 # Where a bundle meant for float32 is run in bfloat16, since the user asked for it.
 _BF16_ON_REQUEST = (0.99, 28.0)

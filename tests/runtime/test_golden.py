@@ -59,8 +59,8 @@ def without_golden(folder: Path) -> Path:
 def test_the_embedded_model_has_golden_numbers_and_its_old_hash():
     manifest = read_manifest(EMBEDDED)
     assert manifest.golden
-    assert manifest.golden.sentence_cosine >= 0.999
-    assert manifest.golden.image_psnr_db >= 34
+    assert manifest.golden.sentence_cosine >= 0.99
+    assert manifest.golden.image_psnr_db >= 30
     assert manifest.model_hash.startswith("e95007273057996b")
 
 
@@ -93,9 +93,9 @@ def test_measures():
 def test_tolerance_follows_from_what_was_measured():
     manifest = read_manifest(EMBEDDED)
     near = tolerance(manifest, 0.99999, 60.0)
-    assert (near.sentence_cosine, near.image_psnr_db) == (0.999, 35.0)
-    far = tolerance(manifest, 0.99, 30.0)
-    assert (far.sentence_cosine, far.image_psnr_db) == pytest.approx((0.96, 24.0))
+    assert (near.sentence_cosine, near.image_psnr_db) == (0.995, 30.0)
+    far = tolerance(manifest, 0.99, 34.0)
+    assert (far.sentence_cosine, far.image_psnr_db) == pytest.approx((0.9, 24.0))
 
 
 def wrong_image(bundle: Path) -> Path:
@@ -176,7 +176,7 @@ def test_conversion_writes_what_pytorch_computes(tiny_bundles, tiny_checkpoint, 
 
     manifest = read_manifest(tiny_bundles["fp32"])
     assert isinstance(manifest.golden, GoldenEntry)
-    assert manifest.golden.image_psnr_db == 50
+    assert manifest.golden.image_psnr_db == 45
     copy = Path(shutil.copytree(tiny_bundles["fp32"], tmp_path / "copy"))
     without_golden(copy)
     assert add_golden_numbers(tiny_checkpoint, copy) == manifest
