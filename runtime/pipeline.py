@@ -165,12 +165,12 @@ class Pipeline:
 
         Raises BundleError if it is out of tolerance, or cannot be compiled.
         """
+        if (golden := self.golden) is None:
+            return None
         for length in (*_TEXT_LENGTHS, self.manifest.context_length):
             if length <= self.manifest.context_length:
                 self._text_encoder(length)
         self._generator(1)
-        if (golden := self.golden) is None:
-            return None
         return GoldenReport(
             self._text_file.used_precision(self._precision),
             self._generator_file.used_precision(self._precision),
