@@ -127,8 +127,7 @@ class _Run:
         with RunRecord(self.config, self.world, self.step, self.total) as record:
             batches = _endless(self.loader)
             while self.step < self.total:
-                with record.watch.measure("data"):
-                    batch, sentence, failure = self._next(batches)
+                batch, sentence, failure = self._next(batches, record)
                 stop, failed, overdue = self.world.any(
                     stop_requested(), failure is not None, self._is_overdue()
                 )
@@ -150,11 +149,12 @@ class _Run:
         return RunResult(self.step, self.total, self.folder / "model.safetensors")
 
     def _next(
-        self, batches: Iterator[Batch]
+        self, batches: Iterator[Batch], record: RunRecord
     ) -> tuple[Batch | None, Tensor | None, Exception | None]:
         """The next batch and its sentence embeddings, or why there is none."""
         try:
-            batch = next(batches)
+            with record.watch.measure("data"):
+                batch = next(batches)
             return batch, self.encode(batch.captions), None
         except Exception as error:  # noqa: BLE001 - it is raised on all processes together
             return None, None, error

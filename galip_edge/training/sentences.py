@@ -55,10 +55,11 @@ def sentence_embeddings(clip: Any, tokens: Tensor) -> Tensor:
 class SentenceEncoder:
     """Captions to sentence embeddings (B,E) in float32, through a cache if there is a folder.
 
-    The last ones are kept on the model's device, so that a batch is one lookup there.
-
     The cache is one SQLite file per CLIP. Processes may share it, and a killed one leaves it
-    whole. If it cannot be used, that is said once, and embeddings are computed each time.
+    whole. What was read last is kept on the model's device, so that a batch is one lookup there.
+    Without a cache, or if it cannot be used, which is reported once, the sentences of each batch
+    are computed together: the last bits depend on which those are, and an interrupted run must see
+    the same.
     """
 
     def __init__(self, model: GALIP, folder: Path | None, clip_sha256: str) -> None:
@@ -72,6 +73,8 @@ class SentenceEncoder:
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """Embeddings (B,E), not normalised, on the model's device."""
+        if self._cache is None or not self._cache.usable:
+            self._rows, self._table = {}, None
         if any(caption not in self._rows for caption in captions):
             self._remember(list(dict.fromkeys(captions)))
         assert self._table is not None
@@ -117,6 +120,11 @@ class _Cache:
             )
         except (OSError, sqlite3.Error) as error:
             self._give_up(error)
+
+    @property
+    def usable(self) -> bool:
+        """False after an error."""
+        return self._database is not None
 
     def read(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         """What is known of `captions`."""

@@ -44,7 +44,7 @@ def cut_slices(images: Tensor, corners: Tensor, size: torch.Size) -> Tensor:
 
 def cut_by_index(images: Tensor, corners: Tensor, size: torch.Size) -> Tensor:
     """`cut_slices`, without an operation for each image."""
-    (batch, channels), (height, width) = images.shape[:2], size
+    channels, (height, width) = images.shape[1], size
     device = images.device
     corners = corners.to(device, non_blocking=True)
     rows = corners[:, 0, None] + torch.arange(height, device=device)

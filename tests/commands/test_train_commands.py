@@ -79,7 +79,7 @@ def test_train_from_folder_to_bundle(photos, tmp_path):
     ("arguments", "words"),
     [
         (["train", "nothing.toml"], "cannot read nothing.toml"),
-        (["train", "tiny", "--set", "batch_sise=3"], "batch_sise"),
+        (["train", "tiny", "--set", "batch_sise=3", "--set", "data.root=."], "batch_sise"),
         (["train", "tiny", "--set", "data.root=/nowhere"], "/nowhere"),
         (["data", "check", "tiny", "--set", "data.root=/nowhere"], "/nowhere"),
     ],

@@ -155,8 +155,8 @@ def test_fid_and_kid_are_torch_fidelitys_on_the_same_features(rng):
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     mixing = rng.standard_normal((32, 32)) / 6
-    a = (rng.standard_normal((300, 32)) @ mixing).astype(np.float32) + 0.4
-    b = (rng.standard_normal((300, 32)) @ mixing.T).astype(np.float32) * 1.2
+    a = rng.standard_normal((300, 32)) @ mixing + 0.4
+    b = rng.standard_normal((300, 32)) @ mixing.T * 1.2
     for other in (a[::-1] + 0.01, b):
         first, second = (fid_features_to_statistics(torch.from_numpy(x.copy())) for x in (a, other))
         fid = fid_statistics_to_metric(first, second, False)["frechet_inception_distance"]
