@@ -55,7 +55,9 @@ class Server:
     def __init__(self, bundle: Path) -> None:
         command = [sys.executable, "-m", "galip_edge", "serve", "--model", str(bundle)]
         self._process = subprocess.Popen(
-            [*command, "--port", "0", "--queue", str(_QUEUE)], stderr=subprocess.PIPE, text=True
+            [*command, "--port", "0", "--queue-size", str(_QUEUE)],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self._process.stderr is not None
         told = self._process.stderr.readline()  # when it takes requests

@@ -21,7 +21,8 @@ from runtime.version import __version__
 # Command -> (module in galip_edge.commands, extra that it needs, one line of help).
 COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "generate": ("generate", None, "Generate images from prompts, as PNG files."),
-    "serve": ("serve", "serve", "Serve a studio page and OpenAI's images API."),
+    "serve": ("serve", "serve", "Serve a studio page, OpenAI's images API and A1111's."),
+    "mcp": ("mcp", "mcp", "Serve a tool for assistants (Model Context Protocol)."),
     "interpolate": (
         "interpolate",
         None,

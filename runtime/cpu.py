@@ -28,27 +28,66 @@ _CAPS_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its affinity, further limited by a container's quota."""
+    """Cores that this process may use: its affinity, further limited by its CPU quota."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    quota = _container_quota()
+    quota = _cpu_quota()
     return max(1, min(cores, int(quota))) if quota is not None else cores
 
 
-def _container_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Cores that the control group (version 2, else 1) grants, or None if it sets no limit."""
+def _cpu_quota(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """Cores that the process's control groups grant, or None without a limit.
+
+    A group is limited by its ancestors too: the least quota on the way to the root counts. Inside a
+    container the root is the container's own group; a systemd unit's group lies below the root.
+
+    Args:
+        root: mount point of the control group file systems.
+        membership: the process's groups, one `ID:CONTROLLERS:PATH` a line.
+    """
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        lines = membership.read_text().splitlines()
+    except OSError:
+        lines = []
+    quotas = []
+    for line in [*lines, "0::/", "0:cpu:/"]:  # the roots, whatever the process may read
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            mounts, read = [root, root / "unified"], _quota_v2
+        elif "cpu" in controllers.split(","):
+            mounts, read = [root / "cpu", root / controllers], _quota_v1
+        else:
+            continue
+        for mount in mounts:
+            quotas += [read(group) for group in _group_and_ancestors(mount, path)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _group_and_ancestors(mount: Path, path: str) -> list[Path]:
+    # `..` stands for groups outside of a namespace, which cannot be read from inside.
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    return [mount.joinpath(*parts[:length]) for length in range(len(parts), -1, -1)]
+
+
+def _quota_v2(group: Path) -> float | None:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _quota_v1(group: Path) -> float | None:
     try:
-        microseconds = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = int((root / "cpu/cpu.cfs_period_us").read_text())
+        microseconds = int((group / "cpu.cfs_quota_us").read_text())
+        period_us = int((group / "cpu.cfs_period_us").read_text())
         return microseconds / period_us if microseconds > 0 else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -26,3 +27,18 @@ def release_pages(file: Path) -> None:
         if name == path and "w" not in permissions:
             start, end = (int(address, 16) for address in addresses.split("-"))
             advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def release_free_memory() -> None:
+    """Return what the allocator holds free to the system. Does nothing without glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now; 0 where the kernel is not Linux."""
+    try:
+        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    except OSError:
+        return 0
+    return int(fields[1]) * mmap.PAGESIZE

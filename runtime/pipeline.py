@@ -40,8 +40,8 @@ _TEXT_LENGTHS = (20, 32)
 # From so many images for each core on, they are calculated side by side.
 _MANY = 2
 
-# Sentence embeddings of the latest prompts.
-_KEPT_SENTENCES = 4096
+# Sentence embeddings of the latest prompts: 2 KB each at full size.
+_KEPT_SENTENCES = 2048
 
 Floats = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8]
@@ -110,7 +110,7 @@ class Pipeline:
         # Compiled when they are needed: by number of tokens, and by number of streams.
         self._text_encoders: dict[int, CompiledModel] = {}
         self._generators: dict[int, Future[CompiledModel]] = {}
-        self._sentences: OrderedDict[str, Floats] = OrderedDict()
+        self._sentences: OrderedDict[bytes, Floats] = OrderedDict()  # by the prompt's hash
 
     @classmethod
     def from_bundle(cls, path: str | Path, options: PipelineOptions | None = None) -> Pipeline:
@@ -198,23 +198,23 @@ class Pipeline:
             PromptError: there is no prompt, or one is empty, too long or no valid text.
         """
         prompts = checked_prompts(prompts)
-        distinct = dict.fromkeys(prompts)
-        self._encode_new([prompt for prompt in distinct if prompt not in self._sentences])
-        for prompt in distinct:
-            self._sentences.move_to_end(prompt)
-        sentences = np.stack([self._sentences[prompt] for prompt in prompts])
+        distinct = {_prompt_key(prompt): prompt for prompt in prompts}
+        self._encode_new({key: it for key, it in distinct.items() if key not in self._sentences})
+        for key in distinct:
+            self._sentences.move_to_end(key)
+        sentences = np.stack([self._sentences[_prompt_key(prompt)] for prompt in prompts])
         while len(self._sentences) > _KEPT_SENTENCES:
             self._sentences.popitem(last=False)
         return sentences
 
-    def _encode_new(self, prompts: list[str]) -> None:
+    def _encode_new(self, prompts: dict[bytes, str]) -> None:
         if not prompts:
             return
-        tokens = self.tokenizer(prompts)
-        for prompt, row, end in zip(prompts, tokens, tokens.argmax(axis=1)):
+        tokens = self.tokenizer(list(prompts.values()))
+        for key, row, end in zip(prompts, tokens, tokens.argmax(axis=1)):
             # The length depends on the prompt alone, and so does the embedding, to the bit.
             length = self._text_length(int(end) + 1)
-            self._sentences[prompt] = self._text_encoder(length).row(row[:length])
+            self._sentences[key] = self._text_encoder(length).row(row[:length])
 
     def synthesize(self, sentence: npt.ArrayLike, noise: npt.ArrayLike) -> Images:
         """Images from sentence embeddings and noise.
@@ -352,3 +352,8 @@ class Pipeline:
         machine = f"{ov.__version__} {cpu_name()} {instruction_sets()} {capped} {golden}"
         key = hashlib.sha256(machine.encode()).hexdigest()[:12]
         return compiled_model_folder(cache_folder(), f"{self.manifest.model_hash[:32]}-{key}")
+
+
+def _prompt_key(prompt: str) -> bytes:
+    """A prompt in a cache, where a text of 2,000 characters would take more than its embedding."""
+    return hashlib.blake2b(prompt.encode(), digest_size=16).digest()

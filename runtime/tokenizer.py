@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,10 @@ _WORDS = regex.compile(
     r"[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
 )
+
+# Only words of natural length are cached: 8,192 of them take at most 5 MB, whatever is sent.
+_CACHED_WORDS = 1 << 13
+_CACHED_BYTES = 24
 
 
 def _byte_characters() -> dict[int, str]:
@@ -69,7 +73,7 @@ class Tokenizer:
         # By the merge's text: a tuple for each would take 20 MB.
         self._ranks = {merge: rank for rank, merge in enumerate(self.merges)}
         self.start_id, self.end_id = len(vocabulary), len(vocabulary) + 1
-        self._merge = lru_cache(maxsize=1 << 14)(self._merge_uncached)
+        self._merge_cached = lru_cache(maxsize=_CACHED_WORDS)(self._merge)
 
     @property
     def vocabulary_size(self) -> int:
@@ -83,15 +87,29 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text of any length, without start and end."""
-        ids: list[int] = []
-        for word in _WORDS.findall(clean(text)):
+        return [token for word in self._encoded_words(text) for token in word]
+
+    def _encoded_words(self, text: str) -> Iterator[tuple[int, ...]]:
+        """Ids of one word after the other; a word is merged only when it is asked for."""
+        for match in _WORDS.finditer(clean(text)):
+            word = match[0]
             if word == _START:
-                ids.append(self.start_id)
+                yield (self.start_id,)
             elif word == _END:
-                ids.append(self.end_id)
+                yield (self.end_id,)
+            elif len(word.encode("utf-8", "replace")) > _CACHED_BYTES:
+                yield self._merge(word)
             else:
-                ids.extend(self._merge(word))
-        return ids
+                yield self._merge_cached(word)
+
+    def _first_ids(self, text: str) -> list[int]:
+        """The ids that a row has room for; words after them are not merged."""
+        ids: list[int] = []
+        for word in self._encoded_words(text):
+            ids.extend(word)
+            if len(ids) >= self.room:
+                break
+        return ids[: self.room]
 
     def cut(self, text: str) -> str | None:
         """In words how much of a text is read, if that is not all of it."""
@@ -109,25 +127,45 @@ class Tokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         tokens = np.zeros((len(texts), self.context_length), dtype=np.int64)
         for row, text in zip(tokens, texts):
-            ids = self.encode(text)[: self.room]
+            ids = self._first_ids(text)
             row[: len(ids) + 2] = [self.start_id, *ids, self.end_id]
         return tokens
 
-    def _merge_uncached(self, word: str) -> tuple[int, ...]:
-        """Merge the neighbours of the best rank, all at once, until none can be merged."""
+    def _merge(self, word: str) -> tuple[int, ...]:
+        """Merge the neighbours of the best rank, all at once, until none can be merged.
+
+        A heap of mergeable neighbours makes this O(n log n) for the n bytes of a word, up to 8,000.
+        """
         parts = [self._byte_characters[byte] for byte in word.encode("utf-8", "replace")]
         parts[-1] += _WORD_END
-        unknown = len(self._ranks)
-        while len(parts) > 1:
-            best = min(pairwise(parts), key=lambda p: self._ranks.get(" ".join(p), unknown))
-            if " ".join(best) not in self._ranks:
-                break
-            merged: list[str] = []
-            for part in parts:
-                # `merged[-1]` may itself be a fresh merge, but never equals half of its own pair.
-                if merged and (merged[-1], part) == best:
-                    merged[-1] += part
-                else:
-                    merged.append(part)
-            parts = merged
-        return tuple(self._ids[part] for part in parts)
+        # A doubly linked list of the parts that are left; an empty text marks a part merged away.
+        end = len(parts)
+        following, previous = list(range(1, end + 1)), list(range(-1, end - 1))
+
+        def rank_at(left: int) -> int | None:
+            if left < 0 or following[left] >= end:
+                return None
+            return self._ranks.get(f"{parts[left]} {parts[following[left]]}")
+
+        # (rank, position of the left part)
+        pairs = [(rank, left) for left in range(end) if (rank := rank_at(left)) is not None]
+        heapq.heapify(pairs)
+        while pairs:
+            best = pairs[0][0]
+            changed = []
+            while pairs and pairs[0][0] == best:  # from left to right
+                _, left = heapq.heappop(pairs)
+                if not parts[left] or rank_at(left) != best:
+                    continue  # one of the two was merged meanwhile
+                right = following[left]
+                parts[left] += parts[right]
+                parts[right] = ""
+                following[left] = following[right]
+                if following[right] < end:
+                    previous[following[right]] = left
+                changed += [previous[left], left]
+            # Pairs with a fresh part wait for their turn, whatever their rank.
+            for left in dict.fromkeys(changed):
+                if left >= 0 and parts[left] and (rank := rank_at(left)) is not None:
+                    heapq.heappush(pairs, (rank, left))
+        return tuple(self._ids[part] for part in parts if part)

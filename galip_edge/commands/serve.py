@@ -1,107 +1,329 @@
-"""`galip-edge serve`: pictures over HTTP."""
+"""`galip-edge serve`: images over HTTP."""
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
+import re
 import socket
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import uvicorn
 
-from galip_edge.commands.loading import load_pipeline
-from galip_edge.commands.options import cache_option, model_option, precision_option, threads_option
+from galip_edge.commands.console import console
+from galip_edge.commands.options import (
+    cache_option,
+    default_model,
+    precision_option,
+    threads_option,
+)
 from runtime.errors import GalipEdgeError
 from runtime.pipeline import PipelineOptions
+from runtime.server.access import is_loopback
 from runtime.server.app import create_app
+from runtime.server.connections import (
+    BACKLOG,
+    Connections,
+    HeaderGate,
+    connection_limits,
+    limit_logs,
+    raise_file_limit,
+)
+from runtime.server.models import ModelSource
 from runtime.server.options import ServerOptions
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
-@click.command("serve")
-@model_option
-@click.option("--host", default="127.0.0.1", show_default=True)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+class _Bytes(click.ParamType):  # type: ignore[type-arg] # in some versions of click
+    """A number of bytes, such as 2GB or 512MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", str(value).lower())
+        if not found:
+            self.fail(f"{value!r} is not a size such as 2GB or 512MB", param, ctx)
+        return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make the values of a TOML file the defaults of options."""
+    if path is None:
+        return
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # no text, no TOML
+        raise GalipEdgeError(f"cannot read the configuration {path}: {error}") from error
+    names = {
+        option.lstrip("-").replace("-", "_"): parameter.name
+        for parameter in ctx.command.params
+        if parameter.name not in ("config", "debug")
+        for option in parameter.opts
+    }
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        name = names.get(key.replace("-", "_"))
+        if name is None:
+            raise GalipEdgeError(
+                f"unknown option {key!r} in {path}: options are those of galip-edge serve --help"
+            )
+        if isinstance(value, dict):
+            raise GalipEdgeError(f"{key} in {path} must be a value, not a table")
+        repeated = isinstance(value, str) and name in _REPEATED
+        defaults[name] = [value] if repeated else value
+    ctx.default_map = defaults
+
+
+# Options that may be repeated: a list in the configuration, or one value.
+_REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
+
+
+@click.command("serve", context_settings={"auto_envvar_prefix": "GALIP_EDGE_SERVE"})
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    help="TOML file with values for these options, such as port = 8080.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="[NAME=]PATH",
+    help="Bundle folder; default: the embedded model. May be repeated: requests choose by "
+    "name, the first one is the default.",
+)
+@click.option(
+    "--memory",
+    type=_Bytes(),
+    help="Memory for models, such as 2GB: the least recently used are unloaded. Default: no limit.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option(
     "--api-key",
-    envvar="GALIP_EDGE_API_KEY",
-    help="That clients must give; needed where others can reach the server.",
+    envvar=["GALIP_EDGE_API_KEY", "GALIP_EDGE_SERVE_API_KEY"],
+    help="API key required from clients; mandatory for non-loopback hosts.",
 )
 @click.option(
+    "--max-images",
     "--most",
     type=click.IntRange(min=1),
-    default=ServerOptions.most,
+    default=ServerOptions.max_images,
     show_default=True,
-    help="Pictures of one request.",
+    help="Images of one request.",
 )
 @click.option(
+    "--queue-size",
     "--queue",
     type=click.IntRange(min=1),
-    default=ServerOptions.queue,
+    default=ServerOptions.queue_size,
     show_default=True,
-    help="Pictures that may wait.",
+    help="Queued images of one model.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1),
-    default=ServerOptions.seconds,
+    default=ServerOptions.timeout,
     show_default=True,
-    help="Seconds after which a request is given up.",
+    help="Seconds for a request, and for receiving its body.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    default=ServerOptions.max_connections,
+    show_default=True,
+    help="Open connections; idle ones are closed to make room.",
+)
+@click.option(
+    "--header-timeout",
+    type=click.FloatRange(min=0.1),
+    default=ServerOptions.header_timeout,
+    show_default=True,
+    help="Seconds for receiving the header of a request.",
+)
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin of other pages that may use the API, such as https://example.com, or *; may be "
+    "repeated.",
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Host name accepted without an API key, next to localhost; may be repeated.",
+)
+@click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Address or network of a proxy whose X-Forwarded headers are believed, or *; may be "
+    "repeated. Default: this machine.",
+)
+@click.option(
+    "--root-path",
+    default="",
+    metavar="PATH",
+    help="Path under which a proxy offers the server, such as /images.",
 )
 @threads_option
 @cache_option
 @precision_option
 def command(
-    model: Path | None,
+    models: tuple[str, ...],
     host: str,
     port: int,
-    api_key: str | None,
-    most: int,
-    queue: int,
-    timeout: float,
     threads: int,
     cache: bool,
     precision: str,
+    trusted_proxies: tuple[str, ...],
+    root_path: str,
+    **settings: Any,
 ) -> None:
-    """Serve a studio page, and pictures over HTTP as OpenAI's images API has them.
+    """Serve a studio page, OpenAI's images API and A1111's.
 
-    SIGTERM and SIGINT finish what was accepted.
+    Each option may also come from --config, or from an environment variable such as
+    GALIP_EDGE_SERVE_PORT.
+
+
+    SIGTERM and SIGINT stop accepting requests and finish those accepted.
     """
-    if api_key is None and not _is_loopback(host):
+    if settings["api_key"] is None and not is_loopback(host):
         raise GalipEdgeError(
-            f"{host} can be reached by others: give --api-key or GALIP_EDGE_API_KEY, or leave the "
+            f"{host} is not a loopback address: give --api-key or GALIP_EDGE_API_KEY, or leave the "
             "default --host"
         )
-    options = ServerOptions(api_key, most, queue, timeout)
+    options = ServerOptions(
+        **settings,
+        trusted_proxies=trusted_proxies or ServerOptions.trusted_proxies,
+        root_path=root_path.rstrip("/"),
+    )
     with listening(host, port) as listener:
-        pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache, precision=precision))
-        pipeline.generate("a bird on a branch")  # what is wrong with a bundle is told here
-        config = uvicorn.Config(
-            create_app(pipeline, options),
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=int(timeout) + 1,
-        )
-        _Server(config).run([listener])
+        sources = model_sources(models, PipelineOptions(threads, cache=cache, precision=precision))
+        first = next(iter(sources))
+        with console().status("loading the model"):
+            sources[first] = sources[first].loaded()  # what is wrong with it ends the command
+        server_of(sources, options).run([listener])
 
 
-class _Server(uvicorn.Server):
+def model_sources(models: tuple[str, ...], options: PipelineOptions) -> dict[str, ModelSource]:
+    """Models by name, from `NAME=PATH` or `PATH`, whose name is the bundle's.
+
+    Raises:
+        GalipEdgeError: a name is given twice, or a bundle is missing or damaged.
+    """
+    found: dict[str, ModelSource] = {}
+    for each in models or (str(default_model()),):
+        name, separator, path = each.partition("=")
+        if not separator or Path(each).is_dir():
+            name, path = "", each
+        source = ModelSource.of_bundle(Path(path), options)
+        name = name.strip() or source.manifest.name
+        if name in found:
+            raise GalipEdgeError(f"two models are named {name!r}: give --model NAME=PATH")
+        found[name] = source
+    return found
+
+
+def server_of(sources: dict[str, ModelSource], options: ServerOptions) -> Server:
+    """A server, with limits on its connections; see `Server`."""
+    limit_logs()
+    limit, unfinished = connection_limits(options.max_connections, raise_file_limit())
+    connections = Connections(limit, options.header_timeout)
+    config = uvicorn.Config(
+        create_app(sources, options),
+        http=connections.protocol,  # type: ignore[arg-type] # called as a class is
+        ws="none",
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,  # runtime.server.access reads them
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=int(options.timeout) + 1,
+    )
+    return Server(config, unfinished, options.header_timeout)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server behind a `HeaderGate`; prints its address when it accepts requests.
+
+    Args:
+        config: uvicorn's.
+        unfinished: connections whose header has not come.
+        header_timeout: seconds for receiving a header.
+    """
+
+    def __init__(self, config: uvicorn.Config, unfinished: int, header_timeout: float) -> None:
+        super().__init__(config)
+        self._unfinished, self._header_timeout = unfinished, header_timeout
+        self._gate: HeaderGate | None = None
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say so when requests are taken."""
-        await super().startup(sockets)
+        """See uvicorn; the sockets are the gate's."""
+        await super().startup([])
+        if self.should_exit:
+            return
+        loop = asyncio.get_running_loop()
+        self._gate = HeaderGate(loop, self._unfinished, self._header_timeout, self._take)
         for each in sockets or ():
+            self._gate.listen(each)
             host, port = each.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             click.echo(f"studio and API: http://{shown}:{port}/", err=True)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        if self._gate is not None:
+            self._gate.close()
+        await super().shutdown(sockets)
+
+    def _take(self, connection: socket.socket, received: bytes) -> None:
+        """Serve a connection that has sent a header."""
+        task = asyncio.get_running_loop().create_task(self._connect(connection, received))
+        self.server_state.tasks.add(task)
+        task.add_done_callback(self.server_state.tasks.discard)
+
+    async def _connect(self, connection: socket.socket, received: bytes) -> None:
+        def protocol() -> asyncio.Protocol:
+            made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
+            return made
+
+        loop = asyncio.get_running_loop()
+        try:
+            transport, served = await loop.connect_accepted_socket(protocol, connection)
+        except OSError:
+            connection.close()
+            return
+        if not transport.is_closing():
+            served.data_received(received)
+
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 takes a free one.
+    """A socket that listens on an address; port 0 takes a free one.
 
     Raises GalipEdgeError if it cannot.
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]
         raise GalipEdgeError(
@@ -110,10 +332,3 @@ def listening(host: str, port: int) -> socket.socket:
     # Connections inherit it; asyncio sets it on its own sockets only. Without, answers take 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -1,1 +1,1 @@
-"""A server of pictures over HTTP, with the API that programs for OpenAI's images already speak."""
+"""An HTTP server of images, with the APIs of OpenAI and of A1111's web UI."""

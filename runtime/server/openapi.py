@@ -7,29 +7,33 @@ from typing import Any
 from runtime.server.requests import INTERPOLATION, generation
 from runtime.version import __version__
 
-# Of answers that are no JSON: what a client would not expect, in ASCII.
+# Warnings of answers that are not JSON, in ASCII.
 WARNING_HEADER = "X-Galip-Edge-Warning"
 
 
-def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
+def document(most: int, with_key: bool) -> dict[str, Any]:
     """The document of a server.
 
     Args:
-        side: of the model's pictures, in pixels.
-        most: pictures of one request.
-        with_key: whether an API key is asked for.
+        most: images of one request.
+        with_key: whether an API key is required.
     """
-    picture = {
+    image = {
         "type": "object",
         "properties": {"url": {"type": "string"}, "b64_json": {"type": "string"}},
     }
-    pictures = {
+    images = {
         "type": "object",
         "properties": {
             "created": {"type": "integer"},
-            "seed": {"type": "integer", "description": "The one that the pictures were made with."},
-            "data": {"type": "array", "items": picture},
+            "seed": {"type": "integer", "description": "Seed of the images."},
+            "data": {"type": "array", "items": image},
             "warnings": {"type": "array", "items": {"type": "string"}},
+            "background": {"type": "string"},
+            "output_format": {"type": "string"},
+            "quality": {"type": "string"},
+            "size": {"type": "string"},
+            "usage": {"type": "object"},
         },
         "required": ["created", "seed", "data", "warnings"],
     }
@@ -46,7 +50,7 @@ def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
                 "requestBody": {"required": True, "content": _json(wanted)},
                 "responses": {
                     "200": {"description": summary, "content": given, **more},
-                    **_errors("400", *refusals, "429", "500", "503", "504"),
+                    **_errors("400", *refusals, "404", "429", "500", "503", "504"),
                 },
                 **keyed,
             }
@@ -68,13 +72,13 @@ def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
         "info": {"title": "galip-edge", "version": __version__},
         "paths": {
             "/v1/images/generations": posting(
-                "Pictures of a prompt",
+                "Images of a prompt",
                 "generate",
-                generation(side, most).schema(),
-                _json(pictures),
+                generation(most).schema(),
+                {**_json(images), "text/event-stream": {"schema": {"type": "string"}}},
             ),
             "/v1/images/interpolations": posting(
-                "A picture between two",
+                "An image between two",
                 "interpolate",
                 INTERPOLATION.schema(),
                 {"image/png": {"schema": {"type": "string", "format": "binary"}}},
@@ -82,24 +86,24 @@ def document(side: int, most: int, with_key: bool) -> dict[str, Any]:
             ),
             "/v1/models": getting("Models", *refusals, **keyed),
             "/v1/models/{name}": named("A model", others=refusals, **keyed),
-            "/v1/pictures/{name}": named("A picture whose address was given"),
-            "/healthz": getting("Whether the process lives"),
-            "/readyz": getting("Whether it takes requests", "503"),
-            "/metrics": getting("For Prometheus"),
+            "/v1/pictures/{name}": named("An image whose URL was given"),
+            "/healthz": getting("Liveness"),
+            "/readyz": getting("Readiness", "503"),
+            "/metrics": getting("Prometheus metrics"),
         },
         "components": components,
     }
 
 
 _MEANINGS = {
-    "400": "The request cannot be met; `param` says what is wrong.",
+    "400": "The request is invalid; `param` names the parameter.",
     "401": "The API key is missing or wrong.",
-    "403": "A page of another site asked.",
-    "404": "There is none of this name.",
-    "429": "Too many pictures are waited for; see `Retry-After`.",
-    "500": "The pictures could not be made.",
-    "503": "The server is starting or ending.",
-    "504": "It took too long.",
+    "403": "The request came from a page of another site, or has an unknown Host.",
+    "404": "Not found.",
+    "429": "The queue is full; see `Retry-After`.",
+    "500": "The images could not be generated.",
+    "503": "The server is starting or stopping.",
+    "504": "The request timed out.",
 }
 
 

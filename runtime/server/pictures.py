@@ -1,160 +1,405 @@
-"""The addresses that give pictures."""
+"""OpenAI's images API, and an address for interpolations."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import secrets
+import threading
 import time
 from collections import OrderedDict
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import numpy as np
+from PIL import Image
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from runtime.bundle import Manifest
+from runtime.cpu import available_cores
 from runtime.images import ImageMetadata, Images
 from runtime.jobs.encoding import ImageFormat
 from runtime.keyframes import Blend
-from runtime.pipeline import Pipeline
-from runtime.server.errors import ServiceError
+from runtime.resize import resized
+from runtime.server.errors import ServiceError, error_body
 from runtime.server.fields import BadRequestError
 from runtime.server.metrics import Metrics
+from runtime.server.models import LoadedModel, ModelPool
 from runtime.server.openapi import WARNING_HEADER
 from runtime.server.options import ServerOptions
-from runtime.server.queue import PictureQueue
-from runtime.server.requests import Generation, parse_generation, parse_interpolation
+from runtime.server.requests import (
+    Delivery,
+    Generation,
+    parse_generation,
+    parse_interpolation,
+)
 
-# Pictures that a `url` was given for, the latest ones.
-_KEPT_PICTURES = 256
+# Memory of images whose `url` was given, the latest ones: about 40 at 224 pixels.
+_KEPT_BYTES = 4 << 20
 
-_PNG = ImageFormat("png")
+# Largest upload that is read to the end, so that its client reads the refusal.
+_REFUSED_BYTES = 64 << 20
+
+_MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+_NOTHING = ImageMetadata("", 0, 0, "", "")
+
+T = TypeVar("T")
 
 
-class Pictures:
-    """Reads requests, waits for their pictures, and answers.
+@dataclass(frozen=True)
+class Made:
+    """Images of one request.
 
     Attributes:
-        queue: that makes the pictures; None while the server is starting or ending.
+        manifest: of their model.
+        files: their content, in the requested format and size.
+        originals: PNG files in the model's own size, if they were asked for.
+        warnings: what clients would not expect, in ASCII.
+        tokens: of the prompts, as far as the model reads them.
     """
 
-    def __init__(self, pipeline: Pipeline, options: ServerOptions, metrics: Metrics) -> None:
-        self.queue: PictureQueue | None = None
-        self._manifest, self._tokenizer = pipeline.manifest, pipeline.tokenizer
-        self._options, self._metrics = options, metrics
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
+    manifest: Manifest
+    files: list[bytes]
+    originals: list[bytes]
+    warnings: list[str]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """An image whose URL was given; it is brought into its format when it is fetched."""
+
+    original: bytes  # PNG in the model's own size
+    metadata: ImageMetadata
+    delivery: Delivery
+
+    def file(self) -> bytes:
+        if self.delivery == Delivery():
+            return self.original
+        with Image.open(io.BytesIO(self.original)) as image:
+            return _file(np.asarray(image), self.metadata, self.delivery)
+
+
+def _file(image: Images, metadata: ImageMetadata, delivery: Delivery) -> bytes:
+    if delivery.size is not None:
+        image = resized(image, *delivery.size, delivery.fit)
+    return delivery.image_format.encode(image, metadata)
+
+
+class ImagesAPI:
+    """Reads requests, waits for their images, and answers."""
+
+    def __init__(self, models: ModelPool, options: ServerOptions, metrics: Metrics) -> None:
+        self._models, self._options, self._metrics = models, options, metrics
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        # PNG and Lanczos leave the interpreter lock; more threads than cores would add memory.
+        self._count = available_cores()
+        self._workers = ThreadPoolExecutor(self._count, thread_name_prefix="encoding")
+
+    def warm_up(self) -> None:
+        """Encode an image in each thread, so that codecs are loaded and their memory is there."""
+        together = threading.Barrier(self._count)
+
+        def encode() -> None:
+            together.wait()
+            image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+            for name in _MEDIA_TYPES:
+                _file(image, _NOTHING, Delivery((1024, 1024), "crop", ImageFormat(name)))
+
+        for future in [self._workers.submit(encode) for _ in range(self._count)]:
+            future.result()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._workers.shutdown()
 
     async def generate(self, request: Request) -> Response:
         """`POST /v1/images/generations`."""
-        body = await self._json(request)
-        wanted = parse_generation(body, self._manifest.image_size, self._options.most)
-        pictures = await self._made(request, wanted.blends)
-        return JSONResponse(self._answer(request, wanted, pictures))
+        wanted = parse_generation(await self.body_of(request), self._options.max_images)
+        name = self._models.choose(wanted.model)
+        if wanted.stream:
+            return _Events(self, self._models, name, wanted)
+        made = await self.make(request, name, wanted.blends, wanted.delivery, wanted.as_url)
+        if wanted.as_url:
+            data = [
+                {"url": self._keep(request, made, *pair, wanted.delivery)}
+                for pair in zip(wanted.blends, made.originals)
+            ]
+        else:
+            data = await self.in_thread(
+                lambda: [{"b64_json": base64.b64encode(file).decode()} for file in made.files]
+            )
+        answer = {
+            "created": int(time.time()),
+            "seed": wanted.seed,
+            "data": data,
+            "warnings": wanted.warnings + made.warnings,
+            **_echoed(made.manifest, wanted.delivery),
+            "usage": _usage(made.tokens),
+        }
+        return JSONResponse(answer)
 
     async def interpolate(self, request: Request) -> Response:
         """`POST /v1/images/interpolations`."""
-        wanted = parse_interpolation(await self._json(request))
-        (picture,) = await self._made(request, [wanted])
-        warnings = ", ".join(self._warnings([wanted]))
-        headers = {WARNING_HEADER: warnings} if warnings else None
-        return Response(picture, media_type="image/png", headers=headers)
+        model, wanted = parse_interpolation(await self.body_of(request))
+        made = await self.make(request, self._models.choose(model), [wanted])
+        headers = {WARNING_HEADER: ", ".join(made.warnings)} if made.warnings else None
+        return Response(made.files[0], media_type="image/png", headers=headers)
 
     async def kept(self, request: Request) -> Response:
         """`GET /v1/pictures/{name}`."""
-        picture = self._kept.get(request.path_params["name"])
-        if picture is None:
-            raise ServiceError(404, "no such picture, or it is no longer kept", "not_found")
-        return Response(picture, media_type="image/png")
+        kept = self._kept.get(request.path_params["name"])
+        if kept is None:
+            raise ServiceError(404, "no such image, or it is no longer kept", "not_found")
+        content = await self.in_thread(kept.file)
+        return Response(content, media_type=_MEDIA_TYPES[kept.delivery.image_format.name])
 
-    async def _json(self, request: Request) -> Any:
-        seconds = self._options.seconds
+    async def not_supported(self, request: Request) -> Response:
+        """`POST /v1/images/edits` and others that this model cannot do."""
+        with suppress(ClientDisconnect, asyncio.TimeoutError):
+            await asyncio.wait_for(_drain(request), self._options.timeout)
+        what = request.url.path.rpartition("/")[2]
+        raise ServiceError(400, f"{what} is not supported by this model", "not_supported")
+
+    async def body_of(self, request: Request) -> Any:
+        """The JSON of a request. Raises BadRequestError."""
+        seconds = self._options.timeout
         try:
-            return json.loads(await asyncio.wait_for(self._body(request), seconds))
+            return json.loads(await asyncio.wait_for(self._read(request), seconds))
         except (ValueError, RecursionError) as error:
-            raise BadRequestError("the body is no JSON") from error
+            raise BadRequestError("the body is not valid JSON") from error
         except ClientDisconnect as error:
-            raise BadRequestError("the client left") from error
+            raise BadRequestError("the client disconnected") from error
         except asyncio.TimeoutError as error:
-            raise BadRequestError(f"the body did not come within {seconds:g} s") from error
+            raise BadRequestError(f"request body timed out after {seconds:g} s") from error
 
-    async def _body(self, request: Request) -> bytes:
-        body = b""
+    async def _read(self, request: Request) -> bytes:
+        body = bytearray()
         async for chunk in request.stream():
             body += chunk
             if len(body) > self._options.body_bytes:
                 raise BadRequestError(f"the body is larger than {self._options.body_bytes:,} bytes")
-        return body
+        return bytes(body)
 
-    def open_queue(self) -> PictureQueue:
-        """The queue, or a ServiceError while there is none."""
-        if self.queue is None:
-            raise ServiceError(503, "the server is starting or ending", "unavailable")
-        return self.queue
+    async def make(
+        self,
+        request: Request,
+        model: str,
+        blends: list[Blend],
+        delivery: Delivery | None = None,
+        originals: bool = False,
+    ) -> Made:
+        """Generate images, unless the client disconnects.
 
-    async def _made(self, request: Request, blends: list[Blend]) -> list[bytes]:
-        """PNG files of pictures. Raises ServiceError and QueueFullError."""
-        queue = self.open_queue()
+        Args:
+            request: whose client waits.
+            model: its name in the pool.
+            blends: what each image is made from.
+            delivery: size and format of the files.
+            originals: whether to return PNG files in the model's own size instead.
+
+        Raises:
+            ServiceError: generation failed or timed out, or the server is starting or stopping.
+            QueueFullError: there is no room for so many images.
+        """
         started = time.perf_counter()
-        images = asyncio.gather(*map(asyncio.wrap_future, queue.ask(blends)))
+        async with self._models.use(model) as loaded:
+            images = await self._generated(request, loaded.queue.submit(blends))
+            made = await self.in_thread(
+                _finish, loaded, blends, images, delivery or Delivery(), originals
+            )
+        self.count(len(blends), started)
+        return made
+
+    async def _generated(self, request: Request, queued: list[Future[Images]]) -> list[Images]:
+        images = asyncio.gather(*map(asyncio.wrap_future, queued))
         leaving = asyncio.ensure_future(_disconnected(request))
         either: set[asyncio.Future[Any]] = {images, leaving}
         try:
             await asyncio.wait(
-                either,
-                timeout=self._options.seconds,
-                return_when=asyncio.FIRST_COMPLETED,
+                either, timeout=self._options.timeout, return_when=asyncio.FIRST_COMPLETED
             )
             if not images.done():
-                self._metrics.given_up.inc()
-                message = f"not made within {self._options.seconds:g} s"
-                raise ServiceError(504, message, "timeout")
-            if images.exception() is not None:  # which the queue has logged
-                raise ServiceError(500, "the pictures could not be made", "failed")
-            pictures = await asyncio.to_thread(self._encode, blends, images.result())
+                raise self.timed_out()
+            if images.exception() is not None:  # logged by the queue
+                raise ServiceError(500, "the images could not be generated", "failed")
+            return images.result()
         finally:
             leaving.cancel()
             images.cancel()
-        self._metrics.pictures.inc(len(blends))
+
+    def timed_out(self) -> ServiceError:
+        """The error of a request that took too long; counts it."""
+        self._metrics.given_up.inc()
+        return ServiceError(504, f"timed out after {self._options.timeout:g} s", "timeout")
+
+    def count(self, images: int, started: float) -> None:
+        """Count generated images, and the time since `started` by `time.perf_counter`."""
+        self._metrics.pictures.inc(images)
         self._metrics.seconds.observe(time.perf_counter() - started)
-        return pictures
 
-    def _encode(self, blends: list[Blend], images: list[Images]) -> list[bytes]:
-        """PNG files, with their recipe inside."""
-        model = self._manifest.name, self._manifest.model_hash
-        return [
-            _PNG.encode(image, ImageMetadata.of_blend(blend, *model))
-            for blend, image in zip(blends, images)
-        ]
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run `function` next to the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
 
-    def _answer(
-        self, request: Request, wanted: Generation, pictures: list[bytes]
-    ) -> dict[str, Any]:
-        if wanted.as_url:
-            # Nothing of a request's header but its host, which its client chose anyway.
-            names = map(self._keep, pictures)
-            data = [{"url": str(request.url_for("picture", name=name))} for name in names]
+    @property
+    def timeout(self) -> float:
+        """Seconds for a request."""
+        return self._options.timeout
+
+    def _keep(
+        self, request: Request, made: Made, blend: Blend, original: bytes, delivery: Delivery
+    ) -> str:
+        """URL of an image, which is kept until many others came."""
+        name = f"{secrets.token_urlsafe(16)}.{delivery.image_format.suffix}"
+        self._kept[name] = _Kept(original, _metadata(made.manifest, blend), delivery)
+        size = sum(len(kept.original) for kept in self._kept.values())
+        while size > _KEPT_BYTES and len(self._kept) > self._options.max_images:
+            _, dropped = self._kept.popitem(last=False)
+            size -= len(dropped.original)
+        return str(request.url_for("picture", name=name))
+
+
+def _metadata(manifest: Manifest, blend: Blend) -> ImageMetadata:
+    return ImageMetadata.of_blend(blend, manifest.name, manifest.model_hash)
+
+
+def _finish(
+    model: LoadedModel,
+    blends: list[Blend],
+    images: list[Images],
+    delivery: Delivery,
+    originals: bool,
+) -> Made:
+    """Files, warnings and tokens of generated images."""
+    manifest = model.manifest
+    delivered = Delivery() if originals else delivery
+    files = [
+        _file(image, _metadata(manifest, blend), delivered) for blend, image in zip(blends, images)
+    ]
+    warnings = _cut_prompts(model, blends) + _resampled(manifest, delivery)
+    tokens = model.pipeline.tokenizer(blends[0].start.prompt).argmax() - 1
+    return Made(
+        manifest, [] if originals else files, files if originals else [], warnings, int(tokens)
+    )
+
+
+def _cut_prompts(model: LoadedModel, blends: list[Blend]) -> list[str]:
+    keyframes = [frame for blend in blends for frame in (blend.start, blend.end) if frame]
+    prompts = dict.fromkeys(frame.prompt for frame in keyframes)
+    return [f"a prompt has {cut}" for cut in map(model.pipeline.tokenizer.cut, prompts) if cut]
+
+
+def _resampled(manifest: Manifest, delivery: Delivery) -> list[str]:
+    side = manifest.image_size
+    if delivery.size is None or delivery.size == (side, side):
+        return []
+    width, height = delivery.size
+    how = "" if width == height else ", cropped" if delivery.fit == "crop" else ", padded"
+    return [
+        f"the model generates {side}x{side} pixels: the image was resampled to "
+        f"{width}x{height}{how}"
+    ]
+
+
+def _echoed(manifest: Manifest, delivery: Delivery) -> dict[str, str]:
+    """What OpenAI's answers say about an image."""
+    width, height = delivery.size or (manifest.image_size, manifest.image_size)
+    return {
+        "background": "opaque",
+        "output_format": delivery.image_format.name,
+        "quality": "auto",
+        "size": f"{width}x{height}",
+    }
+
+
+def _usage(tokens: int) -> dict[str, Any]:
+    return {
+        "input_tokens": tokens,
+        "input_tokens_details": {"text_tokens": tokens, "image_tokens": 0},
+        "output_tokens": 0,
+        "total_tokens": tokens,
+    }
+
+
+class _Events(Response):
+    """Server-sent events in OpenAI's form: one for each image, when it is finished.
+
+    There are no partial images: the model has one step. OpenAI's API sends fewer than asked for,
+    too, when an image is finished early.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, api: ImagesAPI, models: ModelPool, name: str, wanted: Generation) -> None:
+        super().__init__()
+        self._api, self._models, self._name, self._wanted = api, models, name, wanted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See starlette.responses.Response; what goes wrong at first is a plain error."""
+        async with self._models.use(self._name) as model:
+            queued = model.queue.submit(self._wanted.blends)
+            try:
+                events = StreamingResponse(
+                    self._events(model, queued),
+                    media_type=self.media_type,
+                    headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+                )
+                await events(scope, receive, send)
+            finally:
+                for each in queued:
+                    each.cancel()
+
+    async def _events(self, model: LoadedModel, queued: list[Future[Images]]) -> AsyncIterator[str]:
+        started = time.perf_counter()
+        api, wanted = self._api, self._wanted
+        try:
+            for blend, future in zip(wanted.blends, queued):
+                left = max(0.0, started + api.timeout - time.perf_counter())
+                image = await asyncio.wait_for(asyncio.wrap_future(future), left)
+                made = await api.in_thread(_finish, model, [blend], [image], wanted.delivery, False)
+                yield await api.in_thread(self._completed, made)
+        except asyncio.TimeoutError:
+            error = api.timed_out()
+            yield _event("error", error_body(error.status, str(error), error.code))
+        except Exception:  # noqa: BLE001 - logged by the queue
+            message = "the images could not be generated"
+            yield _event("error", error_body(500, message, "failed"))
         else:
-            data = [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures]
-        return {
-            "created": int(time.time()),
-            "seed": wanted.seed,
-            "data": data,
-            "warnings": self._warnings(wanted.blends),
+            api.count(len(queued), started)
+
+    def _completed(self, made: Made) -> str:
+        kind = "image_generation.completed"
+        data = {
+            "type": kind,
+            "b64_json": base64.b64encode(made.files[0]).decode(),
+            "created_at": int(time.time()),
+            **_echoed(made.manifest, self._wanted.delivery),
+            "seed": self._wanted.seed,
+            "warnings": self._wanted.warnings + made.warnings,
+            "usage": _usage(made.tokens),
         }
+        return _event(kind, data)
 
-    def _warnings(self, blends: list[Blend]) -> list[str]:
-        """What clients would not expect, in ASCII."""
-        keyframes = [frame for blend in blends for frame in (blend.start, blend.end) if frame]
-        prompts = dict.fromkeys(frame.prompt for frame in keyframes)
-        return [f"a prompt has {cut}" for cut in map(self._tokenizer.cut, prompts) if cut]
 
-    def _keep(self, picture: bytes) -> str:
-        """Its name, until many others came."""
-        name = secrets.token_urlsafe(16)
-        self._kept[name] = picture
-        while len(self._kept) > _KEPT_PICTURES:
-            self._kept.popitem(last=False)
-        return name
+def _event(kind: str, data: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+
+
+async def _drain(request: Request) -> None:
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > _REFUSED_BYTES:
+            return
 
 
 async def _disconnected(request: Request) -> None:

@@ -1,7 +1,7 @@
-"""Pictures that are waited for, made in the order in which they were asked for.
+"""A bounded queue of images, generated in the order of their requests.
 
-Whatever requests they belong to, those that wait are made side by side, as a job's are; one alone
-gets all cores. The queue is bounded: who comes too late is told when to come again.
+Queued images run in parallel, whatever requests they belong to; one alone gets all cores. When the
+queue is full, a request is refused with the time after which to try again.
 """
 
 from __future__ import annotations
@@ -22,78 +22,79 @@ from runtime.pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
 
-# Of the time that a picture takes, how much the latest one counts.
+# Weight of the latest image in the moving average of the time per image.
 _NEW = 0.1
 
 
 class QueueFullError(Exception):
-    """There is no room for more pictures.
+    """There is no room for more images.
 
     Args:
         seconds: until there may be.
     """
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"too many pictures are waited for: try again in {seconds:.0f} s")
+        super().__init__(f"the queue is full: try again in {seconds:.0f} s")
         self.seconds = seconds
 
 
 @dataclass
-class _Waiting:
-    wanted: Blend
+class _Queued:
+    blend: Blend
     future: Future[Images] = field(default_factory=Future)
 
 
-class PictureQueue:
-    """Makes pictures in a thread of its own, until it is closed.
+class GenerationQueue:
+    """Generates images in its own thread until it is closed.
 
     Args:
         pipeline: of the model; used by this queue alone.
-        bound: pictures that may be waited for, also those that are being made; at least 1.
+        bound: queued images, those in progress included; at least 1.
     """
 
     def __init__(self, pipeline: Pipeline, bound: int) -> None:
         if bound < 1:
-            raise ValueError(f"the queue must have room for at least 1 picture, got {bound}")
+            raise ValueError(f"the queue must have room for at least 1 image, got {bound}")
         self._pipeline, self.bound = pipeline, bound
-        self._waiting: deque[_Waiting] = deque()
-        self._unfinished = 0  # those and what is being made
+        self._queued: deque[_Queued] = deque()
+        self._unfinished = 0  # those and the ones in progress
         self._changed = threading.Condition()
         self._closed = False
         self._seconds = 0.0
-        self._thread = threading.Thread(target=self._work, name="pictures", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
         self._thread.start()
 
     def __len__(self) -> int:
         return self._unfinished
 
-    def ask(self, wanted: list[Blend]) -> list[Future[Images]]:
-        """Wait for pictures (H,W,3). One whose future is cancelled is not made, if it is early.
+    def submit(self, blends: list[Blend]) -> list[Future[Images]]:
+        """Queue images (H,W,3). One whose future is cancelled early enough is not generated.
 
         Raises:
             QueueFullError: there is no room for all of them.
         """
-        waiting = [_Waiting(each) for each in wanted]
+        queued = [_Queued(blend) for blend in blends]
         with self._changed:
-            if self._unfinished + len(waiting) > self.bound:
+            if self._unfinished + len(queued) > self.bound:
                 raise QueueFullError(max(1.0, self._seconds * self._unfinished))
-            self._waiting.extend(waiting)
-            self._unfinished += len(waiting)
+            self._queued.extend(queued)
+            self._unfinished += len(queued)
             self._changed.notify()
-        return [each.future for each in waiting]
+        return [each.future for each in queued]
 
     def close(self) -> None:
-        """Make what was asked for, and no more."""
+        """Generate what is queued, and no more."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
 
     def _work(self) -> None:
-        while self._some():
-            taken: deque[_Waiting] = deque()
-            started, count = time.perf_counter(), len(self._waiting)
-            # One that has all cores ends its pass: more may wait by then, to be made side by side.
+        while self._wait_for_work():
+            taken: deque[_Queued] = deque()
+            started, count = time.perf_counter(), len(self._queued)
+            # An image that has all cores ends its pass: more may be queued by then, for a parallel
+            # pass.
             most = 1 if self._pipeline.side_by_side(count) == 1 else sys.maxsize
             try:
                 for image in self._pipeline.synthesize_each(self._rows(taken, most), count):
@@ -103,8 +104,8 @@ class PictureQueue:
                     latest, started = now - started, now
                     self._seconds += (latest - self._seconds) * (_NEW if self._seconds else 1)
             except Exception as error:  # noqa: BLE001
-                # Whatever it is, those who wait are told.
-                _log.exception("pictures could not be made")
+                # Whatever it is, the requests are answered and the thread lives on.
+                _log.exception("generation failed")
                 self._finished(len(taken))
                 for each in taken:
                     each.future.set_exception(error)
@@ -113,21 +114,21 @@ class PictureQueue:
         with self._changed:
             self._unfinished -= count
 
-    def _some(self) -> bool:
-        """Wait until there is something to do; False when that is over."""
+    def _wait_for_work(self) -> bool:
+        """Wait until something is queued; False when the queue is closed and empty."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            return bool(self._waiting)
+            self._changed.wait_for(lambda: self._queued or self._closed)
+            return bool(self._queued)
 
-    def _rows(self, taken: deque[_Waiting], most: int) -> Iterator[Latent]:
-        """What is to be made now, in order, also what comes meanwhile; `most` of it."""
+    def _rows(self, taken: deque[_Queued], most: int) -> Iterator[Latent]:
+        """At most `most` latents in order, also of what is queued meanwhile."""
         for _ in range(most):
             with self._changed:
-                if not self._waiting:
+                if not self._queued:
                     return
-                next_one = self._waiting.popleft()
-            if next_one.future.set_running_or_notify_cancel():
-                taken.append(next_one)
-                yield blended(self._pipeline, next_one.wanted)
+                each = self._queued.popleft()
+            if each.future.set_running_or_notify_cancel():
+                taken.append(each)
+                yield blended(self._pipeline, each.blend)
             else:
                 self._finished(1)

@@ -14,17 +14,67 @@ from runtime import cpu
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         ({}, None),
         ({"cpu.max": "nonsense"}, None),
+        ({"cpu.max": "100000 0"}, None),
     ],
 )
-def test_container_quota(files, quota, tmp_path):
+def test_quota_of_a_container(files, quota, tmp_path):
+    write(tmp_path, files)
+    assert cpu._cpu_quota(tmp_path, tmp_path / "none") == quota
+
+
+def write(folder, files):
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert cpu._container_quota(tmp_path) == quota
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+UNIT = "system.slice/galip-edge.service"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "quota"),
+    [
+        # systemd's CPUQuota=150 %: the unit's group has a limit, the root has no such file
+        (f"0::/{UNIT}\n", {f"{UNIT}/cpu.max": "150000 100000\n"}, 1.5),
+        (f"0::/{UNIT}\n", {f"{UNIT}/cpu.max": "max 100000\n"}, None),
+        # the least of a group's and its ancestors' counts
+        (
+            f"0::/{UNIT}\n",
+            {f"{UNIT}/cpu.max": "400000 100000", "system.slice/cpu.max": "200000 100000"},
+            2.0,
+        ),
+        (
+            f"0::/{UNIT}\n",
+            {f"{UNIT}/cpu.max": "max 100000", "cpu.max": "300000 100000"},
+            3.0,
+        ),
+        # version 1, alone and next to an empty version 2
+        (
+            f"4:memory:/elsewhere\n3:cpu,cpuacct:/{UNIT}\n0::/\n",
+            {
+                f"cpu,cpuacct/{UNIT}/cpu.cfs_quota_us": "250000",
+                f"cpu,cpuacct/{UNIT}/cpu.cfs_period_us": "100000",
+            },
+            2.5,
+        ),
+        (
+            f"3:cpu:/{UNIT}\n1:cpuset:/x\n",
+            {f"cpu/{UNIT}/cpu.cfs_quota_us": "50000", f"cpu/{UNIT}/cpu.cfs_period_us": "100000"},
+            0.5,
+        ),
+        # a group of another controller, or one outside of the namespace, is not read
+        ("3:memory:/x\n", {"memory/x/cpu.max": "100000 100000"}, None),
+        ("0::/../../other\n", {"cpu.max": "200000 100000"}, 2.0),
+    ],
+)
+def test_quota_of_the_processs_own_group(membership, files, quota, tmp_path):
+    write(tmp_path, files)
+    (tmp_path / "membership").write_text(membership)
+    assert cpu._cpu_quota(tmp_path, tmp_path / "membership") == quota
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(0.5, 1), (1.5, 1), (None, 4), (64.0, 4)])
 def test_cores_are_limited_by_affinity_and_quota(quota, cores, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(cpu, "_container_quota", lambda: quota)
+    monkeypatch.setattr(cpu, "_cpu_quota", lambda: quota)
     assert cpu.available_cores() == cores

@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,57 @@ def test_long_text_is_cut_and_keeps_its_end_token(tokenizer):
     assert tokens[0].argmax() == 76
     assert tokenizer.cut("word " * 75) is None
     assert tokenizer.cut("word " * 76) == "76 tokens, the model reads the first 75"
+
+
+def merged_pair_by_pair(tokenizer: Tokenizer, word: str) -> list[int]:
+    """The definition: merge the neighbours of the best rank, all at once, until none is left."""
+    parts = [tokenizer._byte_characters[byte] for byte in word.encode()]
+    parts[-1] += "</w>"
+    while True:
+        ranks = [tokenizer._ranks.get(f"{a} {b}", 1 << 30) for a, b in pairwise(parts)]
+        if not ranks or min(ranks) == 1 << 30:
+            return [tokenizer._ids[part] for part in parts]
+        left, right = tokenizer.merges[min(ranks)].split(" ")
+        merged: list[str] = []
+        for part in parts:
+            if merged and (merged[-1], part) == (left, right):
+                merged[-1] += part
+            else:
+                merged.append(part)
+        parts = merged
+
+
+@pytest.mark.parametrize("alphabet", ["ab", "hao", "etaoinshrdlu", "漢字漣波", "ß漢a"])
+def test_long_words_are_merged_by_the_definition(alphabet, tokenizer):
+    random = np.random.default_rng(0)
+    for length in (1, 2, 3, 25, 26, 60, 150):
+        word = "".join(random.choice(list(alphabet), length))
+        assert tokenizer.encode(word) == merged_pair_by_pair(tokenizer, word), word
+
+
+def test_long_words_are_not_cached_and_not_merged_without_need(tokenizer, monkeypatch):
+    """2,000 characters beyond the BMP took 72 KB each for good."""
+    merged = []
+    whole = tokenizer._merge
+    monkeypatch.setattr(tokenizer, "_merge", lambda word: merged.append(word) or whole(word))
+    before = tokenizer._merge_cached.cache_info().currsize
+    hostile = "".join(chr(0x20000 + 7 * i) for i in range(2000))
+    words = " ".join(f"{chr(0x20000 + i) * 30}" for i in range(60))
+    assert (tokenizer([hostile, words])[:, -1] == tokenizer.end_id).all()
+    assert tokenizer._merge_cached.cache_info().currsize == before
+    assert 1 < len(merged) < 30  # of 61 words
+
+
+def test_the_cache_of_words_is_bounded(tokenizer):
+    import tracemalloc
+
+    text = " ".join(chr(0x20000 + i) * 6 for i in range(10_000))
+    tracemalloc.start()
+    tokenizer.encode(text)
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 6e6
+    assert tokenizer._merge_cached.cache_info().currsize < 10_000
 
 
 def test_the_end_token_has_the_highest_id(tokenizer):

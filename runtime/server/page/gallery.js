@@ -43,9 +43,11 @@ export class Gallery {
     this.#changed();
   }
 
-  /** All pictures, the oldest first. */
+  /** The selected images, or all if none is, the oldest first. */
   async zip() {
-    const files = this.#history.items.map(({ recipe, blob }, index) => ({
+    const selected = this.#history.items.filter((item) => this.#isSelected(item));
+    const items = selected.length ? selected : this.#history.items;
+    const files = items.map(({ recipe, blob }, index) => ({
       name: `${String(index + 1).padStart(3, "0")}-${fileName(recipe)}.png`,
       input: blob,
     }));
@@ -60,6 +62,9 @@ export class Gallery {
     entry.querySelector(".words").textContent = item.recipe.prompt;
     entry.querySelector(".seed").textContent = brief(item.recipe);
     const [opener, remover] = entry.querySelectorAll("button");
+    const chooser = entry.querySelector(".chooser");
+    chooser.setAttribute("aria-label", `Select ${image.alt}`);
+    chooser.addEventListener("change", () => this.#changed());
     opener.title = image.alt;
     opener.addEventListener("click", () => this.#open(item));
     remover.setAttribute("aria-label", `Remove ${image.alt}`);
@@ -84,8 +89,14 @@ export class Gallery {
     this.#entries.delete(item);
   }
 
+  #isSelected(item) {
+    return this.#entries.get(item).querySelector(".chooser").checked;
+  }
+
   #changed() {
     const none = this.#entries.size === 0;
+    const selected = [...this.#entries.keys()].filter((item) => this.#isSelected(item)).length;
+    byId("zip").textContent = selected ? `Download ZIP (${selected} selected)` : "Download ZIP";
     byId("empty").hidden = !none;
     byId("zip").disabled = byId("clear").disabled = none;
   }

@@ -57,7 +57,7 @@ export class Live {
   }
 }
 
-/** Says how many pictures were shown in the last second, while there are any. */
+/** Shows how many images were shown in the last second. */
 export class Rate {
   #place;
   #times = [];
@@ -70,8 +70,8 @@ export class Rate {
   add() {
     const now = performance.now();
     this.#times = [...this.#times.filter((time) => time > now - 1000), now];
-    this.#place.textContent = `${this.#times.length} pictures/s`;
+    this.#place.textContent = `${this.#times.length} frames/s`;
     clearTimeout(this.#rest);
-    this.#rest = setTimeout(() => (this.#place.textContent = ""), 2000);
+    this.#rest = setTimeout(() => (this.#place.textContent = "0 frames/s"), 1500);
   }
 }

@@ -5,6 +5,7 @@ import { percent } from "./common.js";
 
 const CHUNK = "galip-edge";
 const MAX_SEED = 2n ** 63n - 1n;
+const MAX_INDEX = 2 ** 31 - 1;
 
 /** Text of a JSON in which seeds are texts -> where they are numbers. In a prompt, quotes are escaped. */
 const withNumbers = (text) => text.replace(/"seed":"(\d+)"/g, '"seed":$1');
@@ -12,7 +13,7 @@ const withTexts = (text) => text.replace(/"seed": ?(\d+)/g, '"seed":"$1"');
 
 /** Whether a text is a seed. */
 export function isSeed(text) {
-  return /^\d{1,19}$/.test(text) && BigInt(text) <= MAX_SEED;
+  return typeof text === "string" && /^\d{1,19}$/.test(text) && BigInt(text) <= MAX_SEED;
 }
 
 /**
@@ -66,9 +67,38 @@ function parsed(text) {
   } catch {
     return null;
   }
-  const isKeyframe = (it) =>
-    typeof it?.prompt === "string" && isSeed(it.seed) && Number.isInteger(it.index);
-  return isKeyframe(found) && (!found.end || isKeyframe(found.end)) ? found : null;
+  const { end, psi, sentence_share, noise_share } = found ?? {};
+  const shares = end ? [sentence_share, noise_share] : [];
+  const valid =
+    isKeyframe(found) &&
+    (!end || isKeyframe(end)) &&
+    shares.every(isShare) &&
+    (psi === undefined || isShare(psi));
+  return valid ? found : null;
+}
+
+const isShare = (value) => typeof value === "number" && value >= 0 && value <= 1;
+
+function isKeyframe(value) {
+  const { prompt, seed, index } = value ?? {};
+  return (
+    typeof prompt === "string" &&
+    prompt.trim() !== "" &&
+    isSeed(seed) &&
+    Number.isInteger(index) &&
+    index >= 0 &&
+    index <= MAX_INDEX
+  );
+}
+
+/** The command that makes a recipe's image again, or null for an image between two. */
+export function commandOf({ prompt, seed, index, end, psi }) {
+  if (end) return null;
+  const options = [`--seed ${seed}`];
+  if (index > 0) options.push(`-n ${index + 1}`); // images 0 to index
+  if (psi !== undefined && psi !== 1) options.push(`--psi ${psi}`);
+  const quoted = `'${prompt.replaceAll("'", `'\\''`)}'`;
+  return `galip-edge generate ${options.join(" ")} -- ${quoted}`;
 }
 
 /** One line for people. */

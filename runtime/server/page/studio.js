@@ -4,8 +4,9 @@ import { byId, wait } from "./common.js";
 import { download, Gallery } from "./gallery.js";
 import { Live, Rate } from "./live.js";
 import { Player } from "./player.js";
-import { described, fileName, numbered, recipeOf, requestOf } from "./recipe.js";
+import { commandOf, described, fileName, numbered, recipeOf, requestOf } from "./recipe.js";
 import { picture, servedModel, useKey } from "./backend.js";
+import { Smooth } from "./smooth.js";
 import { drawnSeed, fillForm, recipeOfForm, setShare, share, swapEnds } from "./settings.js";
 
 // Of the six connections that browsers have to a server, some stay for the picture that follows.
@@ -21,11 +22,15 @@ function say(text) {
   if (status.textContent !== text) status.textContent = text; // it is read aloud when it changes
 }
 
-/** Tell what went wrong. */
+/** Report an error until an image is shown again. */
+function complain(text) {
+  say(text);
+  troubled = true;
+}
+
 function failed(error) {
   if (error.status === 401) byId("key").showModal();
-  else say(error.message);
-  troubled = true;
+  else complain(error.message);
 }
 
 // ---- The picture that is shown ----
@@ -42,10 +47,14 @@ async function show({ recipe, blob }) {
   image.src = next.src;
   image.hidden = false;
   image.alt = byId("recipe").textContent = described(recipe);
+  smooth.shown(blob);
   byId("keep").disabled = byId("save").disabled = false;
+  byId("copy").disabled = commandOf(recipe) === null;
+  byId("copy").title = byId("copy").disabled ? "No command makes an image between two." : "";
   shown = { recipe, blob };
 }
 
+const smooth = new Smooth(byId("picture"), byId("smooth"));
 const rate = new Rate(byId("rate"));
 
 const live = new Live(
@@ -79,7 +88,7 @@ async function open(item) {
 async function openFile(file) {
   const recipe = await recipeOf(file);
   if (!recipe) {
-    say(`${file.name} has no settings of galip-edge inside: drop a PNG that it wrote.`);
+    complain(`${file.name} has no settings of galip-edge inside: drop a PNG that it wrote.`);
     return;
   }
   try {
@@ -94,6 +103,20 @@ async function openFile(file) {
       ? `${file.name} is by the model ${recipe.model}: the one that is served draws it otherwise.`
       : `The settings of ${file.name} are in the form.`,
   );
+}
+
+/** Put a text into the clipboard, also over plain http, where pages have no clipboard API. */
+async function copy(text) {
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(text);
+    return;
+  }
+  const area = document.createElement("textarea");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
 }
 
 // ---- Sliders ----
@@ -138,7 +161,7 @@ async function make() {
   const recipe = recipeOfForm();
   const count = byId("count").valueAsNumber;
   if (!recipe || !byId("count").validity.valid) {
-    say("The start needs a prompt, both ends need seeds, and 1 to 64 pictures can be made.");
+    complain("The start needs a prompt, both ends need seeds, and the number of images is 1 to 64.");
     return;
   }
   making = new AbortController();
@@ -160,14 +183,15 @@ async function make() {
     }
     while (pending.length) await keepNext();
     const seconds = ((performance.now() - started) / 1000).toFixed(2);
-    say(`${count} ${count === 1 ? "picture" : "pictures"} in ${seconds} s, seed ${recipe.seed}.`);
+    say(`${count} ${count === 1 ? "image" : "images"} in ${seconds} s, seed ${recipe.seed}.`);
+    troubled = false;
   } catch (error) {
     if (error.name === "AbortError") say(`Stopped after ${made} of ${count}.`);
     else failed(error);
   } finally {
     making.abort();
     making = null;
-    byId("make").textContent = "Make";
+    byId("make").textContent = "Generate";
   }
 }
 
@@ -205,6 +229,10 @@ function listen() {
     say("Kept in the history.");
   });
   byId("save").addEventListener("click", () => download(shown.blob, `${fileName(shown.recipe)}.png`));
+  byId("copy").addEventListener("click", async () => {
+    await copy(commandOf(shown.recipe));
+    say("The command is in the clipboard.");
+  });
   byId("open").addEventListener("click", () => byId("file").click());
   byId("file").addEventListener("change", ({ target }) => {
     if (target.files.length) openFile(target.files[0]);

@@ -5,22 +5,23 @@ import time
 from contextlib import contextmanager
 
 import pytest
-import uvicorn
 
-from galip_edge.commands.serve import listening
-from runtime.server.app import create_app
+from galip_edge.commands.serve import listening, server_of
+from runtime.server.models import ModelSource
+from runtime.server.options import ServerOptions
 
 
 @pytest.fixture(scope="session")
 def serving():
     @contextmanager
     def serve(pipeline, options=None, port=0):
-        app = create_app(pipeline, options)
+        models = {pipeline.manifest.name: ModelSource(pipeline.manifest, lambda: pipeline)}
         with listening("127.0.0.1", port) as listener:
-            server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+            server = server_of(models, options or ServerOptions())
             thread = threading.Thread(target=server.run, args=([listener],))
             thread.start()
             while not server.started:
+                assert thread.is_alive()
                 time.sleep(0.01)
             try:
                 yield f"http://127.0.0.1:{listener.getsockname()[1]}/"

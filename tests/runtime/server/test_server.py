@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from starlette.testclient import TestClient
+from starlette import testclient
 
 from runtime import Pipeline
 from runtime.images import read_metadata
@@ -19,7 +19,13 @@ from runtime.keyframes import Blend, Keyframe
 from runtime.latent import blended, latent_of
 from runtime.server.app import create_app
 from runtime.server.options import ServerOptions
-from runtime.server.queue import PictureQueue, QueueFullError
+from runtime.server.queue import GenerationQueue, QueueFullError
+
+
+def TestClient(app):  # noqa: N802
+    """A client of this machine: other Host names need an API key."""
+    return testclient.TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50000))
+
 
 GENERATE = "/v1/images/generations"
 INTERPOLATE = "/v1/images/interpolations"
@@ -50,7 +56,7 @@ def test_pictures_are_those_of_the_pipeline(client, bundle):
     np.testing.assert_array_equal(pictures(answer), wanted)
 
 
-def test_a_prompt_that_is_cut_is_told(client):
+def test_a_cut_prompt_is_reported(client):
     cut = "a prompt has 80 tokens, the model reads the first 75"
     body = {"prompt": "bird " * 80, "n": 2}
     assert client.post(GENERATE, json=body).json()["warnings"] == [cut]
@@ -82,8 +88,8 @@ def test_a_url_gives_a_png_with_its_recipe(client, tmp_path):
 @pytest.mark.parametrize(
     ("body", "parameter", "message"),
     [
-        ({}, "prompt", "prompt must be a text"),
-        ({"prompt": 5}, "prompt", "prompt must be a text"),
+        ({}, "prompt", "prompt must be a string"),
+        ({"prompt": 5}, "prompt", "prompt must be a string"),
         ({"prompt": " "}, "prompt", "the prompt is empty"),
         ({"prompt": "x" * 3000}, "prompt", "at most 2,000 are accepted"),
         ({"prompt": "a\0b"}, "prompt", "NUL"),
@@ -91,12 +97,19 @@ def test_a_url_gives_a_png_with_its_recipe(client, tmp_path):
         ({"prompt": "a", "n": 0}, "n", "n must be an integer from 1 to 10"),
         ({"prompt": "a", "n": 11}, "n", "n must be an integer from 1 to 10"),
         ({"prompt": "a", "n": True}, "n", "n must be an integer"),
-        ({"prompt": "a", "seed": 1.5}, "seed", "seed must be an integer from 0"),
-        ({"prompt": "a", "seed": -1}, "seed", "seed must be an integer from 0"),
-        ({"prompt": "a", "size": "1024x1024"}, "size", "size must be one of auto, 64x64"),
+        ({"prompt": "a", "seed": 1.5}, "seed", "seed must be an integer from -1"),
+        ({"prompt": "a", "seed": -2}, "seed", "seed must be an integer from -1"),
+        ({"prompt": "a", "size": "4096x64"}, "size", "WIDTHxHEIGHT with at most 2048 pixels"),
+        ({"prompt": "a", "size": "0x64"}, "size", "size must be auto or WIDTHxHEIGHT"),
+        ({"prompt": "a", "size": "64"}, "size", "size must be auto or WIDTHxHEIGHT"),
+        ({"prompt": "a", "size": 64}, "size", "size must be auto or WIDTHxHEIGHT"),
+        ({"prompt": "a", "output_format": "svg"}, "output_format", "one of png, jpeg, webp"),
+        ({"prompt": "a", "stream": "perhaps"}, "stream", "stream must be true or false"),
+        ({"prompt": "a", "n": "many"}, "n", "n must be an integer from 1 to 10"),
         ({"prompt": "a", "response_format": "tiff"}, "response_format", "one of url, b64_json"),
         ({"prompt": "a", "psi": 1.1}, "psi", "psi must be a number from 0 to 1"),
-        ({"prompt": "a", "steps": 50}, "steps", "there is no parameter 'steps'"),
+        ({"prompt": "a", "colour": 50}, "colour", "unknown parameter 'colour'"),
+        ({"prompt": "a", "\ud800": 1}, "\\ud800", "unknown parameter"),
     ],
 )
 def test_what_is_wrong_is_told(body, parameter, message, client):
@@ -139,11 +152,11 @@ def test_a_picture_between_two_has_its_recipe(body, client, bundle, tmp_path):
     ("body", "parameter", "message"),
     [
         ({}, "start", "start must be a JSON object"),
-        ({"start": {"seed": 1}}, "start.prompt", "start.prompt must be a text"),
+        ({"start": {"seed": 1}}, "start.prompt", "start.prompt must be a string"),
         ({"start": A, "end": {"prompt": ""}}, "end.prompt", "the prompt is empty"),
         ({"start": A | {"index": -1}}, "start.index", "start.index must be an integer from 0"),
-        ({"start": A, "end": A | {"x": 1}}, "end.x", "there is no parameter 'end.x'"),
-        ({"start": A, "noise_share": "1"}, "noise_share", "noise_share must be a number from 0"),
+        ({"start": A, "end": A | {"x": 1}}, "end.x", "unknown parameter 'end.x'"),
+        ({"start": A, "noise_share": "x"}, "noise_share", "noise_share must be a number from 0"),
         ({"start": A, "noise_share": -0.1}, "noise_share", "noise_share must be a number from 0"),
         ({"start": A, "psi": True}, "psi", "psi must be a number from 0 to 1"),
     ],
@@ -193,25 +206,28 @@ def test_a_model_that_fails_is_told_and_the_server_goes_on(bundle, monkeypatch):
             patch.setattr(pipeline, "synthesize_each", lambda rows, count: (1 // 0 for _ in rows))
             answer = client.post(GENERATE, json={"prompt": "a bird", "n": 2})
         assert answer.status_code == 500
-        assert answer.json()["error"]["message"] == "the pictures could not be made"
+        assert answer.json()["error"]["message"] == "the images could not be generated"
         assert client.post(GENERATE, json={"prompt": "a bird"}).status_code == 200
 
 
 def test_a_key_is_asked_for(bundle):
-    options = ServerOptions(api_key="a long secret")
+    options = ServerOptions(api_key="a-long-secret")
     with TestClient(create_app(Pipeline.from_bundle(bundle), options)) as client:
-        for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "a long secret"}):
+        for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "a-long-secret"}):
             answer = client.post(GENERATE, json={"prompt": "a bird"}, headers=given)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
             assert client.get("/v1/models", headers=given).status_code == 401
-        given = {"Authorization": "Bearer a long secret"}
-        answer = client.post(GENERATE, json={"prompt": "a bird"}, headers=given)
-        assert answer.status_code == 200
+        basic = base64.b64encode(b"user:a-long-secret").decode()
+        for given in ("Bearer a-long-secret", "bearer  a-long-secret", f"Basic {basic}"):
+            headers = {"Authorization": given}
+            answer = client.post(GENERATE, json={"prompt": "a bird"}, headers=headers)
+            assert answer.status_code == 200
+            assert client.get("/v1/models", headers={"Host": "any.example", **headers}).is_success
         assert client.get("/healthz").status_code == 200
 
 
 def test_too_late_is_told_when_to_come_again(bundle):
-    options = ServerOptions(queue=8, most=8)
+    options = ServerOptions(queue_size=8, max_images=8)
     with TestClient(create_app(Pipeline.from_bundle(bundle), options)) as client:
         answers = []
 
@@ -249,7 +265,7 @@ def held(bundle):
 
 
 def test_a_request_that_takes_too_long_is_given_up(held):
-    with TestClient(create_app(held, ServerOptions(seconds=0.3))) as client:
+    with TestClient(create_app(held, ServerOptions(timeout=0.3))) as client:
         held.gate.clear()
         answer = client.post(GENERATE, json={"prompt": "a bird"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
@@ -286,11 +302,11 @@ def test_what_nobody_waits_for_any_more_is_not_made(serving, held):
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(serving, bundle):
-    with serving(Pipeline.from_bundle(bundle), ServerOptions(seconds=0.3)) as address:
+    with serving(Pipeline.from_bundle(bundle), ServerOptions(timeout=0.3)) as address:
         with raw(address, '{"prompt": ', length=30) as connection:
             answer = connection.recv(4096).decode()
     assert answer.startswith("HTTP/1.1 400")
-    assert "the body did not come within 0.3 s" in answer
+    assert "request body timed out after 0.3 s" in answer
 
 
 class SlowPipeline:
@@ -320,14 +336,14 @@ def slow(bundle):
 
 
 def test_pictures_are_made_in_order_and_the_queue_is_bounded(slow):
-    queue = PictureQueue(slow, bound=5)
-    first = queue.ask([Blend(Keyframe("x"))])
+    queue = GenerationQueue(slow, bound=5)
+    first = queue.submit([Blend(Keyframe("x"))])
     while not first[0].running():
         time.sleep(0.001)
-    rest = queue.ask([Blend(Keyframe("x" * i)) for i in range(2, 6)])
+    rest = queue.submit([Blend(Keyframe("x" * i)) for i in range(2, 6)])
     assert len(queue) == 5
     with pytest.raises(QueueFullError, match="try again in 1 s"):
-        queue.ask([Blend(Keyframe("late"))])
+        queue.submit([Blend(Keyframe("late"))])
     rest[1].cancel()
     slow.allowed.release(10)
     queue.close()
@@ -340,11 +356,11 @@ def test_pictures_are_made_in_order_and_the_queue_is_bounded(slow):
 
 def test_a_failure_is_told_and_the_next_one_is_made(slow):
     slow.allowed.release(10)
-    queue = PictureQueue(slow, bound=4)
-    (failed,) = queue.ask([Blend(Keyframe("x" * 13))])
+    queue = GenerationQueue(slow, bound=4)
+    (failed,) = queue.submit([Blend(Keyframe("x" * 13))])
     with pytest.raises(RuntimeError, match="a kernel gave up"):
         failed.result(timeout=5)
-    (good,) = queue.ask([Blend(Keyframe("x"))])
+    (good,) = queue.submit([Blend(Keyframe("x"))])
     assert good.result(timeout=5).shape == (8, 8, 3)
     queue.close()
     assert len(queue) == 0
@@ -353,11 +369,19 @@ def test_a_failure_is_told_and_the_next_one_is_made(slow):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"most": 0}, "got 0"),
-        ({"most": 65}, "as many as may wait .64., got 65"),
-        ({"seconds": 0}, "seconds must be above 0, got 0"),
+        ({"max_images": 0}, "got 0"),
+        ({"max_images": 65}, "from 1 to queue_size .64., got 65"),
+        ({"timeout": 0}, "timeout must be above 0, got 0"),
         ({"body_bytes": 10}, "body_bytes must be at least 1024, got 10"),
         ({"api_key": "short"}, "at least 8 characters"),
+        ({"api_key": "geheimnis-schlüssel"}, "ASCII letters"),
+        ({"api_key": "a long secret"}, "without spaces"),
+        ({"api_key": "with\nnewline"}, "ASCII letters"),
+        ({"cors_origins": ("example.com",)}, "an origin is scheme, host and port"),
+        ({"trusted_proxies": ("nginx",)}, "a trusted proxy is an IP address"),
+        ({"root_path": "images"}, "root_path must start with /"),
+        ({"memory": 0}, "memory must be at least 1 byte"),
+        ({"max_connections": 0}, "max_connections must be at least 1"),
     ],
 )
 def test_invalid_options_are_named(settings, message):

@@ -3,6 +3,7 @@
 import http.client
 import io
 import re
+import shlex
 import shutil
 import zipfile
 from dataclasses import replace
@@ -13,6 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+from galip_edge.cli import main
 from runtime import Pipeline
 from runtime.images import ImageMetadata, read_metadata, save_png
 from runtime.keyframes import Blend, Keyframe
@@ -167,7 +169,7 @@ def test_pictures_are_made_and_outlive_the_page(page, pipeline, tmp_path):
     page.fill("#start-prompt", "a red bird")
     page.fill("#count", "5")
     page.press("#start-prompt", "Control+Enter")
-    status(page, "5 pictures in")
+    status(page, "5 images in")
     for _ in range(2):
         expect(page.locator("#pictures li")).to_have_count(5)
         with zipfile.ZipFile(saved(page, tmp_path / "all.zip", "#zip")[0]) as archive:
@@ -286,7 +288,7 @@ def test_a_png_gives_its_settings_back(way, page, pipeline, tmp_path):
         expect(page.locator(f"#{name}")).to_have_value(value)
     page.fill("#count", "1")
     page.click("#make")  # from the settings, not the file
-    status(page, "1 picture in")
+    status(page, "1 image in")
     file, _ = saved(page, tmp_path / "again.png")
     assert read_metadata(file) == read_metadata(tmp_path / "a.png")
     np.testing.assert_array_equal(pixels(file), image)
@@ -303,8 +305,21 @@ def test_pngs_that_are_not_ours(page, pipeline, tmp_path):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "cut.png").write_bytes((tmp_path / "other.png").read_bytes()[:60])
-    save_png(image, tmp_path / "odd.png", replace(recipe, seed="x"))
-    for name in ("foreign", "text", "empty", "cut", "odd"):
+    end = Keyframe("a dog", 1)
+    odd = {
+        "seed": replace(recipe, seed="x"),
+        "index": replace(recipe, index=-1),
+        "large": replace(recipe, index=2**40),
+        "prompt": replace(recipe, prompt=" "),
+        "psi": replace(recipe, psi="half"),
+        "beyond": replace(recipe, psi=7.5),
+        "share": replace(recipe, end=end, sentence_share="x"),
+        "null": replace(recipe, end=end, noise_share=None),
+        "end": replace(recipe, end=Keyframe("a dog", "y")),
+    }
+    for name, each in odd.items():
+        save_png(image, tmp_path / f"{name}.png", each)
+    for name in ("foreign", "text", "empty", "cut", *odd):
         drop(page, tmp_path / f"{name}.png")
         status(page, f"{name}.png has no settings of galip-edge inside")
     (tmp_path / "half.png").write_bytes((tmp_path / "other.png").read_bytes()[:2000])
@@ -325,7 +340,7 @@ def test_what_cannot_be_made_is_told(page):
     page.fill("#end-seed", str(MAX_SEED))
     expect(page.locator("#end-seed")).to_have_attribute("aria-invalid", "false")
     page.click("#make")
-    status(page, "4 pictures in")
+    status(page, "4 images in")
 
 
 def test_a_prompt_that_is_cut_is_told(page):
@@ -336,13 +351,15 @@ def test_a_prompt_that_is_cut_is_told(page):
 
 
 def test_a_full_queue_is_waited_for(context, serving, bundle):
-    with serving(Pipeline.from_bundle(bundle), ServerOptions(queue=1, most=1)) as address:
+    with serving(
+        Pipeline.from_bundle(bundle), ServerOptions(queue_size=1, max_images=1)
+    ) as address:
         page = context.new_page()
         page.goto(address)
         expect(page.locator("#picture")).to_be_visible()
         page.fill("#count", "6")
         page.click("#make")
-        status(page, "6 pictures in")
+        status(page, "6 images in")
         expect(page.locator("#pictures li")).to_have_count(6)
     context.errors.clear()  # the browser tells each 429
 
@@ -362,10 +379,10 @@ def test_a_server_that_goes_and_comes_back(context, serving, bundle):
 
 
 def test_a_key_is_asked_for_once(context, serving, bundle):
-    with serving(Pipeline.from_bundle(bundle), ServerOptions(api_key="a long secret")) as address:
+    with serving(Pipeline.from_bundle(bundle), ServerOptions(api_key="a-long-secret")) as address:
         page = context.new_page()
         page.goto(address)
-        for key in ("wrong", "a long secret"):
+        for key in ("wrong", "a-long-secret"):
             page.fill("#key-value", key)
             page.keyboard.press("Enter")
         expect(page.locator("#key")).to_be_hidden()
@@ -392,19 +409,27 @@ def test_all_of_it_by_keyboard(page):
             )
         if focused == "make":
             page.keyboard.press("Enter")
-            status(page, "4 pictures in")
+            status(page, "4 images in")
             break
-    in_order = ["keep", "save", "open", "start-prompt", "start-seed", "start-seed", "start-index"]
+    in_order = [
+        "keep",
+        "save",
+        "copy",
+        "open",
+        "start-prompt",
+        "start-seed",
+        "start-seed",
+        "start-index",
+    ]
     assert reached[: len(in_order)] == in_order
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
+    for _ in range(3):  # over the buttons of the history to the newest image
+        page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     shows(page, "a bird on a branch (seed 0, image 3) → (seed 1, image 3), prompt 10 %, seed 10 %")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 320])
+@pytest.mark.parametrize("width", [1280, 390, 320])
 def test_axe_finds_nothing(width, scheme, browser, address):
     with browser.new_context(
         color_scheme=scheme, viewport={"width": width, "height": 800}
@@ -412,7 +437,7 @@ def test_axe_finds_nothing(width, scheme, browser, address):
         page = context.new_page()
         page.goto(address)
         page.click("#make")
-        status(page, "4 pictures in")
+        status(page, "4 images in")
         found = Axe().run(page).response
         assert len(found["passes"]) > 20
         assert [(each["id"], each["impact"]) for each in found["violations"]] == []
@@ -420,10 +445,73 @@ def test_axe_finds_nothing(width, scheme, browser, address):
         assert page.evaluate("() => document.documentElement.scrollWidth") == width
 
 
-def test_on_a_phone_the_picture_stays_in_sight(browser, address):
-    with browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True) as context:
+@pytest.mark.parametrize(("width", "height"), [(390, 664), (320, 568)])
+def test_on_a_phone_prompt_image_and_button_are_in_sight(width, height, browser, address):
+    size = {"width": width, "height": height}
+    with browser.new_context(viewport=size, has_touch=True) as context:
         page = context.new_page()
         page.goto(address)
+        expect(page.locator("#picture")).to_be_visible()
+        for name in ("picture", "start-prompt", "make"):
+            expect(page.locator(f"#{name}")).to_be_in_viewport(ratio=1)
         page.locator("#psi").scroll_into_view_if_needed()
         expect(page.locator("#picture")).to_be_in_viewport(ratio=1)
         expect(page.locator("#psi")).to_be_in_viewport(ratio=1)
+
+
+def test_the_image_is_enlarged_smoothly_when_it_rests(page):
+    expect(page.locator("#smooth")).to_be_visible()
+    shown, drawn = (page.locator(name).bounding_box() for name in ("#picture", "#smooth"))
+    assert shown == drawn
+    assert page.evaluate("() => document.getElementById('smooth').width") == round(shown["width"])
+
+
+def test_the_rate_is_zero_when_nothing_moves(page):
+    page.fill("#psi", "0.5")
+    expect(page.locator("#rate")).to_have_text(re.compile(r"[1-9]\d* frames/s"))
+    expect(page.locator("#rate")).to_have_text("0 frames/s")
+
+
+def test_an_error_is_cleared_when_it_is_over(page):
+    page.fill("#start-prompt", " ")
+    page.click("#make")
+    status(page, "The start needs a prompt")
+    page.fill("#start-prompt", "a bird")
+    expect(page.locator("#status")).to_be_empty()
+
+
+def test_selected_images_are_downloaded(page, tmp_path):
+    page.click("#make")
+    status(page, "4 images in")
+    page.locator(".chooser").nth(0).check()
+    page.locator(".chooser").nth(2).check()
+    expect(page.locator("#zip")).to_have_text("Download ZIP (2 selected)")
+    with zipfile.ZipFile(saved(page, tmp_path / "some.zip", "#zip")[0]) as archive:
+        assert [name[-7:] for name in archive.namelist()] == ["0-1.png", "0-3.png"]
+    page.locator(".remover").nth(0).click()
+    expect(page.locator("#zip")).to_have_text("Download ZIP (1 selected)")
+    page.locator(".chooser").nth(1).uncheck()
+    expect(page.locator("#zip")).to_have_text("Download ZIP")
+
+
+def test_the_command_makes_the_image_again(page, context, bundle, tmp_path):
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.fill("#start-prompt", "-a 'bird' $HOME")
+    page.fill("#start-seed", "7")
+    page.fill("#start-index", "1")
+    page.fill("#psi", "0.5")
+    shows(page, "-a 'bird' $HOME (seed 7, image 1), ψ 50 %")
+    page.click("#copy")
+    status(page, "The command is in the clipboard.")
+    command = page.evaluate("() => navigator.clipboard.readText()")
+    name, *arguments = shlex.split(command)
+    assert name == "galip-edge"
+    options = ["--model", str(bundle), "--out", str(tmp_path / "made")]
+    with pytest.raises(SystemExit):
+        main([arguments[0], *options, *arguments[1:]])
+    file, _ = saved(page, tmp_path / "a.png")
+    recipe = read_metadata(file)
+    made_again = [path for path in (tmp_path / "made").iterdir() if read_metadata(path) == recipe]
+    np.testing.assert_array_equal(pixels(made_again[0]), pixels(file))
+    page.fill("#sentence-share", "0.5")
+    expect(page.locator("#copy")).to_be_disabled()

@@ -1,0 +1,87 @@
+"""`galip-edge mcp`: a tool for assistants that speak the Model Context Protocol."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+from mcp.server.mcpserver import Image, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from pydantic import Field
+
+from galip_edge.commands.loading import load_pipeline
+from galip_edge.commands.options import cache_option, model_option, threads_option
+from runtime.errors import PromptError
+from runtime.images import ImageMetadata, write_png
+from runtime.noise import MAX_SEED
+from runtime.pipeline import Pipeline, PipelineOptions
+from runtime.prompts import checked_prompt
+from runtime.resize import resized
+from runtime.server.requests import MAX_SIDE, random_seed
+from runtime.version import __version__
+
+
+@click.command("mcp")
+@model_option
+@threads_option
+@cache_option
+def command(model: Path | None, threads: int, cache: bool) -> None:
+    """Serve one tool, generate_image, by the Model Context Protocol (standard input and output).
+
+    Assistants start this command themselves; see docs/serving.md for their settings.
+    """
+    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
+    pipeline.generate("a bird on a branch")  # what is wrong with a bundle ends the command
+    server_of(pipeline).run("stdio")
+
+
+def server_of(pipeline: Pipeline) -> MCPServer[Any]:
+    """A server with the tool `generate_image`."""
+    manifest = pipeline.manifest
+    server: MCPServer[Any] = MCPServer("galip-edge", version=__version__, log_level="WARNING")
+    one_at_a_time = threading.Lock()
+
+    @server.tool(
+        title="Generate an image",
+        description=(
+            f"Generate an image from a prompt with the model {manifest.name}, in less than a "
+            f"second, on this machine. Its own size is {manifest.image_size}x{manifest.image_size} "
+            "pixels. The same prompt, seed and psi give the same image; the seed is returned."
+        ),
+        structured_output=False,
+    )
+    def generate_image(
+        prompt: Annotated[str, Field(description="What the image shows.")],
+        seed: Annotated[
+            int, Field(ge=-1, le=MAX_SEED, description="Picks the noise; -1 for a random seed.")
+        ] = -1,
+        psi: Annotated[
+            float,
+            Field(ge=0, le=1, description="Truncation: below 1, more typical and less diverse."),
+        ] = 1.0,
+        size: Annotated[
+            int,
+            Field(ge=0, le=MAX_SIDE, description="Width and height; 0 for the model's own."),
+        ] = 0,
+    ) -> list[Any]:
+        """A PNG and what it was made from."""
+        try:
+            checked_prompt(prompt)
+        except PromptError as error:
+            raise ToolError(str(error)) from error
+        seed = random_seed() if seed == -1 else seed
+        with one_at_a_time:
+            image = pipeline.generate(prompt, seed=seed, psi=psi)[0]
+        metadata = ImageMetadata(prompt, seed, 0, manifest.name, manifest.model_hash, psi=psi)
+        buffer = io.BytesIO()
+        write_png(resized(image, size, size) if size else image, buffer, metadata)
+        found: dict[str, Any] = metadata.recorded()
+        if cut := pipeline.tokenizer.cut(prompt):
+            found["warning"] = f"the prompt has {cut}"
+        return [Image(data=buffer.getvalue(), format="png"), json.dumps(found)]
+
+    return server
