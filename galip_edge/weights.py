@@ -27,6 +27,7 @@ from galip_edge.checkpoints.file_kinds import (
     HEAD_BYTES,
     cut_short,
     foreign_kind,
+    is_zip,
     looks_like_safetensors,
     zip_without_weights,
 )
@@ -174,7 +175,7 @@ _SAFE_GLOBALS: list[Any] = [
 
 def _read_torch(path: Path) -> Any:
     try:
-        if not zipfile.is_zipfile(path):
+        if not is_zip(path):
             _legacy_globals(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE_GLOBALS):
             warnings.simplefilter("ignore")  # about pickle protocols, which a user cannot change

@@ -132,6 +132,14 @@ def cut_short(path: Path, head: bytes, size: int) -> str | None:
         if 8 + length > size:
             return f"ends after {size:,} bytes, inside of its header of {length:,} bytes"
         return None
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+    if head.startswith(b"PK") and not is_zip(path):
         return f"starts as a PyTorch file, but its end is missing after {size:,} bytes"
     return None
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file ends as a zip archive does, damaged or not."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # raised for some archives of several disks
+        return True

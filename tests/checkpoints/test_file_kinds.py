@@ -81,6 +81,10 @@ def arrays() -> bytes:
         (zipped(notes_txt=b"a"), "is a zip archive without weights .it holds 'notes.txt'"),
         (zipped(models__galip_pth=b"a"), "is a zip archive: unpack it and give 'models/galip.pth'"),
         (zipped(notes_txt=b"a" * 999)[:500], "is incomplete: it starts as a PyTorch file, but"),
+        (
+            b"PK\x03\x04" + bytes(60) + struct.pack("<4sLQL4s18x", b"PK\6\7", 0, 0, 2, b"PK\5\6"),
+            "is damaged or incomplete .zipfiles that span multiple disks",
+        ),
         (struct.pack("<Q", 4000) + b'{"a": ', "is incomplete: it ends after 14 bytes"),
         (pickle.dumps({"a": [1, 2]}), "is damaged or incomplete"),
         (os.urandom(1) and b"\x01\x02\x03\x04" * 99, "is damaged or incomplete"),
