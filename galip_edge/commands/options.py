@@ -136,20 +136,23 @@ def require_config(config: str, assignments: tuple[str, ...], folder: str = "") 
             )
         path = built_in
     try:
-        values = override(parse_toml(path.read_text(encoding="utf-8")), assignments)
+        values = parse_toml(path.read_text(encoding="utf-8"))
+        given = override({} if path == built_in else values, assignments)
+        _require_files(override(values, assignments), given)
     except (OSError, ValueError):
         return  # reported with its place by what reads it
-    _require_files(values)
 
 
-def _require_files(values: Mapping[str, Any]) -> None:
-    data = values.get("data")
-    if isinstance(data, Mapping) and data.get("kind") in _LOCAL_KINDS and "root" in data:
+def _require_files(values: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Check the files of a configuration's `values` that the user has `given`."""
+    data, given_data = values.get("data"), given.get("data")
+    rooted = isinstance(given_data, Mapping) and "root" in given_data
+    if rooted and isinstance(data, Mapping) and data.get("kind") in _LOCAL_KINDS:
         require_path(Path(str(data["root"])), "data.root = ")
     if (Path(str(values.get("output", ""))) / "model.safetensors").exists():
         return  # a run that resumes needs no other file
     for name in ("start", "clip"):
-        if isinstance(value := values.get(name), str) and value != "random":
+        if isinstance(value := given.get(name), str) and value != "random":
             require_path(Path(value), f"{name} = ")
 
 

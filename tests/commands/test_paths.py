@@ -83,6 +83,7 @@ def test_a_run_that_resumes_needs_no_other_file(tmp_path):
     (tmp_path / "model.safetensors").touch()
     require_config("own", settings)
     require_config("own", ("data.kind=webdataset", "data.root=http://x/{0..9}.tar"))
+    require_config("own", ("batch_sise=3",))  # its data is a place to fill: reported later
 
 
 # What writes files that the user keeps, and the option that names them.
