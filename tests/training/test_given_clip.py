@@ -142,8 +142,8 @@ def test_without_a_network_the_option_that_exists_is_named(tmp_path, monkeypatch
 
 def test_tiny_keeps_a_living_discriminator(squares, tmp_path):
     # Hinge losses add up to 2 where the scores of real and generated images are alike.
-    settings = [f"data.root={squares}", f"output={tmp_path}", "batch_size=8", "steps=60", "log.samples_every=0",
-                "log.tensorboard=false"]  # fmt: skip
+    settings = [f"data.root={squares}", f"output={tmp_path}", "batch_size=8", "steps=60",
+                "log.samples_every=0", "log.tensorboard=false"]  # fmt: skip
     train(load_config("tiny", settings))
     log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     last = [record["discriminator/total"] for record in log if "discriminator/total" in record][-2:]
