@@ -148,7 +148,9 @@ def test_files_that_are_no_statistics_are_refused(tmp_path, content, message):
         ),
     ],
 )  # fmt: skip
-def test_options_that_do_not_go_together(checkpoint, capsys, options, message):
+def test_options_that_do_not_go_together(checkpoint, tmp_path, capsys, options, message):
+    (tmp_path / "x.npz").touch()
+    options = [str(tmp_path / "x.npz") if option == "x.npz" else option for option in options]
     with pytest.raises(SystemExit) as exit_:
         main(["evaluate", str(checkpoint), "--data", "aviary", *options])
     assert exit_.value.code == 2
