@@ -120,8 +120,8 @@ class Manifest:
     Attributes:
         name: of the model, as shown to people.
         noise_dim, embedding_dim, image_size, context_length: the model's dimensions.
-        precision: how weights and activations are stored: fp32, fp16, bf16, int8, or mixed (int8
-            but for a few small parts).
+        precision: how weights and activations are stored: fp32, fp16, bf16 or int8; in bundles of
+            version 0.1 also mixed.
         inference_precision: what the parts that are not int8 are calculated in, f32 or bf16
             (f32 where the CPU has no bf16).
         files: every file but the manifest.
@@ -292,6 +292,13 @@ def _short(value: Any) -> str:
         return "a number beyond 64 bits"
     shown = ascii(value[:100] if isinstance(value, (str, bytes, list, tuple)) else value)
     return shown if len(shown) <= 60 else f"{shown[:60]}..."
+
+    @property
+    def keeps_float(self) -> bool:
+        """Whether parts of an INT8 generator stay in floating point."""
+        scheme = self.quantization.get("scheme")
+        generator = scheme.get("generator") if isinstance(scheme, dict) else None
+        return isinstance(generator, dict) and bool(generator.get("keep_float"))
 
 
 def _own_hash(body: Mapping[str, Any]) -> str:

@@ -336,7 +336,8 @@ class Pipeline:
         if self.options.streams:
             return self.options.streams
         # In float32, sums depend on the number of threads, and the picture would on `count`.
-        exact = self.manifest.precision == "int8" or self._precision == "bf16"
+        whole_int8 = self.manifest.precision == "int8" and not self.manifest.keeps_float
+        exact = whole_int8 or self._precision == "bf16"
         return self._threads if exact and count >= _MANY * self._threads else 1
 
     def _compile_options(self, streams: int) -> CompileOptions:
