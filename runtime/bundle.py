@@ -208,6 +208,13 @@ class Manifest:
         )
         return hashlib.sha256(lines.encode()).hexdigest()
 
+    @property
+    def keeps_float(self) -> bool:
+        """Whether parts of an INT8 generator stay in floating point."""
+        scheme = self.quantization.get("scheme")
+        generator = scheme.get("generator") if isinstance(scheme, dict) else None
+        return isinstance(generator, dict) and bool(generator.get("keep_float"))
+
     def signature(self, graph: str) -> Signature:
         """Inputs and output that the graph `TEXT_ENCODER` or `GENERATOR` must have."""
         sentence = Tensor("f32", (-1, self.embedding_dim))
@@ -292,13 +299,6 @@ def _short(value: Any) -> str:
         return "a number beyond 64 bits"
     shown = ascii(value[:100] if isinstance(value, (str, bytes, list, tuple)) else value)
     return shown if len(shown) <= 60 else f"{shown[:60]}..."
-
-    @property
-    def keeps_float(self) -> bool:
-        """Whether parts of an INT8 generator stay in floating point."""
-        scheme = self.quantization.get("scheme")
-        generator = scheme.get("generator") if isinstance(scheme, dict) else None
-        return isinstance(generator, dict) and bool(generator.get("keep_float"))
 
 
 def _own_hash(body: Mapping[str, Any]) -> str:
