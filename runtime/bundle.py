@@ -209,11 +209,12 @@ class Manifest:
         return hashlib.sha256(lines.encode()).hexdigest()
 
     @property
-    def keeps_float(self) -> bool:
-        """Whether parts of an INT8 generator stay in floating point."""
+    def is_all_int8(self) -> bool:
+        """Whether no part of the generator is kept in floating point, whose sums vary."""
         scheme = self.quantization.get("scheme")
         generator = scheme.get("generator") if isinstance(scheme, dict) else None
-        return isinstance(generator, dict) and bool(generator.get("keep_float"))
+        keeps_float = isinstance(generator, dict) and bool(generator.get("keep_float"))
+        return self.precision == "int8" and not keeps_float
 
     def signature(self, graph: str) -> Signature:
         """Inputs and output that the graph `TEXT_ENCODER` or `GENERATOR` must have."""
