@@ -33,7 +33,6 @@ EAGER = "PyTorch eager float32"
 OURS = {
     "fp32": "galip-edge float32",
     "bf16": "galip-edge bfloat16",
-    "mixed": "galip-edge INT8, mixed",
     "int8": "galip-edge INT8",
 }
 NAIVE = "OpenVINO INT8, NNCF's defaults"

@@ -77,16 +77,17 @@ class Prepared:
 
         return self._made("onnx", make)
 
-    def rewritten_generator(self) -> Path:
-        """ONNX of our generator with its rewrites, float32."""
-        from convert.export import GENERATOR_ONNX, export_onnx
+    def rewritten(self) -> tuple[Path, Path]:
+        """ONNX of our text encoder and generator with their rewrites, float32."""
+        from convert.export import GENERATOR_ONNX, TEXT_ENCODER_ONNX, export_onnx
         from galip_edge.checkpoint import load_checkpoint
 
         def make(path: Path) -> None:
             with atomic_folder(path) as folder:
                 export_onnx(load_checkpoint(self.checkpoint).model, folder)
 
-        return self._made("onnx-rewritten", make) / GENERATOR_ONNX
+        folder = self._made("onnx-rewritten", make)
+        return folder / TEXT_ENCODER_ONNX, folder / GENERATOR_ONNX
 
     def onnx_int8(self, static: bool) -> Path:
         """The same in INT8 by ONNX Runtime's own tools, as its guide has them."""
@@ -98,13 +99,13 @@ class Prepared:
         source = self.onnx()
 
         def make(path: Path) -> None:
-            samples = self._samples()
+            text_rows, generator_rows = self._samples()
             with atomic_folder(path) as folder:
                 for name in (TEXT_ENCODER_ONNX, GENERATOR_ONNX):
                     ready = folder / f"ready-{name}"
                     quant_pre_process(source / name, ready, skip_symbolic_shape=True)
                     if static:
-                        rows = samples.text_encoder if "text" in name else samples.generator
+                        rows = text_rows if "text" in name else generator_rows
                         reader = _Reader(ready, rows)
                         quantize_static(ready, folder / name, reader, per_channel=True)
                     else:
@@ -124,11 +125,11 @@ class Prepared:
         source = self.onnx()
 
         def make(path: Path) -> None:
-            samples = self._samples()
+            text_rows, generator_rows = self._samples()
             with atomic_folder(path) as folder:
                 for name, out, rows in (
-                    (TEXT_ENCODER_ONNX, "text_encoder.xml", samples.text_encoder),
-                    (GENERATOR_ONNX, "generator.xml", samples.generator),
+                    (TEXT_ENCODER_ONNX, "text_encoder.xml", text_rows),
+                    (GENERATOR_ONNX, "generator.xml", generator_rows),
                 ):
                     with quiet("nncf"):
                         model = nncf.quantize(
@@ -143,14 +144,21 @@ class Prepared:
         return self._made("naive-int8", make)
 
     def _samples(self) -> Any:
-        from convert.calibration import make_samples, read_captions
+        """Inputs of the text encoder and of the generator, a batch of one each, as two lists."""
+        import torch
+
+        from convert.calibration import generator_samples, read_captions
         from galip_edge.checkpoint import load_checkpoint
         from galip_edge.tokenizer import build_tokenizer
 
         model = load_checkpoint(self.checkpoint).model
-        return make_samples(
-            model, build_tokenizer(model.config.clip), read_captions(None, _SAMPLES)
-        )
+        captions = read_captions(None, _SAMPLES)
+        tokens = build_tokenizer(model.config.clip)(captions)
+        with torch.inference_mode():
+            sentences = model.text_encoder(torch.from_numpy(tokens)).numpy()
+        rows = [sentence[None] for sentence in sentences]
+        generator = generator_samples(captions, rows, model.config.noise_dim)
+        return [(row[None],) for row in tokens], generator
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         """`make` is given a path at which nothing is yet, and leaves the whole there or nothing."""

@@ -2,7 +2,7 @@
 
 from convert import ConvertOptions, convert
 
-manifest = convert(Path("galip.pth"), Path("galip-int8"), clip=Path("ViT-B-32.pt"))
+manifest = convert("galip.pth", "galip-int8", clip="ViT-B-32.pt")
 """
 
 from convert.options import ConvertOptions

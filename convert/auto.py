@@ -11,8 +11,8 @@ from pathlib import Path
 
 from convert.fidelity import PROMPTS
 from convert.options import ConvertOptions
-from convert.quantize import SCHEMES
-from convert.write import OnStep, Source, write_bundle
+from convert.progress import Progress
+from convert.write import Source, write_bundle
 from runtime.bundle import Manifest, save_manifest
 from runtime.compiled import has_bf16
 from runtime.errors import ConversionError
@@ -39,27 +39,27 @@ class Candidate:
 
 
 def write_fastest(
-    source: Source, options: ConvertOptions, folder: Path, on_step: OnStep
+    source: Source, options: ConvertOptions, folder: Path, progress: Progress
 ) -> Manifest:
-    """Make a bundle of each precision that may be fastest, and leave the chosen one in `folder`.
+    """Write a bundle of each precision that may be fastest, and move the chosen one to `folder`.
 
-    Its manifest says what it was chosen from.
+    Its manifest lists what it was chosen from.
 
     Raises:
         ConversionError: none is as near to PyTorch as asked for.
     """
     # Half the weights' size costs nothing where the CPU has no bfloat16 to gain time with.
-    precisions = ("int8", "mixed", "bf16" if has_bf16() else "fp16")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".candidates-") as name:
+    precisions = ("int8", "bf16" if has_bf16() else "fp16")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="candidates-") as name:
         manifests = {}
         for precision in precisions:
             path = Path(name) / precision
             path.mkdir()
-            calibration = options.calibration if precision in SCHEMES else None
+            calibration = options.calibration if precision == "int8" else None
             one = replace(options, precision=precision, min_psnr=0.0, calibration=calibration)
-            manifests[precision] = write_bundle(source, one, path, on_step)
-        on_step("measuring which is fastest")
-        seconds = _seconds({precision: Path(name) / precision for precision in precisions})
+            manifests[precision] = write_bundle(source, one, path, progress)
+        progress.step("measuring which is fastest", len(precisions) * _TURNS)
+        seconds = _seconds({p: Path(name) / p for p in precisions}, progress)
         candidates = [
             Candidate(precision, manifest.fidelity[-1]["image_psnr_db"], seconds[precision])
             for precision, manifest in manifests.items()
@@ -91,7 +91,7 @@ def choose(candidates: list[Candidate], lowest_psnr: float) -> Candidate:
     return max((c for c in faithful if c.seconds <= limit), key=lambda c: c.image_psnr_db)
 
 
-def _seconds(bundles: dict[str, Path]) -> dict[str, float]:
+def _seconds(bundles: dict[str, Path], progress: Progress) -> dict[str, float]:
     """From prompt to image: medians, in turns, with a new prompt in each."""
     pipelines = {
         name: Pipeline.from_bundle(path, PipelineOptions(cache=False))
@@ -104,5 +104,6 @@ def _seconds(bundles: dict[str, Path]) -> dict[str, float]:
             start = time.perf_counter()
             pipeline.generate(prompt)
             seconds[name].append(time.perf_counter() - start)
+            progress.advance()
     # The first turns compile.
     return {name: statistics.median(values[2:]) for name, values in seconds.items()}

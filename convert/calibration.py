@@ -1,20 +1,19 @@
-"""What quantization is calibrated on: prompts, and what the model makes of them."""
+"""Calibration data of quantization: prompts, and the inputs of both models for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import torch
 
-from galip_edge.models import GALIP
 from runtime.errors import GalipEdgeError, PromptError
 from runtime.noise import draw_noise
 from runtime.prompts import checked_prompt
 from runtime.tokenizer import Tokenizer
+
+Sample = tuple[npt.NDArray[Any], ...]
 
 BUILT_IN = Path(__file__).with_name("captions.txt")
 
@@ -52,22 +51,17 @@ def read_captions(path: Path | None, limit: int) -> list[str]:
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
-@dataclass(frozen=True)
-class CalibrationSamples:
-    """Inputs of batch 1 for each of the two models."""
-
-    text_encoder: Sequence[tuple[npt.NDArray[Any], ...]]
-    generator: Sequence[tuple[npt.NDArray[Any], ...]]
+def text_samples(tokenizer: Tokenizer, captions: Sequence[str]) -> list[Sample]:
+    """Tokens (1,L) of each caption up to the end of text: none sees those that come after it."""
+    rows = tokenizer(captions)
+    return [(row[None, : int(row.argmax()) + 1],) for row in rows]
 
 
-def make_samples(model: GALIP, tokenizer: Tokenizer, captions: Sequence[str]) -> CalibrationSamples:
-    """Tokens, and the true sentence embeddings of the captions with noise of their own."""
-    tokens = tokenizer(captions)
-    text, generator = [], []
-    for row, caption in zip(tokens, captions):
-        with torch.inference_mode():
-            sentence = model.text_encoder(torch.from_numpy(row[None])).numpy()
-        noise = draw_noise(0, caption, 0, model.config.noise_dim)
-        text.append((row[None],))
-        generator.append((noise[None], sentence))
-    return CalibrationSamples(text, generator)
+def generator_samples(
+    captions: Sequence[str], sentences: Sequence[npt.NDArray[Any]], noise_dim: int
+) -> list[Sample]:
+    """Noise (1,noise_dim) of each caption, and its sentence embedding (1,E)."""
+    return [
+        (draw_noise(0, caption, 0, noise_dim)[None], sentence)
+        for caption, sentence in zip(captions, sentences)
+    ]

@@ -36,44 +36,65 @@ class DeployedGenerator(nn.Module):
 
 @dataclass(frozen=True)
 class OnnxFiles:
-    """Where the two exported models lie."""
+    """Paths of the two exported models."""
 
     text_encoder: Path
     generator: Path
 
 
 def export_onnx(model: GALIP, folder: Path, *, rewritten: bool = True) -> OnnxFiles:
-    """Write both models to `folder` as ONNX files, and check them.
+    """Write both models to `folder`: `export_text_encoder` and `export_generator`."""
+    text_encoder = export_text_encoder(model, folder, rewritten=rewritten)
+    return OnnxFiles(text_encoder, export_generator(model, folder, rewritten=rewritten))
+
+
+def export_text_encoder(model: GALIP, folder: Path, *, rewritten: bool = True) -> Path:
+    """Write the text encoder to `folder` as an ONNX file, and check it. The batch stays dynamic.
 
     Args:
-        model: the batch stays dynamic.
+        model: to export.
         folder: that exists.
-        rewritten: for deployment (`convert.rewrite`); the number of tokens that the text encoder
-            reads is dynamic then, too. False leaves the order of operations as it is.
+        rewritten: for deployment (`convert.rewrite`): the number of tokens is dynamic, too.
 
     Raises:
-        ConversionError: PyTorch cannot export them, or onnx.checker objects.
+        ConversionError: PyTorch cannot export it, or onnx.checker objects.
     """
-    config = model.config
-    files = OnnxFiles(folder / TEXT_ENCODER_ONNX, folder / GENERATOR_ONNX)
+    length = model.config.clip.context_length
     # Two rows: torch.export would take a batch of one for a constant.
-    tokens = torch.ones(2, config.clip.context_length, dtype=torch.int64)
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    length = torch.export.Dim("length", min=2, max=config.clip.context_length)
+    tokens = torch.ones(2, length, dtype=torch.int64)
+    dimensions = {0: _batch()}
+    text_encoder: nn.Module = model.text_encoder
+    if rewritten:
+        text_encoder = read_any_length(model.text_encoder)
+        dimensions |= {1: torch.export.Dim("length", min=2, max=length)}
+    path = folder / TEXT_ENCODER_ONNX
+    _export(text_encoder.eval(), {"tokens": (tokens, dimensions)}, "sentence", path)
+    return path
+
+
+def export_generator(model: GALIP, folder: Path, *, rewritten: bool = True) -> Path:
+    """Write the generator to `folder` as an ONNX file, and check it. The batch stays dynamic.
+
+    Args:
+        model: to export.
+        folder: that exists.
+        rewritten: for deployment (`convert.rewrite`); False keeps the order of operations.
+
+    Raises:
+        ConversionError: PyTorch cannot export it, or onnx.checker objects.
+    """
+    config, batch = model.config, _batch()
     noise = torch.zeros(2, config.noise_dim)
     sentence = torch.zeros(2, config.clip.embedding_dim)
-    text_encoder: nn.Module = model.text_encoder
-    generator: nn.Module = model.generator
-    token_dimensions = {0: batch}
-    if rewritten:
-        text_encoder, generator = read_any_length(model.text_encoder), deployed(model.generator)
-        token_dimensions |= {1: length}
-    text_example = {"tokens": (tokens, token_dimensions)}
-    _export(text_encoder.eval(), text_example, "sentence", files.text_encoder)
-    generator = DeployedGenerator(generator).eval()
+    generator: nn.Module = deployed(model.generator) if rewritten else model.generator
     inputs = {"noise": (noise, {0: batch}), "sentence": (sentence, {0: batch})}
-    _export(generator, inputs, "image", files.generator)
-    return files
+    path = folder / GENERATOR_ONNX
+    _export(DeployedGenerator(generator).eval(), inputs, "image", path)
+    return path
+
+
+def _batch() -> Any:
+    return torch.export.Dim("batch", min=1, max=1024)
 
 
 def _export(

@@ -70,17 +70,19 @@ class Fidelity:
         return asdict(self)
 
 
-def make_reference(model: GALIP, tokenizer: Tokenizer) -> Reference:
-    """Run PyTorch on `PROMPTS`, with the noise of seed 0."""
+def make_reference(
+    model: GALIP, tokenizer: Tokenizer, on_image: Callable[[], None] = lambda: None
+) -> Reference:
+    """Run PyTorch on `PROMPTS`, with the noise of seed 0; `on_image` is called after each."""
     tokens = tokenizer(PROMPTS)
     noise = np.stack([draw_noise(0, p, 0, model.config.noise_dim) for p in PROMPTS])
     with torch.inference_mode():
         sentence = model.text_encoder(torch.from_numpy(tokens))
+        images = []
         # One by one: the largest blocks of a batch would take gigabytes.
-        images = [
-            model.generator(torch.from_numpy(noise[i : i + 1]), sentence[i : i + 1])
-            for i in range(len(PROMPTS))
-        ]
+        for i in range(len(PROMPTS)):
+            images.append(model.generator(torch.from_numpy(noise[i : i + 1]), sentence[i : i + 1]))
+            on_image()
     image = torch.cat(images).clamp(-1, 1).permute(0, 2, 3, 1)
     return Reference(tokens, noise, sentence.numpy(), image.numpy())
 
@@ -92,28 +94,24 @@ def psnr_db(image: Floats, reference: Floats) -> float:
 
 
 def compare(
-    step: str,
-    reference: Reference,
-    encode: Callable[[npt.NDArray[np.int64]], Floats],
-    synthesize: Callable[[Floats, Floats], npt.NDArray[np.uint8]],
+    step: str, reference: Reference, sentence: Floats, image: npt.NDArray[np.uint8]
 ) -> Fidelity:
-    """Compare an implementation, end to end, with the reference.
+    """Compare what an implementation calculates, end to end, with the reference.
 
     Args:
         step: name for the report.
         reference: from `make_reference`.
-        encode: tokens (B,77) to sentence embeddings (B,E).
-        synthesize: noise (B,Z) and sentence embeddings (B,E) to images (B,H,W,3).
+        sentence: (B,E), of the reference's tokens.
+        image: (B,H,W,3), of those sentences and the reference's noise.
     """
-    sentence = encode(reference.tokens)
-    image = synthesize(reference.noise, sentence).astype(np.float32) / 127.5 - 1
-    error = np.abs(image - reference.image)
+    found = image.astype(np.float32) / 127.5 - 1
+    error = np.abs(found - reference.image)
     lengths = np.linalg.norm(sentence, axis=1) * np.linalg.norm(reference.sentence, axis=1)
     cosine = (sentence * reference.sentence).sum(axis=1) / np.maximum(lengths, 1e-12)
     return Fidelity(
         step=step,
-        image_psnr_db=psnr_db(image, reference.image),
-        image_worst_psnr_db=min(map(psnr_db, image, reference.image)),
+        image_psnr_db=psnr_db(found, reference.image),
+        image_worst_psnr_db=min(map(psnr_db, found, reference.image)),
         image_max_error=float(error.max()),
         image_mean_error=float(error.mean()),
         sentence_cosine=float(cosine.min()),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 # A bundle whose images are further from PyTorch's is refused, in dB. Untrained and trained models
 # alike lie well above; below it, something went wrong.
-MIN_PSNR = {"fp32": 50.0, "fp16": 45.0, "bf16": 35.0, "mixed": 20.0, "int8": 20.0, "auto": 30.0}
-_QUANTIZED = ("int8", "mixed")
+MIN_PSNR = {"fp32": 50.0, "fp16": 45.0, "bf16": 35.0, "int8": 20.0, "auto": 30.0}
+# Former names of precisions.
+_ALIASES = {"mixed": "int8"}
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,13 @@ class ConvertOptions:
     """Settings of a conversion.
 
     Attributes:
-        precision: fp32, fp16 (float16 weights, calculated in float32), bf16, int8, mixed (int8
-            but for the small parts that all of the picture hangs on), or auto: the fastest on
-            this machine that reaches `min_psnr`, of int8, mixed and bf16 (fp16 where the CPU has
-            no bfloat16).
+        precision: fp32, fp16 (float16 weights, calculated in float32), bf16, int8 (with the few
+            small parts in floating point that most of the fidelity depends on), or auto: the
+            fastest on this machine that reaches `min_psnr`, of int8 and bf16 (fp16 where the CPU
+            has no bfloat16). `mixed` is a former name of int8.
         name: of the model, as shown to people; by default the checkpoint's file name.
-        calibration: text file with a prompt a line, for int8 and mixed; by default captions that
-            come with the package.
+        calibration: text file with a prompt a line, for int8; by default captions that come with
+            the package.
         samples: how many calibration prompts to use.
         keep_onnx: folder that receives the ONNX files.
         min_psnr: in dB; a bundle further from PyTorch is refused. None: `MIN_PSNR`.
@@ -38,14 +39,13 @@ class ConvertOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "precision", _ALIASES.get(self.precision, self.precision))
         if self.precision not in MIN_PSNR:
             raise ValueError(
                 f"precision must be one of {', '.join(MIN_PSNR)}, got {self.precision!r}"
             )
-        if self.calibration is not None and self.precision not in (*_QUANTIZED, "auto"):
-            raise ValueError(
-                f"calibration has no effect with {self.precision}, only with int8 and mixed"
-            )
+        if self.calibration is not None and self.precision not in ("int8", "auto"):
+            raise ValueError(f"calibration has no effect with {self.precision}, only with int8")
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
 
@@ -57,4 +57,4 @@ class ConvertOptions:
     @property
     def inference_precision(self) -> str:
         """What is not int8 is calculated in this."""
-        return "bf16" if self.precision in ("bf16", *_QUANTIZED) else "f32"
+        return "bf16" if self.precision in ("bf16", "int8") else "f32"

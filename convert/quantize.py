@@ -1,177 +1,267 @@
-"""INT8 by post-training quantization, with NNCF, and a report of what stayed in floating point."""
+"""INT8 by post-training quantization: weights per output channel, activations per tensor.
+
+Each multiplication by constant weights reads its activations through a FakeQuantize, which OpenVINO
+turns into INT8 kernels. Before it, activations are smoothed (SmoothQuant, Xiao et al. 2023,
+https://arxiv.org/abs/2211.10438): a channel is divided by a constant that its weights are
+multiplied by. The constants are those that make the predicted error least (`_smoothing`).
+
+Products of two activations, those of attention, stay in floating point: they are 0.2 % of the
+multiply-adds at full size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nncf
+import numpy as np
 import numpy.typing as npt
-from nncf.quantization.advanced_parameters import AdvancedSmoothQuantParameters, OverflowFix
-from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+import openvino as ov
+import openvino.opset13 as ops
 
-from convert.quiet import quiet
+from convert.calibration import Sample
+from convert.statistics import Statistics, Tensor, collect_statistics
 from runtime.int8_weights import int8_weight
 
-# The operations that multiply matrices: what quantization is for.
-_MULTIPLYING = ("Convolution", "GroupConvolution", "MatMul")
-# Between an operation and its quantizer may lie operations that only move numbers about.
-_MOVING = (
-    "Reshape",
-    "Transpose",
-    "Concat",
-    "Squeeze",
-    "Unsqueeze",
-    "Slice",
-    "Split",
-    "VariadicSplit",
-    "Gather",
-    "Interpolate",
-    "Broadcast",
-    "MaxPool",
-)
+Floats = npt.NDArray[np.float32]
+
+# Largest magnitude of an INT8 weight. CPUs without VNNI halve it (`runtime.weight_range.py`).
+WEIGHT_LEVELS = 127
+_LEVELS = 256
+# Rows of a table that is worth eight bits: the token embeddings, not the positions.
+_LARGE_TABLE = 1000
+
+# SmoothQuant's alpha: how far the range of activations moves into the weights.
+_ALPHAS = np.linspace(0, 1, 11)
 
 REASONS = {
-    "softmax": "attention probabilities: small numbers that 8 bits serve badly; the scheme for "
-    "transformers leaves their product with the values in floating point",
-    "meant": "all of the picture hangs on it, and it is small",
-    "other": "NNCF found no quantizable input",
-}
-
-
-_RANGES = {
-    "mean": RangeEstimatorParametersSet.MEAN_MINMAX,
-    "extreme": RangeEstimatorParametersSet.MINMAX,
-    "quantile": RangeEstimatorParametersSet.MEAN_QUANTILE,
-    "histogram": RangeEstimatorParametersSet.HISTOGRAM,
+    "kept": "kept in float: most of the quality for least of the time",
+    "attention": "product of two activations, in attention",
+    "unsupported": "its weights are no constant matrix or kernel",
 }
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How numbers become eight bits. The defaults won by measurement (docs/performance.md).
+    """What is quantized.
 
     Attributes:
-        ranges: of activations, from the least and largest value of each sample: their `mean`, or
-            the most `extreme`; the mean of their `quantile`s of one in ten thousand; or what errs
-            least on a `histogram`.
-        smooth_matrices, smooth_convolutions: SmoothQuant's alpha in [0,1], how far activations'
-            ranges go over to the weights (Xiao et al. 2023, https://arxiv.org/abs/2211.10438);
-            None leaves it out.
-        whole_weights: use the whole range for weights. Half of it is safe everywhere: without VNNI
-            a CPU adds products in 16 bits, which whole ones overflow.
-        accurate_bias: correct biases layer by layer, with all before it quantized; slow.
-        in_float: parts of the model that stay in floating point, as the names of their weights
+        keep_float: parts of the model that stay in floating point, as the names of their weights
             have them, such as `to_rgb` or `upsampling.5`.
     """
 
-    ranges: str = "extreme"
-    smooth_matrices: float | None = 0.95
-    smooth_convolutions: float | None = 0.5
-    whole_weights: bool = False
-    accurate_bias: bool = False
-    in_float: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.ranges not in _RANGES:
-            raise ValueError(f"ranges must be one of {', '.join(_RANGES)}, got {self.ranges!r}")
-        for name in ("smooth_matrices", "smooth_convolutions"):
-            alpha = getattr(self, name)
-            if alpha is not None and not 0 <= alpha <= 1:
-                raise ValueError(f"{name} must be in [0,1] or None, got {alpha!r}")
+    keep_float: tuple[str, ...] = ()
 
 
-# By the bundle's precision. When it is mixed, 2 % of the weights stay in float: of the layer that
-# reads the noise and the blocks that predict the bridge feature, from which all else follows.
-SCHEMES = {"int8": Scheme(), "mixed": Scheme(in_float=("noise_projection", "bridge"))}
+# The parts with the most decibels per millisecond at full size, until 3 % of the time is spent
+# (`benchmarks/precision.py --parts`, docs/performance.md). A model may lack some of them.
+GENERATOR_SCHEME = Scheme(keep_float=("noise_projection", "bridge", "gamma", "beta", "shortcut"))
+TEXT_ENCODER_SCHEME = Scheme(keep_float=("text_projection", "out_proj"))
 
 
 def quantize(
-    model: Any, samples: Sequence[tuple[npt.NDArray[Any], ...]], scheme: Scheme | None = None
-) -> Any:
-    """Quantize weights (per channel) and activations (per tensor) of an `openvino.Model`.
+    model: ov.Model,
+    samples: Sequence[Sample],
+    scheme: Scheme | None = None,
+    on_sample: Callable[[], None] = lambda: None,
+) -> list[npt.NDArray[Any]]:
+    """Quantize an `openvino.Model` in place.
 
     Args:
-        model: with a dynamic batch; the result keeps it.
+        model: in float32, with a dynamic batch, which it keeps.
         samples: inputs of a batch of one each.
-        scheme: see there.
+        scheme: by default all weights.
+        on_sample: called after each sample.
 
     Returns:
-        The quantized `openvino.Model`.
+        The output of the model for each sample, as it was before.
+
+    Raises:
+        ValueError: the model has no weights to quantize.
     """
-    scheme = scheme or Scheme()
-    alphas = scheme.smooth_matrices, scheme.smooth_convolutions
-    matrices, convolutions = (-1.0 if alpha is None else alpha for alpha in alphas)
-    with quiet("nncf"):
-        return nncf.quantize(
-            model,
-            nncf.Dataset(samples, list),
-            # Symmetric weights, asymmetric activations: LeakyReLU leaves them lopsided.
-            preset=nncf.QuantizationPreset.MIXED,
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(samples),
-            ignored_scope=nncf.IgnoredScope(names=_operations_of(model, scheme.in_float)),
-            fast_bias_correction=not scheme.accurate_bias,
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                overflow_fix=OverflowFix.DISABLE if scheme.whole_weights else OverflowFix.ENABLE,
-                activations_range_estimator_params=_RANGES[scheme.ranges],
-                smooth_quant_alphas=AdvancedSmoothQuantParameters(
-                    convolution=convolutions, matmul=matrices
-                ),
-            ),
-        )
-
-
-def _operations_of(model: Any, parts: Sequence[str]) -> list[str]:
-    """Names of the operations that multiply with weights of `parts`.
-
-    Raises ValueError if a part has none.
-    """
-    found: dict[str, list[str]] = {part: [] for part in parts}
+    groups = _groups(model, (scheme or Scheme()).keep_float)
+    if not groups:
+        raise ValueError("there is nothing to quantize: the model multiplies by no weights")
+    statistics, outputs = collect_statistics(model, list(groups), samples, on_sample)
+    for tensor, layers in groups.items():
+        _quantize_group(tensor, layers, statistics[tensor])
     for operation in model.get_ordered_ops():
-        if parts and operation.get_type_name() in _MULTIPLYING:
-            weight = f".{operation.input_value(1).get_node().get_friendly_name()}"
-            for part in parts:
-                if f".{part}." in weight:
-                    found[part].append(operation.get_friendly_name())
-    if missing := [part for part, names in found.items() if not names]:
-        raise ValueError(f"no operation of the model has weights of {', '.join(missing)}")
-    return [name for names in found.values() for name in names]
+        if operation.get_type_name() == "Gather":
+            _quantize_table(operation)
+    model.validate_nodes_and_infer_types()
+    return outputs
 
 
-def report(model: Any, in_float: Sequence[str] = ()) -> dict[str, Any]:
-    """Which multiplying operations are in int8; `in_float` of the scheme are meant not to be.
+def _groups(model: ov.Model, keep_float: Sequence[str]) -> dict[Tensor, list[_Layer]]:
+    """Layers to quantize, by the tensor that they read: they share its smoothing and quantizer."""
+    kept = _kept(model, keep_float)
+    groups: dict[Tensor, list[_Layer]] = {}
+    for layer in _layers(model):
+        if layer.operation.get_friendly_name() not in kept:
+            groups.setdefault(layer.tensor, []).append(layer)
+    return groups
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """An operation that multiplies by constant weights.
+
+    Attributes:
+        operation: Convolution or MatMul.
+        tensor: its activations.
+    """
+
+    operation: Any
+    tensor: Tensor
+
+    @property
+    def _is_transposed(self) -> bool:
+        """Whether the weights of a MatMul have the input channels first."""
+        operation = self.operation
+        is_matmul = operation.get_type_name() == "MatMul"
+        return is_matmul and not operation.get_attributes()["transpose_b"]
+
+    def weights(self) -> Floats:
+        """Output channels, input channels, taps."""
+        values = np.array(self.operation.input_value(1).get_node().get_data(), np.float32)
+        values = values.T if self._is_transposed else values
+        return values.reshape(*values.shape[:2], -1)
+
+    def replace_weights(self, integers: npt.NDArray[np.int8], scale: Floats) -> None:
+        """Multiply by `integers`, (output channels, input channels, taps), times `scale` (O,)."""
+        shape = list(self.operation.input_value(1).get_shape())
+        scales = scale.reshape(-1, *[1] * (len(shape) - 1))
+        if self._is_transposed:
+            integers, scales = integers[..., 0].T, scales.T
+        constant = ops.constant(np.ascontiguousarray(integers.reshape(shape)))
+        product = ops.multiply(ops.convert(constant, np.float32), ops.constant(scales))
+        self.operation.input(1).replace_source_output(product.output(0))
+
+
+def _layers(model: ov.Model) -> Iterator[_Layer]:
+    for operation in model.get_ordered_ops():
+        kind = operation.get_type_name()
+        if kind not in ("Convolution", "MatMul"):
+            continue
+        source, weights = operation.input_value(0), operation.input_value(1)
+        if weights.get_node().get_type_name() != "Constant":
+            continue
+        if kind == "MatMul":
+            is_matrix = len(weights.get_shape()) == 2
+            if not is_matrix or operation.get_attributes()["transpose_a"]:
+                continue
+        axis = 1 if kind == "Convolution" else source.get_partial_shape().rank.get_length() - 1
+        name = source.get_node().get_friendly_name()
+        yield _Layer(operation, Tensor(name, source.get_index(), axis))
+
+
+def _quantize_group(tensor: Tensor, layers: Sequence[_Layer], statistics: Statistics) -> None:
+    weights = [layer.weights() for layer in layers]
+    smoothing = _smoothing(statistics, weights)
+    source = layers[0].operation.input_value(0)
+    rank = source.get_partial_shape().rank.get_length()
+    shape = [-1 if axis == tensor.axis else 1 for axis in range(rank)]
+    smoothed = ops.multiply(source, ops.constant((1 / smoothing).reshape(shape)))
+    bounds = [
+        ops.constant(np.full([1] * rank, bound, np.float32))
+        for bound in _activation_range(statistics, smoothing)
+    ]
+    activations = ops.fake_quantize(smoothed, *bounds, *bounds, _LEVELS)
+    for layer, values in zip(layers, weights):
+        values = values * smoothing[:, None]
+        scale = np.maximum(np.abs(values).max(axis=(1, 2)), 1e-12) / WEIGHT_LEVELS
+        integers = np.rint(values / scale[:, None, None]).astype(np.int8)
+        layer.operation.input(0).replace_source_output(activations.output(0))
+        layer.replace_weights(integers, scale)
+
+
+def _smoothing(statistics: Statistics, weights: Sequence[Floats]) -> Floats:
+    """What to divide each channel by (C,): SmoothQuant's constants with the best alpha."""
+    # Largest magnitude of each output and input channel (O,C), for all layers in a column.
+    peaks = np.concatenate([np.abs(values).max(axis=2) for values in weights])
+    taps = np.concatenate([np.full(len(values), values.shape[2]) for values in weights])
+    energy = sum(np.einsum("oct,oct->c", values, values) for values in weights)
+    reach = np.maximum(np.maximum(-statistics.low, statistics.high), 1e-5)
+    size = np.maximum(peaks.max(axis=0), 1e-5)
+
+    def predicted_error(smoothing: Floats) -> float:
+        """Sum of the squared errors of all outputs, if roundings are uniform and independent."""
+        low, high = _activation_range(statistics, smoothing)
+        activations = ((high - low) / (_LEVELS - 1)) ** 2 * np.sum(energy * smoothing**2)
+        steps = (peaks * smoothing).max(axis=1) / WEIGHT_LEVELS
+        rounded_weights = np.sum(taps * steps**2) * np.sum(statistics.power / smoothing**2)
+        return float(activations + rounded_weights)
+
+    candidates = [reach**alpha / size ** (1 - alpha) for alpha in _ALPHAS]
+    # A channel that is almost always zero must not be multiplied without end.
+    candidates = [np.maximum(c, 1e-4 * c.max()).astype(np.float32) for c in candidates]
+    return min(candidates, key=predicted_error)
+
+
+def _activation_range(statistics: Statistics, smoothing: Floats) -> tuple[float, float]:
+    """Of a smoothed tensor; it has zero as one of its levels, which padding needs."""
+    low = min(0.0, float((statistics.low / smoothing).min()))
+    high = max(1e-6, float((statistics.high / smoothing).max()))
+    zero = round(-low / (high - low) * (_LEVELS - 1))
+    if zero in (0, _LEVELS - 1):
+        return (0.0, high) if zero == 0 else (low, 0.0)
+    step = max(-low / zero, high / (_LEVELS - 1 - zero))
+    return -zero * step, (_LEVELS - 1 - zero) * step
+
+
+def _quantize_table(gather: Any) -> None:
+    """Rows of a large constant table become (rows of INT8) * (rows of scales).
+
+    Rows are taken before they are scaled: else OpenVINO holds the whole table in floating point,
+    100 MB at full size, for the few rows that a prompt needs.
+    """
+    table, rows, axis = (gather.input_value(i) for i in range(3))
+    if table.get_node().get_type_name() != "Constant" or len(table.get_shape()) != 2:
+        return
+    values = np.array(table.get_node().get_data())
+    if values.dtype != np.float32 or len(values) < _LARGE_TABLE:
+        return
+    scale = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-12) / WEIGHT_LEVELS
+    integers = ops.constant(np.rint(values / scale).astype(np.int8))
+    taken = ops.convert(ops.gather(integers, rows, axis), np.float32)
+    result = ops.multiply(taken, ops.gather(ops.constant(scale), rows, axis))
+    result.set_friendly_name(gather.get_friendly_name())
+    gather.output(0).replace(result.output(0))
+
+
+def _kept(model: ov.Model, parts: Sequence[str]) -> set[str]:
+    """Names of the operations that multiply by weights of `parts`."""
+    kept = set()
+    for layer in _layers(model):
+        weights = f".{layer.operation.input_value(1).get_node().get_friendly_name()}."
+        if any(f".{part}." in weights for part in parts):
+            kept.add(layer.operation.get_friendly_name())
+    return kept
+
+
+def report(model: ov.Model, keep_float: Sequence[str] = ()) -> dict[str, Any]:
+    """Count the multiplying operations of a quantized model.
 
     Returns:
         `quantized` and `float`: counts; `left_in_float`: name, kind and reason of each of the
         latter.
     """
-    quantized, left, meant = 0, [], _operations_of(model, in_float)
+    quantized, left, kept = 0, [], _kept(model, keep_float)
     for operation in model.get_ordered_ops():
         kind = operation.get_type_name()
-        if kind not in _MULTIPLYING:
+        if kind not in ("Convolution", "GroupConvolution", "MatMul"):
             continue
-        sources = [_source(operation.input_value(i).get_node()) for i in range(2)]
-        if all(source in ("FakeQuantize", "int8 weight") for source in sources):
+        weights = operation.input_value(1).get_node()
+        if int8_weight(weights) is not None:
             quantized += 1
-        else:
-            name = operation.get_friendly_name()
-            why = "softmax" if "Softmax" in sources else "meant" if name in meant else "other"
-            left.append({"name": name, "kind": kind, "reason": REASONS[why]})
+            continue
+        name, is_constant = operation.get_friendly_name(), weights.get_type_name() == "Constant"
+        why = "kept" if name in kept else "unsupported" if is_constant else "attention"
+        left.append({"name": name, "kind": kind, "reason": REASONS[why]})
     return {"quantized": quantized, "float": len(left), "left_in_float": left}
 
 
-def _source(node: Any) -> str:
-    """What an input really comes from: a quantizer, a weight stored in int8, or another kind."""
-    kind = str(node.get_type_name())
-    if kind in _MOVING:
-        return _source(node.input_value(0).get_node())
-    if int8_weight(node) is not None:
-        return "int8 weight"
-    return kind
-
-
-def is_quantized(model: Any) -> bool:
-    """Whether an `openvino.Model` already contains quantizers."""
+def is_quantized(model: ov.Model) -> bool:
+    """Whether an `openvino.Model` contains quantizers."""
     return any(op.get_type_name() == "FakeQuantize" for op in model.get_ordered_ops())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from convert.calibration import BUILT_IN, make_samples
-from convert.export import OnnxFiles, export_onnx, to_openvino
+from convert.calibration import BUILT_IN, generator_samples, text_samples
+from convert.export import export_generator, export_text_encoder, to_openvino
 from convert.fidelity import PROMPTS, Fidelity, Reference, compare, make_reference
 from convert.options import ConvertOptions
-from convert.quantize import SCHEMES, quantize, report
-from convert.table import take_rows_first
-from galip_edge.checkpoint import Checkpoint, load_checkpoint
+from convert.progress import Progress
+from convert.quantize import GENERATOR_SCHEME, TEXT_ENCODER_SCHEME, quantize, report
+from convert.workspace import disk_errors
+from galip_edge.checkpoint import load_checkpoint
 from galip_edge.checkpoints.clip_weights import Activation
+from galip_edge.models import ModelConfig
 from galip_edge.tokenizer import build_tokenizer
 from runtime.bundle import (
     GENERATOR,
@@ -42,18 +47,17 @@ from runtime.version import __version__
 # the bundle.
 GOLDEN_ROWS = (0, 7)
 
-TOOLS = ("torch", "onnx", "openvino", "nncf", "open_clip_torch")
-
-OnStep = Callable[[str], None]
+TOOLS = ("torch", "onnx", "openvino", "open_clip_torch")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint on its way to bundles.
+    """A checkpoint on its way to bundles, after it left PyTorch.
 
     Attributes:
-        checkpoint: in PyTorch.
-        file: where it came from.
+        config: dimensions.
+        checkpoint: kind and hash of the file, for the manifest.
+        file: the checkpoint.
         tokenizer: of its CLIP.
         captions: to calibrate on.
         reference: what PyTorch calculates.
@@ -61,7 +65,8 @@ class Source:
         fidelity: of the steps so far.
     """
 
-    checkpoint: Checkpoint
+    config: ModelConfig
+    checkpoint: dict[str, str]
     file: Path
     tokenizer: Tokenizer
     captions: list[str]
@@ -76,63 +81,70 @@ def read_source(
     clip: Path | None,
     captions: list[str],
     onnx_folder: Path,
-    on_step: OnStep,
+    progress: Progress,
     *,
     clip_activation: Activation | None = None,
+    keep_onnx: bool = False,
 ) -> Source:
-    """Load a checkpoint and export it, comparing with PyTorch after each step."""
-    on_step("loading the checkpoint")
+    """Load a checkpoint and export it, comparing with PyTorch after each step.
+
+    Memory and disk hold one model at a time, as far as possible: PyTorch's goes when it is
+    exported, an ONNX file (unless `keep_onnx`) when OpenVINO has read it.
+    """
+    progress.step("loading the checkpoint")
     checkpoint = load_checkpoint(file, clip, clip_activation=clip_activation)
-    tokenizer = build_tokenizer(checkpoint.model.config.clip)
-    on_step("running PyTorch, the reference")
-    reference = make_reference(checkpoint.model, tokenizer)
-    on_step("exporting to ONNX")
-    onnx_files = export_onnx(checkpoint.model, onnx_folder)
-    on_step("comparing ONNX")
-    onnx = _compare_onnx(onnx_files, reference)
-    text_encoder = to_openvino(onnx_files.text_encoder)
-    generator = to_openvino(onnx_files.generator)
-    on_step("comparing OpenVINO")
-    openvino = _compare_openvino(text_encoder, generator, reference)
+    model = checkpoint.model
+    config = model.config
+    origin = {"kind": checkpoint.source, "sha256": checkpoint.sha256}
+    tokenizer = build_tokenizer(config.clip)
+    del checkpoint, model.discriminator
+    progress.step("running PyTorch, the reference", len(PROMPTS))
+    reference = make_reference(model, tokenizer, progress.advance)
+
+    progress.step("exporting the text encoder to ONNX")
+    onnx = export_text_encoder(model, onnx_folder)
+    sentence = _run_onnx(onnx, reference.tokens)
+    text_encoder = _read_onnx(onnx, keep_onnx)
+    progress.step("exporting the generator to ONNX")
+    onnx = export_generator(model, onnx_folder)
+    del model
+    _release_memory()
+    progress.step("comparing ONNX", len(PROMPTS))
+    image = _run_onnx(onnx, reference.noise, sentence, on_row=progress.advance)
+    onnx_fidelity = compare("onnx", reference, sentence, image)
+    _release_memory()
+    generator = _read_onnx(onnx, keep_onnx)
+
+    progress.step("comparing OpenVINO", len(PROMPTS))
+    sentence = _run_openvino(text_encoder, reference.tokens)
+    image = _run_openvino(generator, reference.noise, sentence, on_row=progress.advance)
+    _release_memory()
+    fidelity = (onnx_fidelity, compare("openvino fp32", reference, sentence, image))
     return Source(
-        checkpoint, file, tokenizer, captions, reference, text_encoder, generator, (onnx, openvino)
+        config, origin, file, tokenizer, captions, reference, text_encoder, generator, fidelity
     )
 
 
 def write_bundle(
-    source: Source, options: ConvertOptions, folder: Path, on_step: OnStep
+    source: Source, options: ConvertOptions, folder: Path, progress: Progress
 ) -> Manifest:
     """Write a bundle of the precision asked for into `folder`, which exists and is empty.
 
     Raises:
         ConversionError: it is further from PyTorch than allowed.
+        OSError: it cannot be written.
     """
-    config = source.checkpoint.model.config
+    config = source.config
     text_encoder, generator = source.text_encoder, source.generator
     quantization: dict[str, Any] = {}
-    if options.precision in SCHEMES:
-        scheme = SCHEMES[options.precision]
-        samples = make_samples(source.checkpoint.model, source.tokenizer, source.captions)
-        on_step("quantizing the text encoder")
-        text_encoder = quantize(text_encoder, samples.text_encoder)
-        take_rows_first(text_encoder)
-        on_step("quantizing the generator")
-        generator = quantize(generator, samples.generator, scheme)
-        quantization = {
-            "calibration": {
-                "prompts": len(source.captions),
-                "source": (options.calibration or BUILT_IN).name,
-            },
-            "scheme": asdict(scheme),
-            "operations": {
-                "text_encoder": report(text_encoder),
-                "generator": report(generator, scheme.in_float),
-            },
-        }
-    on_step(f"writing the {options.precision} bundle")
+    if options.precision == "int8":
+        text_encoder, generator = text_encoder.clone(), generator.clone()
+        quantization = _quantize(source, options, text_encoder, generator, progress)
+    progress.step(f"writing the {options.precision} bundle")
     compress = options.precision in ("fp16", "bf16")
-    write_graph(text_encoder, folder / TEXT_ENCODER, compress)
-    write_graph(generator, folder / GENERATOR, compress)
+    with disk_errors(folder):
+        write_graph(text_encoder, folder / TEXT_ENCODER, compress)
+        write_graph(generator, folder / GENERATOR, compress)
     (folder / MERGES).write_text("\n".join(source.tokenizer.merges) + "\n", encoding="utf-8")
     values = {
         "name": options.name or source.file.stem,
@@ -142,14 +154,14 @@ def write_bundle(
         "context_length": config.clip.context_length,
         "precision": options.precision,
         "inference_precision": options.inference_precision,
-        "checkpoint": {"kind": source.checkpoint.source, "sha256": source.checkpoint.sha256},
+        "checkpoint": source.checkpoint,
         "tools": {"galip-edge": __version__} | {t: version(t) for t in TOOLS},
         "quantization": quantization,
     }
     steps = [f.to_dict() for f in source.fidelity]
     golden = write_reference(folder, source.reference)
     manifest = write_manifest(folder, fidelity=steps, golden=golden, **values)
-    on_step(f"comparing the {options.precision} bundle")
+    progress.step(f"comparing the {options.precision} bundle")
     last = _compare_bundle(folder, options.precision, source.reference)
     _refuse_unfaithful(last, options)
     manifest = replace(manifest, fidelity=[*steps, last.to_dict()])
@@ -181,39 +193,77 @@ def _refuse_unfaithful(fidelity: Fidelity, options: ConvertOptions) -> None:
         )
 
 
-def _rows(run: Callable[..., Any], *inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _quantize(
+    source: Source,
+    options: ConvertOptions,
+    text_encoder: Any,
+    generator: Any,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Quantize both models in place; for the manifest, how."""
+    captions, count = source.captions, len(source.captions)
+    progress.step("quantizing the text encoder", count)
+    samples = text_samples(source.tokenizer, captions)
+    sentences = quantize(text_encoder, samples, TEXT_ENCODER_SCHEME, progress.advance)
+    progress.step("quantizing the generator", count)
+    inputs = generator_samples(captions, sentences, source.config.noise_dim)
+    quantize(generator, inputs, GENERATOR_SCHEME, progress.advance)
+    schemes = {"text_encoder": TEXT_ENCODER_SCHEME, "generator": GENERATOR_SCHEME}
+    models = {"text_encoder": text_encoder, "generator": generator}
+    return {
+        "calibration": {"prompts": count, "source": (options.calibration or BUILT_IN).name},
+        "scheme": {name: asdict(scheme) for name, scheme in schemes.items()},
+        "operations": {n: report(models[n], schemes[n].keep_float) for n in models},
+    }
+
+
+def _release_memory() -> None:
+    """Return freed memory to the system, which the allocator would keep for later."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _read_onnx(file: Path, keep: bool) -> Any:
+    model = to_openvino(file)
+    if not keep:
+        file.unlink()
+    return model
+
+
+def _run_onnx(
+    file: Path, *inputs: npt.NDArray[Any], on_row: Callable[[], None] = lambda: None
+) -> npt.NDArray[Any]:
+    settings = onnxruntime.SessionOptions()
+    # A second layout of all weights, which eight images are not worth.
+    settings.add_session_config_entry("session.disable_prepacking", "1")
+    session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    return _rows(lambda *rows: session.run(None, dict(zip(names, rows)))[0], inputs, on_row)
+
+
+def _run_openvino(
+    model: Any, *inputs: npt.NDArray[Any], on_row: Callable[[], None] = lambda: None
+) -> npt.NDArray[Any]:
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino_core().compile_model(model, "CPU", settings)
+    return _rows(lambda *rows: compiled(list(rows))[0].copy(), inputs, on_row)
+
+
+def _rows(
+    run: Callable[..., Any], inputs: Sequence[npt.NDArray[Any]], on_row: Callable[[], None]
+) -> npt.NDArray[Any]:
     """Run row by row, which keeps memory small at full size."""
-    return np.concatenate([run(*(x[i : i + 1] for x in inputs)) for i in range(len(inputs[0]))])
-
-
-def _compare_onnx(files: OnnxFiles, reference: Reference) -> Fidelity:
-    def runner(path: Path) -> Callable[..., Any]:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        names = [i.name for i in session.get_inputs()]
-        return lambda *rows: session.run(None, dict(zip(names, rows)))[0]
-
-    text, generator = runner(files.text_encoder), runner(files.generator)
-    return compare("onnx", reference, lambda t: _rows(text, t), lambda z, s: _rows(generator, z, s))
-
-
-def _compare_openvino(text_encoder: Any, generator: Any, reference: Reference) -> Fidelity:
-    def runner(model: Any) -> Callable[..., Any]:
-        settings = {"INFERENCE_PRECISION_HINT": "f32"}
-        compiled = openvino_core().compile_model(model, "CPU", settings)
-        return lambda *rows: compiled(list(rows))[0].copy()
-
-    text, image = runner(text_encoder), runner(generator)
-    return compare(
-        "openvino fp32", reference, lambda t: _rows(text, t), lambda z, s: _rows(image, z, s)
-    )
+    results = []
+    for row in range(len(inputs[0])):
+        results.append(run(*(array[row : row + 1] for array in inputs)))
+        on_row()
+    return np.concatenate(results)
 
 
 def _compare_bundle(folder: Path, precision: str, reference: Reference) -> Fidelity:
-    """End to end as a user runs it: tokenizer, text encoder, generator."""
+    """Compare end to end, as a user runs it: tokenizer, text encoder, generator."""
     pipeline = Pipeline.from_bundle(folder, PipelineOptions(cache=False))
-    return compare(
-        f"bundle {precision}",
-        reference,
-        lambda _: pipeline.encode(PROMPTS),
-        lambda noise, sentence: pipeline.synthesize(sentence, noise),
-    )
+    sentence = pipeline.encode(PROMPTS)
+    image = pipeline.synthesize(sentence, reference.noise)
+    return compare(f"bundle {precision}", reference, sentence, image)

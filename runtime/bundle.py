@@ -120,8 +120,8 @@ class Manifest:
     Attributes:
         name: of the model, as shown to people.
         noise_dim, embedding_dim, image_size, context_length: the model's dimensions.
-        precision: how weights and activations are stored: fp32, fp16, bf16, int8, or mixed (int8
-            but for a few small parts).
+        precision: how weights and activations are stored: fp32, fp16, bf16 or int8; in bundles of
+            version 0.1 also mixed.
         inference_precision: what the parts that are not int8 are calculated in, f32 or bf16
             (f32 where the CPU has no bf16).
         files: every file but the manifest.
@@ -207,6 +207,14 @@ class Manifest:
             if name != GOLDEN
         )
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
+    def is_all_int8(self) -> bool:
+        """Whether no part of the generator is kept in floating point, whose sums vary."""
+        scheme = self.quantization.get("scheme")
+        generator = scheme.get("generator") if isinstance(scheme, dict) else None
+        keeps_float = isinstance(generator, dict) and bool(generator.get("keep_float"))
+        return self.precision == "int8" and not keeps_float
 
     def signature(self, graph: str) -> Signature:
         """Inputs and output that the graph `TEXT_ENCODER` or `GENERATOR` must have."""

@@ -20,22 +20,27 @@ from typing import Any
 import openvino as ov
 
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest
-from runtime.compiled import read_model
 from runtime.errors import BundleError
 from runtime.files import atomic_folder
+from runtime.graphs import read_graph
 from runtime.openvino_core import keep_locale
+from runtime.weight_range import halve_weights
 
 CONFIG = "config.json"
 _VERSION = "1"
 
 
-def export_model_server(bundle: str | Path, folder: str | Path, force: bool = False) -> Manifest:
+def export_model_server(
+    bundle: str | Path, folder: str | Path, force: bool = False, vnni: bool = True
+) -> Manifest:
     """Write the repository, whole or not at all.
 
     Args:
         bundle: to serve.
         folder: of the repository; it must not exist.
         force: replace one that exists.
+        vnni: whether the server's CPU has VNNI. Without, INT8 weights get half of their range,
+            which they would overflow there. The CPU of this machine does not matter.
 
     Returns:
         The bundle's manifest.
@@ -56,7 +61,7 @@ def export_model_server(bundle: str | Path, folder: str | Path, force: bool = Fa
     with keep_locale(), atomic_folder(folder, replace=force) as temporary:
         version = temporary / name / _VERSION
         version.mkdir(parents=True)
-        ov.save_model(whole_model(opened), version / "model.xml", compress_to_fp16=False)
+        ov.save_model(whole_model(opened, vnni), version / "model.xml", compress_to_fp16=False)
         (version / MERGES).write_bytes(opened.read(MERGES))
         (temporary / CONFIG).write_text(json.dumps(_config(name, manifest), indent=2) + "\n")
     return manifest
@@ -67,10 +72,13 @@ def model_name(manifest: Manifest) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", manifest.name).strip("-") or "galip"
 
 
-def whole_model(bundle: Bundle) -> ov.Model:
+def whole_model(bundle: Bundle, vnni: bool = True) -> ov.Model:
     """Text encoder and generator as one model: tokens and noise to an image."""
     manifest = bundle.manifest
-    text, generator = read_model(bundle, TEXT_ENCODER), read_model(bundle, GENERATOR)
+    text, generator = read_graph(bundle, TEXT_ENCODER), read_graph(bundle, GENERATOR)
+    if not vnni:
+        halve_weights(text)
+        halve_weights(generator)
     text.reshape({text.inputs[0]: [1, manifest.context_length]})
     generator.reshape({i: [1, *list(i.partial_shape)[1:]] for i in generator.inputs})
     sentence = generator.input("sentence")

@@ -104,7 +104,7 @@ class Pipeline:
         self._compiled_folder = self._cache_folder() if options.cache else None
         self._threads = options.threads or available_cores()
         # In float32, sums depend on the number of threads.
-        exact = self.manifest.precision == "int8"
+        exact = self.manifest.is_all_int8
         self._text_file = ModelFile(bundle, TEXT_ENCODER, self._text_probe)
         self._generator_file = ModelFile(bundle, GENERATOR, self._generator_probe, exact)
         # Compiled when they are needed: by number of tokens, and by number of streams.
@@ -336,7 +336,7 @@ class Pipeline:
         if self.options.streams:
             return self.options.streams
         # In float32, sums depend on the number of threads, and the picture would on `count`.
-        exact = self.manifest.precision == "int8" or self._precision == "bf16"
+        exact = self.manifest.is_all_int8 or self._precision == "bf16"
         return self._threads if exact and count >= _MANY * self._threads else 1
 
     def _compile_options(self, streams: int) -> CompileOptions:

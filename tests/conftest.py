@@ -86,16 +86,16 @@ def tiny_bundles(tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
     """The tiny model in every precision; do not change them, copy them."""
     from convert import ConvertOptions
     from convert.calibration import read_captions
+    from convert.progress import Progress
     from convert.write import read_source, write_bundle
-    from runtime.bundle import PRECISIONS
 
     captions, onnx = read_captions(None, 20), tmp_path_factory.mktemp("onnx")
-    source = read_source(tiny_checkpoint, None, captions, onnx, lambda _: None)
+    source = read_source(tiny_checkpoint, None, captions, onnx, Progress())
     folder = tmp_path_factory.mktemp("bundles")
-    bundles = {precision: folder / precision for precision in PRECISIONS}
+    bundles = {precision: folder / precision for precision in ("fp32", "fp16", "bf16", "int8")}
     for precision, path in bundles.items():
         path.mkdir()
-        write_bundle(source, ConvertOptions(precision, samples=20), path, lambda _: None)
+        write_bundle(source, ConvertOptions(precision, samples=20), path, Progress())
     return bundles
 
 

@@ -79,11 +79,64 @@ def counting_progress() -> Progress:
     )
 
 
-def step_progress() -> Progress:
-    """A spinner for a few long steps of unknown length."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=console(),
-    )
+class StepReporter:
+    """Reports a few long steps: on a terminal with a bar or spinner each, elsewhere in lines.
+
+    `on_step` begins a step; `on_count` reports how much of it is done.
+    """
+
+    def __init__(self) -> None:
+        self._console = console()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._step, self._start, self._line = "", time.monotonic(), 0.0
+
+    def __enter__(self) -> StepReporter:
+        if self._console.is_terminal:
+            self._progress = Progress(
+                SpinnerColumn(finished_text="✓"),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[count]}"),
+                TimeElapsedColumn(),
+                console=self._console,
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close(finished=_[0] is None)
+
+    def close(self, finished: bool = False) -> None:
+        """End the display; the last step is marked as done if it is `finished`."""
+        if self._progress is not None:
+            if finished:
+                self._finish()
+            self._progress.stop()
+
+    def on_step(self, step: str) -> None:
+        """Begin a step, and end the one before."""
+        self._step, self._line = step, time.monotonic()
+        if self._progress is None:
+            self._print(step)
+        else:
+            self._finish()
+            self._task = self._progress.add_task(step, total=None, count="")
+
+    def on_count(self, done: int, total: int) -> None:
+        """Report that `done` of `total` are done; a total of 0 is unknown."""
+        of = f"{done}/{total}" if total else f"{done}"
+        if self._progress is not None:
+            assert self._task is not None
+            self._progress.update(self._task, completed=done, total=total or None, count=of)
+        elif done == total or time.monotonic() - self._line >= _INTERVAL:
+            self._line = time.monotonic()
+            self._print(f"{self._step}: {of}")
+
+    def _finish(self) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=1, completed=1)
+
+    def _print(self, line: str) -> None:
+        seconds = f"{time.monotonic() - self._start:.0f} s"
+        self._console.print(f"{seconds:>6}  {line}", markup=False, highlight=False, soft_wrap=True)

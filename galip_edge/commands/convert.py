@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
 from convert import ConvertOptions, convert
-from galip_edge.commands.console import console, step_progress
+from convert.workspace import remove_workspaces
+from galip_edge.commands.console import StepReporter, console
 from galip_edge.commands.options import clip_activation_option, existing_path
+from runtime.bundle import Manifest
 
 if TYPE_CHECKING:
     from galip_edge.checkpoints.clip_weights import Activation
@@ -24,22 +31,17 @@ if TYPE_CHECKING:
 @click.option("--fp16", "precision", flag_value="fp16", help="float16 weights: half the size.")
 @click.option("--bf16", "precision", flag_value="bf16", help="bfloat16 where the CPU has it.")
 @click.option("--int8", "precision", flag_value="int8", default="int8", help="INT8 (default).")
-@click.option(
-    "--mixed",
-    "precision",
-    flag_value="mixed",
-    help="INT8 but for 2 % of the weights: as fast, nearer to PyTorch.",
-)
+@click.option("--mixed", "precision", flag_value="int8", hidden=True)
 @click.option(
     "--auto",
     "precision",
     flag_value="auto",
-    help="The fastest on this machine that reaches --min-psnr (30 dB unless told), by measurement.",
+    help="Fastest on this machine that reaches --min-psnr (default 30 dB), by measurement.",
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Bundle folder to make.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Bundle folder to write.")
 @click.option("--name", help="Model name in the bundle; default: the checkpoint's file name.")
 @click.option(
-    "--calibration", type=existing_path, help="Prompts, one a line, for --int8 and --mixed."
+    "--calibration", type=existing_path, help="Calibration prompts of --int8, one per line."
 )
 @click.option(
     "--samples",
@@ -79,24 +81,50 @@ def command(
         force=force,
     )
     out = out or checkpoint.with_name(f"{checkpoint.stem}-{precision}")
-    with step_progress() as progress:
-        task = progress.add_task("starting", total=None)
+    with StepReporter() as reporter, _cleaning_up_on_signals(reporter.close):
         manifest = convert(
             checkpoint,
             out,
             options,
             clip=clip,
             clip_activation=clip_activation,
-            on_step=lambda text: progress.update(task, description=text),
+            on_step=reporter.on_step,
+            on_count=reporter.on_count,
         )
-        progress.remove_task(task)
+    _print_fidelity(manifest)
+    click.echo(out)
+
+
+@contextmanager
+def _cleaning_up_on_signals(before: Callable[[], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM remove what is half written and end the process at once.
+
+    No exception is raised for them: it could be lost inside of a library.
+    """
+
+    def stop(number: int, _: FrameType | None) -> None:
+        before()
+        remove_workspaces()
+        click.echo("interrupted: the conversion was stopped and its files removed", err=True)
+        os._exit(128 + number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _print_fidelity(manifest: Manifest) -> None:
     table = Table(title=f"{manifest.name}, {manifest.precision}, against PyTorch float32")
-    for heading in ("step", "PSNR dB", "max error", "mean error", "sentence cosine"):
+    for heading in ("step", "PSNR dB", "worst image", "max error", "mean error", "cosine"):
         table.add_column(heading, justify="left" if heading == "step" else "right")
     for step in manifest.fidelity:
         table.add_row(
             step["step"],
             f"{step['image_psnr_db']:.2f}",
+            f"{step['image_worst_psnr_db']:.2f}",
             f"{step['image_max_error']:.4f}",
             f"{step['image_mean_error']:.6f}",
             f"{step['sentence_cosine']:.6f}",
@@ -107,4 +135,3 @@ def command(
             f"chosen from {candidate['precision']}: {candidate['seconds'] * 1e3:.1f} ms an image, "
             f"{candidate['image_psnr_db']:.1f} dB"
         )
-    click.echo(out)

@@ -16,7 +16,13 @@ from runtime.model_server import export_model_server
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the repository.")
 @click.option("--force", is_flag=True, help="Replace an existing repository.")
-def command(bundle: Path, folder: Path | None, out: Path | None, force: bool) -> None:
+@click.option(
+    "--vnni/--no-vnni",
+    default=True,
+    show_default=True,
+    help="Whether the server's CPU has VNNI (since 2019); INT8 weights would overflow without.",
+)
+def command(bundle: Path, folder: Path | None, out: Path | None, force: bool, vnni: bool) -> None:
     """Write BUNDLE as a model repository of OpenVINO Model Server to FOLDER.
 
     Text encoder and generator become one model: tokens (1,77) and noise (1,Z) to an image
@@ -24,5 +30,5 @@ def command(bundle: Path, folder: Path | None, out: Path | None, force: bool) ->
     """
     folder = one_output(folder, out)
     with console().status("exporting"):
-        export_model_server(bundle, folder, force)
+        export_model_server(bundle, folder, force, vnni)
     click.echo(folder)

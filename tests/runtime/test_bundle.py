@@ -134,4 +134,4 @@ def test_fidelity_and_provenance_are_recorded(tiny_bundle):
     body = json.loads((tiny_bundle / MANIFEST).read_text())
     assert [step["step"] for step in body["fidelity"]] == ["onnx", "openvino fp32", "bundle int8"]
     assert len(body["checkpoint"]["sha256"]) == 64
-    assert {"torch", "onnx", "openvino", "nncf", "galip-edge"} <= body["tools"].keys()
+    assert {"torch", "onnx", "openvino", "galip-edge"} <= body["tools"].keys()

@@ -1,14 +1,18 @@
 import json
+from collections import Counter
 
 import numpy as np
 import openvino as ov
 import pytest
 
 from runtime import BundleError, Pipeline, Tokenizer, draw_noise
+from runtime.bundle import GENERATOR, TEXT_ENCODER, Bundle
+from runtime.graphs import read_graph
+from runtime.int8_weights import int8_weight
 from runtime.model_server import export_model_server
 
 
-@pytest.mark.parametrize("precision", ["fp32", "mixed", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_server_gives_the_runtimes_pictures(precision, tiny_bundles, tmp_path):
     """As the server would: by its config, with its plugin's settings, from its files alone."""
     manifest = export_model_server(tiny_bundles[precision], tmp_path / "repository")
@@ -27,6 +31,35 @@ def test_the_server_gives_the_runtimes_pictures(precision, tiny_bundles, tmp_pat
         # The text encoder reads all 77 tokens here, and rounds a little differently.
         assert np.abs(image.astype(int) - wanted[index]).max() <= (1 if precision == "fp32" else 40)
         assert np.abs(image.astype(int) - wanted[index]).mean() < 1
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_the_repository_does_not_depend_on_the_exporting_cpu(
+    slow, tiny_bundles, tmp_path, monkeypatch
+):
+    """Products of matrices become convolutions where a bundle is loaded on a CPU without VNNI."""
+    monkeypatch.setattr("runtime.compiled.multiplies_int8_matrices_slowly", lambda: slow)
+    manifest = export_model_server(tiny_bundles["int8"], tmp_path / "repository")
+    model = ov.Core().read_model(next((tmp_path / "repository").glob("*/1/model.xml")))
+    counts = Counter(op.get_type_name() for op in model.get_ops())
+    graphs = [read_graph(Bundle.open(tiny_bundles["int8"]), n) for n in (TEXT_ENCODER, GENERATOR)]
+    wanted = Counter(op.get_type_name() for graph in graphs for op in graph.get_ops())
+    for kind in ("MatMul", "Convolution", "FakeQuantize"):
+        assert counts[kind] == wanted[kind]
+    assert largest_weight(model) == 127
+    assert manifest.precision == "int8"
+
+
+def test_a_server_without_vnni_gets_half_of_the_weights_range(tiny_bundles, tmp_path):
+    export_model_server(tiny_bundles["int8"], tmp_path / "repository", vnni=False)
+    model = ov.Core().read_model(next((tmp_path / "repository").glob("*/1/model.xml")))
+    assert largest_weight(model) == 64
+
+
+def largest_weight(model: ov.Model) -> int:
+    products = [op for op in model.get_ops() if op.get_type_name() in ("MatMul", "Convolution")]
+    weights = [int8_weight(op.input_value(1).get_node()) for op in products]
+    return max(int(np.abs(w.integers.get_data().astype(int)).max()) for w in weights if w)
 
 
 def test_what_is_there_is_not_replaced_unless_asked_for(tiny_bundles, tmp_path):

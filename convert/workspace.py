@@ -1,0 +1,151 @@
+"""The folder in which a conversion works: everything it writes, until it is whole.
+
+It lies next to the output, so that one disk has to have the space, and a rename makes the bundle
+appear. Its name depends on the output alone: the lock on it keeps a second conversion out, and the
+next one finds what a killed one left.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from runtime.errors import ConversionError
+
+# Folder of the workspace with the output that is being replaced, between two renames.
+_OLD = "old"
+# Free bytes below which a failed write is put down to a full disk.
+_NEARLY_FULL = 1 << 30
+
+# Outputs whose workspaces this process holds.
+_held: set[Path] = set()
+
+
+@contextmanager
+def workspace(out: Path) -> Iterator[Path]:
+    """An empty folder for a conversion to `out`, removed in the end.
+
+    Raises ConversionError if another conversion works on the same output, the folder cannot be
+    written, or the disk is full.
+    """
+    folder = workspace_of(out)
+    try:
+        descriptor = _locked(folder, out)
+    except OSError as error:
+        raise ConversionError(_explained(error, out)) from error
+    _held.add(out)
+    try:
+        _clear(folder, out)
+        yield folder
+    except OSError as error:
+        raise ConversionError(_explained(error, out)) from error
+    finally:
+        _remove(out)
+        _held.discard(out)
+        os.close(descriptor)
+
+
+def workspace_of(out: Path) -> Path:
+    """Folder in which a conversion to `out` works."""
+    return out.with_name(f".{out.name}.converting.tmp")
+
+
+def remove_workspaces() -> None:
+    """Remove the folders of this process's conversions, which must not continue.
+
+    For a signal handler that ends the process: an exception that it raised could be lost inside of
+    a library.
+    """
+    for out in _held:
+        _remove(out)
+
+
+def _remove(out: Path) -> None:
+    folder = workspace_of(out)
+    with suppress(OSError):
+        _clear(folder, out)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, out: Path, replace: bool) -> None:
+    """Let the finished `folder` appear as `out`, which may exist only if it is to be replaced.
+
+    Raises OSError.
+    """
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+    if out.exists():
+        if not replace:
+            raise FileExistsError(errno.EEXIST, "it appeared during the conversion")
+        out.rename(workspace_of(out) / _OLD)
+    folder.rename(out)
+    # The new name, too, must outlive a power failure.
+    parent = os.open(out.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _locked(folder: Path, out: Path) -> int:
+    """A descriptor of the folder, made if need be, that holds its lock until it is closed."""
+    import fcntl
+
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have removed the folder meanwhile.
+            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise ConversionError(
+                f"another conversion to {out} is running: wait for it, or choose another folder "
+                "with -o"
+            ) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _clear(folder: Path, out: Path) -> None:
+    """Empty the folder; an output that was about to be replaced is put back."""
+    old = folder / _OLD
+    if old.exists() and not out.exists():
+        old.rename(out)
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink()
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise the OSError that a library's RuntimeError hides: OpenVINO says "basic_ios::clear"."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "basic_ios" not in str(error):
+            raise
+        full = shutil.disk_usage(folder).free < _NEARLY_FULL
+        number = errno.ENOSPC if full else errno.EIO
+        raise OSError(number, os.strerror(number), str(folder)) from error
+
+
+def _explained(error: OSError, out: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk of {out.parent.absolute()} is full: free some space there, or choose a "
+            "folder on another disk with -o"
+        )
+    return f"cannot write {out}: {error.strerror or error}; check the folder and its permissions"
