@@ -8,6 +8,7 @@ without a cycle, and the inputs and output that the manifest states.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -73,6 +74,7 @@ class _Layer(NamedTuple):
 
 _TYPE = "|".join(_ELEMENT_TYPES)
 _AXIS = r"-?\d"
+_DIGITS = r"\d+"
 _SIZES = r"\d{1,3}(, ?\d{1,3}){0,2}"
 _BROADCAST = {"auto_broadcast": "numpy|none"}
 _ARITHMETIC = _Layer(2, 2, 1, _BROADCAST)
@@ -105,7 +107,7 @@ _INTERPOLATION = _Layer(
 # normalizations that other versions of PyTorch's exporter may choose.
 _LAYERS = {
     "Const": _Layer(
-        0, 0, 1, {"element_type": _TYPE, "shape": r"[\d, ]*", "offset": r"\d+", "size": r"\d+"}
+        0, 0, 1, {"element_type": _TYPE, "shape": r"[\d, ]*", "offset": _DIGITS, "size": _DIGITS}
     ),
     "Parameter": _Layer(0, 0, 1, {"element_type": _TYPE, "shape": r"[\d?, ]*"}),
     "Result": _Layer(1, 1, 0, {}),
@@ -160,11 +162,14 @@ _LAYERS = {
     "Gelu": _Layer(1, 1, 1, {"approximation_mode": "ERF|TANH"}),
     **dict.fromkeys(("ReduceMean", "ReduceSum"), _REDUCTION),
 }
+_EDGE = ("from-layer", "from-port", "to-layer", "to-port")
+_EDGE_ATTRIBUTES = set(_EDGE)
+_PORT_ATTRIBUTES = {"id", "precision", "names"}
 _LAYER_ATTRIBUTES = {"id", "name", "type", "version", "output_names"}
 # Hints of a layer that OpenVINO keeps in a graph: weights that stay in float16.
 _HINTS = {"DisablePrecisionConversion", "decompression"}
 _OPSET = re.compile(r"opset\d{1,2}")
-_NUMBER = re.compile(r"\d{1,12}")
+_MOST_DIGITS = 12
 
 
 class _Port(NamedTuple):
@@ -285,8 +290,15 @@ def _check_attributes(found: dict[str, str], known: dict[str, str]) -> None:
         names = ", ".join(sorted(map(_short, found.keys() ^ known.keys())))
         raise GraphError(f"it has other attributes than expected: {names}")
     for name, pattern in known.items():
-        if len(found[name]) > 200 or not re.fullmatch(pattern, found[name]):
-            raise GraphError(f"{name} cannot be {_short(found[name])}")
+        value = found[name]
+        # Most are numbers: of constants, which differ, and whose text is checked where it is read.
+        if pattern != _DIGITS and not _matches(pattern, value):
+            raise GraphError(f"{name} cannot be {_short(value)}")
+
+
+@functools.lru_cache(4096)
+def _matches(pattern: str, value: str) -> bool:
+    return len(value) <= 200 and re.fullmatch(pattern, value) is not None
 
 
 def _check_hints(section: Element | None) -> None:
@@ -301,34 +313,36 @@ def _ports(section: Element | None) -> dict[int, _Port]:
         number = _number(port.get("id", ""), "a port's id")
         if port.tag != "port" or number in ports:
             raise GraphError("its ports are not as OpenVINO writes them")
-        precision, shape = port.get("precision", ""), tuple(map(_dimension, port))
-        if not port.attrib.keys() <= {"id", "precision", "names"}:
+        precision, shape = port.get("precision", ""), _shape(port)
+        if not port.attrib.keys() <= _PORT_ATTRIBUTES:
             raise GraphError(f"port {number} has unexpected attributes")
         if precision not in _PORT_PRECISIONS:
             raise GraphError(f"element type {_short(precision)} is not among those of a bundle")
-        _check_shape(shape)
         ports[number] = _Port(precision, shape, port.get("names", ""))
     return ports
 
 
-def _dimension(element: Element) -> int:
-    text = element.text or ""
-    if element.tag != "dim" or element.attrib or len(element):
-        raise GraphError("a port has other elements than dimensions")
-    return -1 if text == "-1" else _number(text, "a dimension")
+def _shape(port: Element) -> tuple[int, ...]:
+    for element in port:
+        if element.tag != "dim" or element.attrib or len(element):
+            raise GraphError("a port has other elements than dimensions")
+    return _dimensions(tuple([element.text or "" for element in port]))
 
 
-def _check_shape(shape: tuple[int, ...]) -> None:
+@functools.lru_cache(4096)
+def _dimensions(texts: tuple[str, ...]) -> tuple[int, ...]:
+    """The same few shapes are at thousands of ports."""
+    shape = tuple([-1 if text == "-1" else _number(text, "a dimension") for text in texts])
     if len(shape) > _MAX_RANK:
         raise GraphError(f"a tensor has {len(shape)} dimensions")
-    if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
+    if math.prod([max(size, 1) for size in shape]) > _MAX_ELEMENTS:
         raise GraphError(f"a tensor of shape {shape} is too large")
+    return shape
 
 
 def _check_constant(node: _Node, weights_size: int) -> None:
     kind, size = node.attributes["element_type"], _number(node.attributes["size"], "size")
-    shape = tuple(_number(d.strip(), "shape") for d in _split(node.attributes["shape"]))
-    _check_shape(shape)
+    shape = _dimensions(tuple([d.strip() for d in _split(node.attributes["shape"])]))
     precision, width = _ELEMENT_TYPES[kind]
     name = _short(node.layer.get("name", ""))
     (port,) = node.outputs.values()
@@ -344,11 +358,10 @@ def _check_edges(nodes: dict[int, _Node], edges: Element) -> None:
     """Each input has one source of the same type and shape, and no layer depends on itself."""
     sources: dict[int, set[int]] = {number: set() for number in nodes}
     connected: set[tuple[int, int]] = set()
-    names = ("from-layer", "from-port", "to-layer", "to-port")
     for edge in edges:
-        if edge.tag != "edge" or edge.attrib.keys() != set(names) or len(edge):
+        if edge.tag != "edge" or edge.attrib.keys() != _EDGE_ATTRIBUTES or len(edge):
             raise GraphError("its edges are not as OpenVINO writes them")
-        first, out, last, into = (_number(edge.get(name, ""), name) for name in names)
+        first, out, last, into = [_number(edge.attrib[name], name) for name in _EDGE]
         if first not in nodes or last not in nodes:
             raise GraphError("an edge leads to a layer that does not exist")
         given, taken = nodes[first].outputs.get(out), nodes[last].inputs.get(into)
@@ -433,7 +446,7 @@ def _split(text: str) -> list[str]:
 
 
 def _number(text: str, what: str) -> int:
-    if not _NUMBER.fullmatch(text):
+    if not (text.isdigit() and text.isascii() and len(text) <= _MOST_DIGITS):
         raise GraphError(f"{what} cannot be {_short(text)}")
     return int(text)
 
