@@ -95,6 +95,7 @@ def _size_and_head(path: Path) -> tuple[int, bytes]:
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
     # torch's own advice is to load without protection; its reason is at the end.
     reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
+    reason = reason.partition(" Check the documentation")[0]
     reason = "its pickle" if reason.startswith("Weights only load failed") else reason[:200]
     reason = reason or type(error).__name__
     return CheckpointError(f"{path} is damaged or incomplete ({reason}); copy or download it again")
