@@ -93,7 +93,11 @@ def _size_and_head(path: Path) -> tuple[int, bytes]:
 
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    # torch's own advice is to load without protection; its reason is at the end.
+    reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
+    reason = reason.partition(" Check the documentation")[0]
+    reason = "its pickle" if reason.startswith("Weights only load failed") else reason[:200]
+    reason = reason or type(error).__name__
     return CheckpointError(f"{path} is damaged or incomplete ({reason}); copy or download it again")
 
 
@@ -207,16 +211,19 @@ def _refused_objects(path: Path, error: pickle.UnpicklingError) -> list[str]:
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
             names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # noqa: BLE001 - not a zip archive: the first name must do
+    except Exception:  # noqa: BLE001 - not a zip archive, or a damaged one
         if not names and "Unsupported operand" in text:  # of a later protocol, in a plain pickle
-            names = {name for name in _first_pickle_globals(path) if not name.startswith("torch.")}
+            names = _first_pickle_globals(path)
     names = {name.removeprefix("builtins.").removeprefix("__builtin__.") for name in names}
     return sorted(re.sub(r"[^\w.]", "?", name)[:80] for name in names)
 
 
 def _first_pickle_globals(path: Path) -> set[str]:
-    with path.open("rb") as file:
-        return scan_pickle(file)
+    try:
+        with path.open("rb") as file:
+            return {name for name in scan_pickle(file) if not name.startswith("torch.")}
+    except Exception:  # noqa: BLE001 - damaged: there are no names
+        return set()
 
 
 def _refusal(path: Path, objects: list[str]) -> str:

@@ -82,6 +82,10 @@ def arrays() -> bytes:
         (zipped(models__galip_pth=b"a"), "is a zip archive: unpack it and give 'models/galip.pth'"),
         (zipped(notes_txt=b"a" * 999)[:500], "is incomplete: it starts as a PyTorch file, but"),
         (
+            b"\xe8" + zipped(archive__data_pkl=b"\x80\x04\x95" + bytes(8) + b"}.")[1:],
+            "is damaged or incomplete",
+        ),
+        (
             b"PK\x03\x04" + bytes(60) + struct.pack("<4sLQL4s18x", b"PK\6\7", 0, 0, 2, b"PK\5\6"),
             "is damaged or incomplete .zipfiles that span multiple disks",
         ),

@@ -101,7 +101,7 @@ def test_a_blend_moves_sentence_and_noise_apart(pipeline):
         np.testing.assert_array_equal(found[0], noise)
         np.testing.assert_array_equal(found[1], sentence)
     np.testing.assert_array_equal(blended(pipeline, Blend(A, psi=0.5))[0], noise_a / 2)
-    with pytest.raises(ValueError, match=r"noise_share must be from 0 to 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"noise_share must be a number from 0 to 1, got 1.5"):
         Blend(A, C, noise_share=1.5)
 
 
@@ -109,8 +109,8 @@ def test_a_blend_moves_sentence_and_noise_apart(pipeline):
     ("call", "message"),
     [
         (lambda p: interpolate(p, [A], 4), "needs at least two keyframes, got 1"),
-        (lambda p: interpolate(p, [A, B], 0), "steps must be at least 1, got 0"),
-        (lambda p: interpolate(p, [A, B], 2, psi=1.5), "psi must be from 0 to 1, got 1.5"),
+        (lambda p: interpolate(p, [A, B], 0), "steps must be an integer of at least 1, got 0"),
+        (lambda p: interpolate(p, [A, B], 2, psi=1.5), "psi must be a number from 0 to 1, got 1.5"),
         (lambda p: style_grid(p, [A, B, C], 2, 2), "four corners and at least 2 x 2"),
         (lambda p: style_grid(p, [A, B, C, D], 1, 2), "got 4 corners and 1 x 2"),
     ],

@@ -37,7 +37,7 @@ def test_truncation_leaves_less_of_the_noise(pipeline):
     noise = draw_noise(3, "a bird", 0, 16)
     wanted = pipeline.synthesize(pipeline.encode(["a bird"]), noise[None] / 2)
     np.testing.assert_array_equal(pipeline.generate("a bird", seed=3, psi=0.5), wanted)
-    with pytest.raises(ValueError, match=r"psi must be from 0 to 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"psi must be a number from 0 to 1, got 1.5"):
         pipeline.generate("a bird", psi=1.5)
 
 
@@ -168,9 +168,9 @@ def test_wrong_shapes_are_named(noise, sentence, pipeline):
 def test_bad_requests_are_refused(pipeline):
     with pytest.raises(PromptError, match="empty"):
         pipeline.generate(["a bird", " "])
-    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="n must be an integer of at least 1, got 0"):
         pipeline.generate("a bird", n=0)
-    with pytest.raises(ValueError, match="seed must be between 0 and"):
+    with pytest.raises(ValueError, match="seed must be an integer from 0 to"):
         pipeline.generate("a bird", seed=-1)
 
 
