@@ -23,7 +23,7 @@ FP32 = ConvertOptions(precision="fp32")
 HANGING = """
 import sys, time, types
 
-def read_source(checkpoint, clip, captions, onnx_folder, progress, keep_onnx):
+def read_source(checkpoint, clip, captions, onnx_folder, progress, **_):
     progress.step("exporting")
     (onnx_folder / "generator.onnx").write_bytes(b"half")
     print("ready", flush=True)
