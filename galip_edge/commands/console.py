@@ -74,8 +74,9 @@ def counting_progress() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console(),
+        console=out,
         transient=True,
+        disable=not out.is_terminal,
     )
 
 

@@ -20,14 +20,17 @@ def prompts(tmp_path):
 
 
 def lines(out) -> list[dict]:
-    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (out / "__manifest__" / "manifest.jsonl").read_text().splitlines()
+    ]
 
 
 def test_a_job_from_a_file(prompts, tiny_bundles, tmp_path):
     out = tmp_path / "out"
     command = (prompts, "--out", out, "--model", tiny_bundles["int8"], "--carry", "note")
     done = batch(*command)
-    assert done.stdout.strip() == str(out / "manifest.jsonl")
+    assert done.stdout.strip() == str(out / "__manifest__" / "manifest.jsonl")
     assert done.returncode == 1
     assert "1 of 4 failed: " in done.stderr
     assert [(e["status"], e["note"]) for e in lines(out)] == [

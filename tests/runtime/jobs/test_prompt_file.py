@@ -71,7 +71,7 @@ def test_parquet(tmp_path):
         ("p.jsonl", b"{", "the line is no JSON"),
         ("p.jsonl", b"[" * 100_000, "the line is no JSON"),
         ("p.jsonl", b"[1]", "no JSON object but"),
-        ("p.jsonl", b'{"text": "a"}', "no key 'prompt'"),
+        ("p.jsonl", b'{"url": "a"}', "no key 'prompt'"),
         ("p.jsonl", b'{"prompt": 5}', "no text but 5"),
         ("p.jsonl", b'{"prompt": "\\ud800"}', "not valid UTF-8"),
         ("p.jsonl", b'{"prompt": "a", "n": 1.5}', "n must be an integer .* got 1.5"),
@@ -97,7 +97,7 @@ def test_an_id_is_given_once(tmp_path):
     found = rows(tmp_path, "p.csv", content)
     assert [row.error for row in found] == [
         *(None, None),
-        "the id 'a' was given to row 0 already",
+        "duplicate id 'a' (first used in row 0)",
         *(None, None),
     ]
 
@@ -105,7 +105,7 @@ def test_an_id_is_given_once(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.csv", b"text\na bird\n", "no column 'prompt', only 'text'"),
+        ("p.csv", b"url\na bird\n", "no column 'prompt', only 'url'"),
         ("p.dat", b"a bird\n", "--input-format"),
         ("p.parquet", b"a bird\n", "damaged or no Parquet file"),
     ],
@@ -126,7 +126,7 @@ def test_a_missing_file_is_one_sentence(tmp_path):
         ({"format": "xlsx"}, "format must be one of txt, .* got 'xlsx'"),
         ({"count": 0}, "count must be from 1 to 1,000,000, got 0"),
         ({"seed": -1}, "seed must be from 0 to .* got -1"),
-        ({"carry": ("file",)}, "the manifest has a column 'file' of its own"),
+        ({"carry": ("file",)}, "column 'file' cannot be kept"),
     ],
 )
 def test_invalid_settings_are_named(settings, message, tmp_path):
