@@ -18,7 +18,7 @@ import click
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from galip_edge.commands.console import console
+from galip_edge.commands.console import console, status
 from galip_edge.commands.options import (
     RenamedOption,
     cache_option,
@@ -221,7 +221,7 @@ def command(
             return
         # Ray says things on stdout, up to its end.
         with redirect_stdout(sys.stderr), _engine(engine, workers, address) as who:
-            with console().status("reading the prompts"):
+            with status("reading the prompts"):
                 job = Job(file, bundle, out, options, who)
             with _progress(job) as show, _stops_at_signals(job):
                 for _ in job:
@@ -354,9 +354,8 @@ def _advice(invalid: int, others: int) -> str:
         rows = "1 row is" if invalid == 1 else f"{invalid:,} rows are"
         advice.append(f"{rows} invalid (correct the prompt file, then add --update)")
     if others:
-        advice.append(
-            f"--retry-failed tries {f'the other {others:,}' if invalid else 'them'} again"
-        )
+        which = f"the other {others:,}" if invalid else "them"
+        advice.append(f"--retry-failed tries {which} again")
     return "; ".join(advice)
 
 

@@ -74,9 +74,8 @@ def counting_progress() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=out,
+        console=console(),
         transient=True,
-        disable=not out.is_terminal,
     )
 
 

@@ -242,11 +242,11 @@ class Job:
         prepare = Preparation(self.place, self.prompts, self._facts(), self.options.update)
         try:
             state = self._continued(prepare)
-        except JobError:
+        except BaseException as error:
             if self.place.read(STATE_FILE) is None:
                 self.place.forget()
                 raise
-            if not self.options.force:
+            if not (self.options.force and isinstance(error, JobError)):
                 raise
             self._discard()
             state = prepare.state(None)
