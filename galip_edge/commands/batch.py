@@ -18,7 +18,7 @@ import click
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from galip_edge.commands.console import console, status
+from galip_edge.commands.console import console
 from galip_edge.commands.options import (
     RenamedOption,
     cache_option,
@@ -221,7 +221,7 @@ def command(
             return
         # Ray says things on stdout, up to its end.
         with redirect_stdout(sys.stderr), _engine(engine, workers, address) as who:
-            with status("reading the prompts"):
+            with console().status("reading the prompts"):
                 job = Job(file, bundle, out, options, who)
             with _progress(job) as show, _stops_at_signals(job):
                 for _ in job:

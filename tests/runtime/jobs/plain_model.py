@@ -1,6 +1,6 @@
 """A model that draws at once, so that jobs of many images take no time.
 
-As a command it runs a job with it: PROMPTS BUNDLE OUT FORM WORKERS MILLISECONDS-AN-IMAGE.
+As a command it runs a job with it: PROMPTS BUNDLE OUT FORM WORKERS MILLISECONDS-AN-IMAGE UPDATE.
 """
 
 import hashlib
@@ -55,9 +55,9 @@ class SlowWorker:
 def main() -> None:
     from runtime.jobs import engine, job, processes, prompt_file
 
-    prompts, bundle, out, form, workers, _ = sys.argv[1:]
+    prompts, bundle, out, form, workers, _, update = sys.argv[1:]
     engine.Worker = SlowWorker
-    options = job.JobOptions(form=form, part=40)
+    options = job.JobOptions(form=form, part=40, update=update == "1")
     how = engine.InProcess() if workers == "1" else processes.Processes(int(workers))
     for _ in job.Job(prompt_file.PromptFile(Path(prompts)), bundle, out, options, how):
         pass
