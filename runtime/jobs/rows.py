@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import JobError
+from runtime.files import sha256_of
 from runtime.jobs.parts import Item, Part, parts_of
 from runtime.jobs.prompt_file import PromptFile, Row
 
@@ -25,6 +27,8 @@ from runtime.jobs.prompt_file import PromptFile, Row
 # with this one; count: images wanted now, fewer than `after` once the row asks for fewer.
 _RECORD = np.dtype([("digest", "<u8"), ("before", "<u4"), ("after", "<u4"), ("count", "<u4")])
 _CHUNK = 4096
+
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 Records = npt.NDArray[np.void]
 
@@ -37,26 +41,30 @@ class Pass:
         first: its first row.
         rows: rows of the prompt file then; the last of them is the pass's last one.
         slots: items that were added.
+        table: SHA-256 of its table.
     """
 
     first: int
     rows: int
     slots: int
+    table: str = ""
 
     @classmethod
     def from_json(cls, value: Any) -> Pass:
         """Raises ValueError if it is none."""
-        names = {"first", "rows", "slots"}
-        if not isinstance(value, dict) or set(value) != names:
-            raise ValueError("a pass is no object of first, rows and slots")
-        if any(isinstance(it, bool) or not isinstance(it, int) for it in value.values()):
+        if not isinstance(value, dict) or set(value) != {"first", "rows", "slots", "table"}:
+            raise ValueError("a pass is no object of first, rows, slots and table")
+        numbers = [value[name] for name in ("first", "rows", "slots")]
+        if any(isinstance(it, bool) or not isinstance(it, int) for it in numbers):
             raise ValueError("a pass has other values than integers")
+        if not isinstance(value["table"], str) or not _HASH.fullmatch(value["table"]):
+            raise ValueError("a pass has no hash of its table")
         found = cls(**value)
         if not (0 <= found.first < found.rows < 1 << 40 and 0 < found.slots < 1 << 62):
             raise ValueError("a pass has no rows or no images")
         return found
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, Any]:
         """For `from_json`."""
         return asdict(self)
 
@@ -65,16 +73,16 @@ class Pass:
         return -(-self.slots // size)
 
 
-def table_name(number: int) -> str:
-    """Name of a pass's table in the folder of all of them."""
-    return f"{number:08d}"
+def table_name(number: int, which: Pass) -> str:
+    """Name of a pass's table in the folder of all of them; an updated one has another."""
+    return f"{number:08d}-{which.table[:16]}"
 
 
 def read_table(path: Path, which: Pass) -> Records:
     """A pass's table, memory-mapped. Raises ValueError if it does not fit its pass, or OSError."""
     rows = which.rows - which.first
-    if path.stat().st_size != rows * _RECORD.itemsize:
-        raise ValueError(f"the table of rows {which.first} to {which.rows} has another length")
+    if path.stat().st_size != rows * _RECORD.itemsize or sha256_of(path) != which.table:
+        raise ValueError(f"the table of rows {which.first} to {which.rows} has another hash")
     return np.memmap(path, _RECORD, "r", shape=(rows,))
 
 

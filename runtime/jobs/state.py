@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,9 @@ class State:
             raise ValueError("it is nested too deeply") from error
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
+        checksum = found.pop("checksum", None)
+        if found.get("version") == _VERSION and checksum != _checksum(found):
+            raise ValueError("its checksum is wrong")
         version, items = found.pop("version", None), found.pop("items", None)
         if version not in (1, _VERSION):
             raise ValueError(f"its version is {version!r:.40}, this program reads {_VERSION}")
@@ -83,15 +87,18 @@ class State:
 
     def to_bytes(self) -> bytes:
         """For `from_bytes`."""
-        return json.dumps(
-            {
-                "version": _VERSION,
-                **self.facts,
-                "items": self.items,
-                "passes": [each.to_json() for each in self.passes],
-                "column types": types_to_text(self.types),
-            }
-        ).encode()
+        found = {
+            "version": _VERSION,
+            **self.facts,
+            "items": self.items,
+            "passes": [each.to_json() for each in self.passes],
+            "column types": types_to_text(self.types),
+        }
+        return json.dumps({**found, "checksum": _checksum(found)}).encode()
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -100,7 +107,7 @@ def open_tables(place: LocalPlace | RemotePlace, passes: tuple[Pass, ...]) -> It
     with ExitStack() as stack:
         tables: list[Records] = []
         for number, each in enumerate(passes):
-            name = f"{TABLES}/{table_name(number)}"
+            name = f"{TABLES}/{table_name(number, each)}"
             path = stack.enter_context(place.local(name))
             if path is None:
                 raise ValueError(f"{name} is missing")
@@ -171,6 +178,7 @@ class Preparation:
             )
         with self._place.new(STATE_FILE) as temporary:
             temporary.write_bytes(state.to_bytes())
+        self._remove_other_tables(state)
         return state
 
     def _scanned(self, known: State | None, facts: dict[str, Any], folder: Path) -> State:
@@ -189,10 +197,9 @@ class Preparation:
             found_types = types.found()
             self._check_types(known, found_types)
             if found.stale:
-                self._write_updated(passes, tables, current, folder)
+                passes = self._write_updated(passes, tables, current, folder)
         if found.added is not None:
-            passes = (*passes, found.added)
-            copy_to(self._place, added, f"{TABLES}/{table_name(len(passes) - 1)}")
+            passes = (*passes, self._stored(len(passes), found.added, added))
         if known is not None and known.version == 1:
             for name in ("manifest.jsonl", "manifest.parquet"):  # where version 1 had them
                 self._place.remove(name)
@@ -242,14 +249,28 @@ class Preparation:
 
     def _write_updated(
         self, passes: tuple[Pass, ...], tables: list[Records], current: Path, folder: Path
-    ) -> None:
-        now = as_table(current)
+    ) -> tuple[Pass, ...]:
+        now, found = as_table(current), []
         for number, (each, table) in enumerate(zip(passes, tables)):
             new = updated(table, each, now)
             if not np.array_equal(new, table):
                 path = folder / "updated"
                 new.tofile(path)
-                copy_to(self._place, path, f"{TABLES}/{table_name(number)}")
+                each = self._stored(number, each, path)
+            found.append(each)
+        return tuple(found)
+
+    def _stored(self, number: int, which: Pass, path: Path) -> Pass:
+        """The pass with this file as its table, which does not replace an earlier one."""
+        found = replace(which, table=sha256_of(path))
+        copy_to(self._place, path, f"{TABLES}/{table_name(number, found)}")
+        return found
+
+    def _remove_other_tables(self, state: State) -> None:
+        used = {f"{TABLES}/{table_name(i, each)}" for i, each in enumerate(state.passes)}
+        for name in self._place.names(TABLES):
+            if name not in used:
+                self._place.remove(name)
 
 
 def _hash_of(prompts: PromptFile) -> str:

@@ -53,7 +53,9 @@ class SlowWorker:
 
 
 def main() -> None:
-    from runtime.jobs import engine, job, processes, prompt_file
+    from runtime.jobs import engine, job, place, processes, prompt_file
+
+    place._RENEWAL, place._EXPIRY = 0.2, 2.0  # kills are many, and their leases short
 
     prompts, bundle, out, form, workers, _, update = sys.argv[1:]
     engine.Worker = SlowWorker
