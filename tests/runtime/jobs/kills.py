@@ -48,8 +48,10 @@ def write(path: Path, rows: list[dict]) -> None:
     temporary.replace(path)
 
 
-def start(prompts, bundle, out, form, workers, milliseconds, update=False) -> subprocess.Popen:
-    arguments = [prompts, bundle, out, form, workers, milliseconds, int(update)]
+def start(
+    prompts, bundle, out, form, workers, milliseconds, update=False, part=PART
+) -> subprocess.Popen:
+    arguments = [prompts, bundle, out, form, workers, milliseconds, int(update), part]
     command = [sys.executable, plain_model.__file__, *map(str, arguments)]
     # A group of its own, to be killed with all of its processes.
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from functools import cached_property
 
 import boto3
 from moto.core import DEFAULT_ACCOUNT_ID
@@ -58,6 +59,7 @@ class ObjectStore:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
+    @cached_property
     def client(self):
         return boto3.client("s3", endpoint_url=self.url)
 

@@ -1,6 +1,7 @@
 """A model that draws at once, so that jobs of many images take no time.
 
-As a command it runs a job with it: PROMPTS BUNDLE OUT FORM WORKERS MILLISECONDS-AN-IMAGE UPDATE.
+As a command it runs a job with it: PROMPTS BUNDLE OUT FORM WORKERS MILLISECONDS-AN-IMAGE UPDATE
+PART.
 """
 
 import hashlib
@@ -67,9 +68,9 @@ def main() -> None:
 
     place._RENEWAL, place._EXPIRY = 0.2, 2.0  # kills are many, and their leases short
 
-    prompts, bundle, out, form, workers, _, update = sys.argv[1:]
+    prompts, bundle, out, form, workers, _, update, part = sys.argv[1:]
     engine.Worker = SlowWorker
-    options = job.JobOptions(form=form, part=40, update=update == "1")
+    options = job.JobOptions(form=form, part=int(part), update=update == "1")
     how = engine.InProcess() if workers == "1" else processes.Processes(int(workers))
     for _ in job.Job(prompt_file.PromptFile(Path(prompts)), bundle, out, options, how):
         pass

@@ -33,24 +33,24 @@ def store(server, monkeypatch):
     monkeypatch.setattr(place, "_PAUSE", 0.01)
     s3fs.S3FileSystem.clear_instance_cache()
     server.fail = lambda number: None
-    server.client().create_bucket(Bucket="bucket")
+    server.client.create_bucket(Bucket="bucket")
     yield server
     server.fail = lambda number: None
     names = [each["Key"] for each in objects(server)]
     for name in names:
-        server.client().delete_object(Bucket="bucket", Key=name)
+        server.client.delete_object(Bucket="bucket", Key=name)
 
 
 @pytest.fixture
 def prompts(tmp_path):
     path = tmp_path / "p.jsonl"
-    rows = [{"prompt": f"bird {i}", "n": 2} for i in range(100)]
+    rows = [{"prompt": f"bird {i}", "n": 2} for i in range(50)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def objects(store, prefix="") -> list[dict]:
-    pages = store.client().get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
+    pages = store.client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
     return [each for page in pages for each in page.get("Contents", [])]
 
 
@@ -58,12 +58,12 @@ def downloaded(store, folder):
     for each in objects(store, "out/"):
         path = folder / each["Key"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(store.client().get_object(Bucket="bucket", Key=each["Key"])["Body"].read())
+        path.write_bytes(store.client.get_object(Bucket="bucket", Key=each["Key"])["Body"].read())
     return folder / "out"
 
 
 def run(prompts, bundle, out, form="folder", **options):
-    job = Job(PromptFile(prompts), bundle, out, JobOptions(form=form, part=40, **options))
+    job = Job(PromptFile(prompts), bundle, out, JobOptions(form=form, part=20, **options))
     for _ in job:
         pass
     assert job.progress.left == 0
@@ -77,7 +77,7 @@ def test_a_killed_job_ends_as_if_it_had_not_been(
     run(prompts, bundle, tmp_path / "out", form)
     whole = made(tmp_path / "out")
     for count in (1, 3):
-        process = start(prompts, bundle, "s3://bucket/out", form, workers, 15)
+        process = start(prompts, bundle, "s3://bucket/out", form, workers, 15, part=20)
         until = time.monotonic() + PATIENCE
         while len(objects(store, "out/.job/parts/")) < count:
             assert time.monotonic() < until
@@ -86,7 +86,7 @@ def test_a_killed_job_ends_as_if_it_had_not_been(
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     job = run(prompts, bundle, "s3://bucket/out", form)
-    assert 120 <= job.progress.kept < 200
+    assert 40 <= job.progress.kept < 100
     assert made(downloaded(store, tmp_path / "got")) == whole
     with prompts.open("a") as file:
         file.write('{"prompt": "one more"}\n')
@@ -101,7 +101,7 @@ def test_damage_is_found_and_repaired(store, prompts, bundle, tmp_path, plain_mo
     name = next(each for each in whole if each.startswith("00000001/"))
     data = bytearray(whole[name])
     data[100] ^= 1
-    store.client().put_object(Bucket="bucket", Key=f"out/{name}", Body=bytes(data))
+    store.client.put_object(Bucket="bucket", Key=f"out/{name}", Body=bytes(data))
     assert run(prompts, bundle, "s3://bucket/out").progress.lost == 0
     assert run(prompts, bundle, "s3://bucket/out", verify=True).progress.lost == 1
     assert made(downloaded(store, tmp_path / "after")) == whole
@@ -120,10 +120,10 @@ def test_a_store_that_stays_busy_is_one_sentence(
 ):
     monkeypatch.setattr(place, "_ATTEMPTS", 2)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 2)
-    job = Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=40))
+    job = Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=20))
     with pytest.raises(JobError, match=r"busy or out of reach 2 times .* rerun the same command"):
         for count, _ in enumerate(job):
-            if count == 50:
+            if count == 25:
                 store.fail = lambda number: SLOW_DOWN
     store.fail = lambda number: None
     run(prompts, bundle, "s3://bucket/out")
@@ -132,35 +132,35 @@ def test_a_store_that_stays_busy_is_one_sentence(
 
 
 def test_expired_credentials_are_one_sentence(store, prompts, bundle, tmp_path, plain_model):
-    job = Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=40))
+    job = Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=20))
     with pytest.raises(JobError, match=r"credentials expired .*renew them; rerun the same command"):
         for count, _ in enumerate(job):
-            if count == 50:
+            if count == 25:
                 store.fail = lambda number: EXPIRED
     with pytest.raises(JobError, match=r"credentials expired .*renew them"):
-        Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=40))
+        Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=20))
     store.fail = lambda number: None
-    assert run(prompts, bundle, "s3://bucket/out").progress.kept >= 40
+    assert run(prompts, bundle, "s3://bucket/out").progress.kept >= 20
     run(prompts, bundle, tmp_path / "out")
     assert made(downloaded(store, tmp_path / "got")) == made(tmp_path / "out")
 
 
 def test_a_second_leader_is_refused(store, prompts, bundle, tmp_path, plain_model):
-    first = iter(Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=40)))
+    first = iter(Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=20)))
     next(first)
     other = tmp_path / "other.txt"
     other.write_text("a duck\n")
     for path in (prompts, other):
         with pytest.raises(JobError, match="another process is running the job in s3://bucket/out"):
-            Job(PromptFile(path), bundle, "s3://bucket/out", JobOptions(part=40))
-    assert len(list(first)) == 199
+            Job(PromptFile(path), bundle, "s3://bucket/out", JobOptions(part=20))
+    assert len(list(first)) == 99
     with pytest.raises(JobError, match="changed since|has 1 rows"):
-        Job(PromptFile(other), bundle, "s3://bucket/out", JobOptions(part=40))
+        Job(PromptFile(other), bundle, "s3://bucket/out", JobOptions(part=20))
 
 
 def test_the_lease_of_a_killed_leader_is_taken_over(store, prompts, bundle, plain_model):
     body = b"some-host 1 0123 7"
-    store.client().put_object(Bucket="bucket", Key="out/.job/lease", Body=body)
+    store.client.put_object(Bucket="bucket", Key="out/.job/lease", Body=body)
     run(prompts, bundle, "s3://bucket/out")
     assert not objects(store, "out/.job/lease")
 
@@ -171,7 +171,7 @@ def test_who_lost_the_lease_stops(store, prompts, bundle, plain_model):
         for count, _ in enumerate(job):
             if count == 5:
                 body = b"another-host 1 0123 1"
-                store.client().put_object(Bucket="bucket", Key="out/.job/lease", Body=body)
+                store.client.put_object(Bucket="bucket", Key="out/.job/lease", Body=body)
                 time.sleep(0.6)  # past the renewal at which it is seen
     assert objects(store, "out/.job/lease")  # it belongs to the other one
 
