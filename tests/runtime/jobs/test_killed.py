@@ -29,8 +29,8 @@ def prompts(tmp_path) -> Path:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_killed_job_ends_as_if_it_had_not_been(form, workers, bundle, tmp_path, plain_model):
     """A few of many: the command in kills.py does as many as one likes."""
-    found = kill_and_compare(form, workers, 4, 1, bundle, tmp_path)
-    assert found.kills >= 3
+    found = kill_and_compare(form, workers, 2, 1, bundle, tmp_path)
+    assert found.kills == 2
 
 
 def worker_processes(of: int) -> list[int]:
