@@ -90,8 +90,8 @@ def kill_and_compare(
     """Raises AssertionError if anything is lost, damaged, or there twice."""
     draw = random.Random(f"{seed} {form} {workers}")
     prompts, out, whole = folder / "prompts.jsonl", folder / "out", folder / "whole"
-    rows = [{"prompt": f"bird {i}", "n": 2} for i in range(30 + 6 * kills)]
-    longer = [*rows, *({"prompt": f"duck {i}", "n": 3} for i in range(20 + 6 * kills))]
+    rows = [{"prompt": f"bird {i}", "n": 2} for i in range(60 + 6 * kills)]
+    longer = [*rows, *({"prompt": f"duck {i}", "n": 3} for i in range(40 + 6 * kills))]
     longer[len(rows) // 2] = {"prompt": "a goose", "n": 2}
     done = before_the_change = 0
     for number, each in enumerate((rows, longer)):

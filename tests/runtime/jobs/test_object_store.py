@@ -36,9 +36,10 @@ def store(server, monkeypatch):
     server.client.create_bucket(Bucket="bucket")
     yield server
     server.fail = lambda number: None
-    names = [each["Key"] for each in objects(server)]
-    for name in names:
-        server.client.delete_object(Bucket="bucket", Key=name)
+    names = [{"Key": each["Key"]} for each in objects(server)]
+    for first in range(0, len(names), 1000):
+        some = {"Objects": names[first : first + 1000]}
+        server.client.delete_objects(Bucket="bucket", Delete=some)
 
 
 @pytest.fixture
