@@ -1,4 +1,4 @@
-"""`galip-edge batch`: a file of prompts to images, which goes on where it was interrupted."""
+"""`galip-edge batch`: a file of prompts to images, in a job that resumes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from galip_edge.commands.console import console
 from galip_edge.commands.options import (
+    RenamedOption,
     cache_option,
     default_model,
     json_option,
@@ -49,45 +51,64 @@ from runtime.pipeline import PipelineOptions
 @model_option
 @click.option("--input-format", type=click.Choice(FORMATS), help="Default: by the file's ending.")
 @click.option(
+    "--prompt-column",
+    metavar="COLUMN",
+    help="Column of prompts; default: prompt, caption or text, in any case.",
+)
+@click.option("--encoding", help="Encoding of a text file; default: UTF-8, or UTF-16 if it is.")
+@click.option(
     "-n",
     "count",
     type=click.IntRange(1, MAX_IMAGES),
     default=1,
-    help="Images of a prompt whose row does not say.",
+    help="Images of a row without its own n. A larger number later extends the job.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, MAX_SEED),
     default=0,
     show_default=True,
-    help="Of a prompt whose row does not say.",
+    help="Seed of a row without its own.",
 )
 @click.option(
-    "--carry",
+    "--keep-column",
+    "carry",
+    cls=RenamedOption,
+    former=["--carry"],
     multiple=True,
     metavar="COLUMN",
-    help="Carry this column through to the manifest. Repeat for more.",
+    help="Keep this column in the manifest and in shards. Repeat for more.",
 )
 @click.option(
-    "--as",
+    "--output-format",
     "form",
+    cls=RenamedOption,
+    former=["--as"],
     type=click.Choice(FORMS),
     default="folder",
     show_default=True,
     help="A file for each image, tar shards for webdataset, or Parquet shards.",
 )
 @click.option(
-    "--image", "image_format", type=click.Choice(list(SUFFIXES)), default="png", show_default=True
+    "--image-format",
+    cls=RenamedOption,
+    former=["--image"],
+    type=click.Choice(list(SUFFIXES)),
+    default="png",
+    show_default=True,
 )
 @click.option(
     "--quality",
     type=click.IntRange(1, 100),
     default=ImageFormat.quality,
     show_default=True,
-    help="Of jpeg and webp.",
+    help="Quality of jpeg and webp.",
 )
 @click.option(
-    "--part",
+    "--shard-size",
+    "part",
+    cls=RenamedOption,
+    former=["--part"],
     type=click.IntRange(1, 100_000),
     default=JobOptions.part,
     show_default=True,
@@ -105,23 +126,39 @@ from runtime.pipeline import PipelineOptions
     show_default=True,
     help="Processes of this machine, or of a Ray cluster.",
 )
-@click.option("--address", help="Of the Ray cluster; default: RAY_ADDRESS, else this machine.")
-@click.option("--retry-failed", is_flag=True, help="Make again what failed in an earlier run.")
+@click.option("--address", help="Ray cluster; default: RAY_ADDRESS, else this machine.")
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Try again what failed in an earlier run, except invalid rows.",
+)
+@click.option(
+    "--update",
+    is_flag=True,
+    help="Accept changed rows: only their images are generated again.",
+)
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Compare each image with its hash; what is damaged or missing is generated again.",
+)
 @click.option(
     "--max-errors", type=click.IntRange(min=0), help="Stop after more failures than this."
 )
 @click.option(
     "--force",
     is_flag=True,
-    help="If prompts, model or options changed: remove what was made and start again.",
+    help="If the job cannot continue: remove what it made and start again.",
 )
-@click.option("--dry-run", is_flag=True, help="Only tell count, size and time.")
+@click.option(
+    "--dry-run", is_flag=True, help="Estimate image count, output size and duration, then exit."
+)
 @threads_option
 @click.option(
     "--streams",
     type=click.IntRange(min=0),
     default=0,
-    help="Images side by side in each process; default: one for each core.",
+    help="Images in parallel in each process; default: one for each core.",
 )
 @cache_option
 @precision_option
@@ -131,6 +168,8 @@ def command(
     out: str,
     model: Path | None,
     input_format: str | None,
+    prompt_column: str | None,
+    encoding: str | None,
     count: int,
     seed: int,
     carry: tuple[str, ...],
@@ -142,6 +181,8 @@ def command(
     engine: str,
     address: str | None,
     retry_failed: bool,
+    update: bool,
+    verify: bool,
     max_errors: int | None,
     force: bool,
     dry_run: bool,
@@ -151,11 +192,13 @@ def command(
     precision: str,
     as_json: bool,
 ) -> None:
-    """Generate images of all prompts in a file; the same command again goes on where it was.
+    """Generate images of all prompts in a file; the same command again resumes.
 
-    PROMPTS is .txt (a prompt a line), .csv, .tsv, .jsonl or .parquet, with columns `prompt` and, if
-    wanted, `id`, `n` and `seed`; `-` reads standard input. Prints the path of the manifest, which
-    has a line for each image, also for one that failed.
+    PROMPTS is .txt (one prompt per line), .csv, .tsv, .json, .jsonl or .parquet, with a column
+    `prompt`, `caption` or `text` and, optionally, `id`, `n` and `seed`; also compressed (.gz, .bz2,
+    .xz, .zst), in UTF-8 or UTF-16, with any usual delimiter; `-` reads standard input. Rows added
+    to the file later extend the job. Prints the path of the manifest, which has a line for each
+    image, also for one that failed.
     """
     options = JobOptions(
         form=form,
@@ -163,20 +206,24 @@ def command(
         part=part,
         retry_failed=retry_failed,
         max_errors=max_errors,
+        update=update,
+        verify=verify,
         force=force,
         pipeline=PipelineOptions(threads, streams, cache, precision),
     )
     bundle = model or default_model()
     with _prompt_file(prompts, input_format) as path:
-        file = PromptFile(path, input_format, count, seed, carry)
+        file = PromptFile(path, input_format, count, seed, carry, prompt_column, encoding)
+        source = "standard input" if str(prompts) == "-" else prompts
+        click.echo(f"{source}: {file.understood}", err=True)
         if dry_run:
-            _tell(asdict(estimate(file, bundle, options)), as_json)
+            _print_estimate(asdict(estimate(file, bundle, options)), as_json)
             return
         # Ray says things on stdout, up to its end.
         with redirect_stdout(sys.stderr), _engine(engine, workers, address) as who:
             with console().status("reading the prompts"):
                 job = Job(file, bundle, out, options, who)
-            with _stops_at_signals(job), _progress(job) as show:
+            with _progress(job) as show, _stops_at_signals(job):
                 for _ in job:
                     show()
     _report(job, as_json)
@@ -215,6 +262,7 @@ def _stops_at_signals(job: Job) -> Iterator[None]:
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
         job.stop()
+        console().show_cursor()  # which the second one could not do
         click.echo("finishing what is in flight; a second signal stops at once", err=True)
 
     before = [signal.signal(number, handle) for number in numbers]
@@ -225,9 +273,18 @@ def _stops_at_signals(job: Job) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+# Seconds between lines of progress where there is no terminal.
+_LINES_EVERY = 30.0
+
+
 @contextmanager
-def _progress(job: Job) -> Iterator[Any]:
-    """A bar on stderr; gives a function that brings it up to date."""
+def _progress(job: Job) -> Iterator[Callable[[], None]]:
+    """A bar on stderr, or a line now and then where it is no terminal; gives a function that
+    brings it up to date."""
+    out = console()
+    if not out.is_terminal:
+        yield _progress_lines(job)
+        return
     columns = (
         BarColumn(),
         TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
@@ -235,7 +292,7 @@ def _progress(job: Job) -> Iterator[Any]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[failed]}"),
     )
-    with Progress(*columns, console=console(), transient=True) as bar:
+    with Progress(*columns, console=out, transient=True) as bar:
         task = bar.add_task("", total=job.progress.items, rate=0.0, failed="")
 
         def show() -> None:
@@ -248,6 +305,23 @@ def _progress(job: Job) -> Iterator[Any]:
         yield show
 
 
+def _progress_lines(job: Job) -> Callable[[], None]:
+    began = last = time.monotonic()
+
+    def show() -> None:
+        nonlocal last
+        moment = time.monotonic()
+        if moment - last < _LINES_EVERY:
+            return
+        last, now = moment, job.progress
+        rate = now.done / (moment - began)
+        failed = f", {now.failed:,} failed" if now.failed else ""
+        done = f"{now.items - now.left:,} of {now.items:,} images"
+        click.echo(f"{done}, {rate:.1f} images/s{failed}", err=True)
+
+    return show
+
+
 def _report(job: Job, as_json: bool) -> None:
     now = job.progress
     manifest = f"{job.place}/{MANIFEST}"
@@ -255,19 +329,37 @@ def _report(job: Job, as_json: bool) -> None:
         click.echo(json.dumps({**asdict(now), "left": now.left, "manifest": manifest}))
     else:
         click.echo(manifest)
+    if now.lost:
+        again = "" if now.left else " and were generated again"
+        click.echo(f"{now.lost:,} images were missing or damaged{again}", err=True)
+    elif job.options.verify and not now.left:
+        click.echo(f"all {now.kept:,} earlier results are intact", err=True)
     if now.left:
         click.echo(
-            f"stopped: {now.left:,} of {now.items:,} are left; the same command goes on", err=True
+            f"stopped: {now.left:,} of {now.items:,} are left; rerun the same command to resume",
+            err=True,
         )
         raise click.exceptions.Exit(130)
     if now.all_failed:
         raise GalipEdgeError(
-            f"{now.all_failed:,} of {now.items:,} failed: {manifest} has the reasons, and "
-            "--retry-failed tries them again"
+            f"{now.all_failed:,} of {now.items:,} failed, {manifest} has the reasons: "
+            f"{_advice(now.invalid, now.all_failed - now.invalid)}"
         )
 
 
-def _tell(found: dict[str, Any], as_json: bool) -> None:
+def _advice(invalid: int, others: int) -> str:
+    """What to do about failures: an invalid row fails again until it is changed."""
+    advice = []
+    if invalid:
+        rows = "1 row is" if invalid == 1 else f"{invalid:,} rows are"
+        advice.append(f"{rows} invalid (correct the prompt file, then add --update)")
+    if others:
+        which = f"the other {others:,}" if invalid else "them"
+        advice.append(f"--retry-failed tries {which} again")
+    return "; ".join(advice)
+
+
+def _print_estimate(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
         return

@@ -1,9 +1,13 @@
-"""`galip-edge generate`: prompts to PNG files."""
+"""`galip-edge generate`: prompts to image files."""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -18,10 +22,16 @@ from galip_edge.commands.options import (
     threads_option,
     truncation_option,
 )
-from runtime.images import ImageMetadata, contact_sheet, file_name, save_each, save_sheet
+from runtime.errors import GalipEdgeError, PromptError
+from runtime.files import write_whole
+from runtime.images import ImageMetadata, Images, contact_sheet, file_name, save_each, save_sheet
+from runtime.jobs.encoding import SUFFIXES, ImageFormat
 from runtime.noise import MAX_SEED
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.prompts import checked_prompt
+
+# By the ending of a single file.
+_FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg": "jpeg"}
 
 
 @click.command("generate")
@@ -39,10 +49,11 @@ from runtime.prompts import checked_prompt
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, allow_dash=True),
     default=Path("images"),
     show_default=True,
-    help="Folder for the PNG files.",
+    help="Folder for the PNG files; or the file of a single image (.png, .jpg, .webp); - writes it "
+    "to standard output.",
 )
 @click.option("--grid", is_flag=True, help="Also write a contact sheet, one row for each prompt.")
 @threads_option
@@ -50,7 +61,7 @@ from runtime.prompts import checked_prompt
     "--streams",
     type=click.IntRange(min=0),
     default=0,
-    help="Images side by side; default: one, or with many images one for each core.",
+    help="Images in parallel; default: one, or with many images one for each core.",
 )
 @cache_option
 @precision_option
@@ -71,26 +82,32 @@ def command(
 ) -> None:
     """Generate images from prompts, as PNG files whose paths are printed.
 
-    The same model, prompt, seed and image number give the same picture, whatever else is asked
-    for. Each file carries its prompt and seed.
+    PROMPT - reads prompts from standard input, one per line. The same model, prompt, seed and image
+    number give the same image, whatever else is asked for. Each file carries its prompt and seed.
     """
-    for prompt in prompts:
-        checked_prompt(prompt)
+    prompts = tuple(_all_prompts(prompts))
+    single = _single_format(out)
+    if single is not None:
+        _check_single(out, len(prompts) * count, grid, as_json)
     options = PipelineOptions(threads, streams, cache, precision)
     pipeline = load_pipeline(model, options)
     manifest = pipeline.manifest
     pipeline.prepare(len(prompts) * count)
     _warn_of_cut_prompts(pipeline, prompts)
     identity = manifest.name, manifest.model_hash
-    images = []
+    generated = (
+        (item.image, ImageMetadata(item.prompt, item.seed, item.index, *identity, psi=psi))
+        for item in pipeline.generate_each(prompts, count, seed, psi)
+    )
+    if single is not None:
+        image, metadata = next(generated)
+        _write_single(out, single.encode(image, metadata), metadata, as_json)
+        return
+    images: list[Images] = []
     with counting_progress() as progress:
         task = progress.add_task("generating", total=len(prompts) * count)
-        made = (
-            (item.image, ImageMetadata(item.prompt, item.seed, item.index, *identity, psi=psi))
-            for item in pipeline.generate_each(prompts, count, seed, psi)
-        )
-        for image, metadata, path in save_each(made, out):
-            click.echo(json.dumps({"path": str(path), **metadata.recorded()}) if as_json else path)
+        for image, metadata, path in save_each(generated, out):
+            _print_path(path, metadata, as_json)
             progress.advance(task)
             if grid:
                 images.append(image)
@@ -98,6 +115,74 @@ def command(
         sheet = out / _sheet_name(prompts, count, seed, psi, manifest.model_hash)
         save_sheet(contact_sheet(images, count if len(prompts) > 1 else _columns(count)), sheet)
         click.echo(json.dumps({"grid": str(sheet)}) if as_json else sheet)
+
+
+def _all_prompts(prompts: tuple[str, ...]) -> Iterator[str]:
+    """The prompts, with the lines of standard input where `-` is. Raises PromptError."""
+    for prompt in prompts:
+        if prompt != "-":
+            yield checked_prompt(prompt)
+            continue
+        lines = _lines_of_stdin()
+        for number, line in lines:
+            try:
+                yield checked_prompt(line)
+            except PromptError as error:
+                raise PromptError(f"line {number} of standard input: {error}") from error
+        if not lines:
+            raise PromptError("standard input has no prompts: it is read as one prompt per line")
+
+
+def _lines_of_stdin() -> list[tuple[int, str]]:
+    """Lines that are not blank, with their numbers from 1, in any encoding that `batch` reads."""
+    from runtime.jobs.decoding import detect, open_text
+
+    with tempfile.TemporaryDirectory(prefix="galip-edge-") as folder:
+        path = Path(folder, "standard input")
+        with path.open("wb") as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+        with open_text(path, detect(path)[0]) as text:
+            lines = [(number, line.strip()) for number, line in enumerate(text, 1)]
+    return [(number, line) for number, line in lines if line]
+
+
+def _single_format(out: Path) -> ImageFormat | None:
+    """The format of a single file, or None if `out` is a folder."""
+    if str(out) == "-":
+        return ImageFormat("png")
+    if out.is_dir() or out.suffix.lower() not in _FORMATS:
+        return None
+    return ImageFormat(_FORMATS[out.suffix.lower()])
+
+
+def _check_single(out: Path, count: int, grid: bool, as_json: bool) -> None:
+    where = "standard output" if str(out) == "-" else str(out)
+    if count > 1:
+        raise GalipEdgeError(
+            f"{where} takes one image, and {count:,} were asked for: give a folder with --out"
+        )
+    if grid:
+        raise GalipEdgeError(f"{where} takes one image: give a folder with --out for --grid")
+    if str(out) == "-":
+        if as_json:
+            raise GalipEdgeError("--out - writes the image to standard output: omit --json")
+        if sys.stdout.isatty():
+            raise GalipEdgeError(
+                "standard output is a terminal: redirect it to a file, or give one with --out"
+            )
+
+
+def _write_single(out: Path, data: bytes, metadata: ImageMetadata, as_json: bool) -> None:
+    if str(out) == "-":
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        write_whole(out, data)
+        _print_path(out, metadata, as_json)
+
+
+def _print_path(path: Path, metadata: ImageMetadata, as_json: bool) -> None:
+    click.echo(json.dumps({"path": str(path), **metadata.recorded()}) if as_json else path)
 
 
 def _columns(count: int) -> int:

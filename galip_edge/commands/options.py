@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,34 @@ import click
 import galip_edge
 from runtime.bundle import RUN_PRECISIONS
 from runtime.errors import GalipEdgeError
+
+
+class RenamedOption(click.Option):
+    """An option whose former spellings still work, and are not shown.
+
+    Args:
+        former: the spellings, such as `--part`.
+    """
+
+    def __init__(self, declarations: Sequence[str], *, former: Sequence[str], **attrs: Any) -> None:
+        super().__init__([*declarations, *former], **attrs)
+        self._former = frozenset(former)
+
+    def _shown(self) -> list[str]:
+        return [name for name in self.opts if name not in self._former]
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Without the former spellings."""
+        all_names, self.opts = self.opts, self._shown()
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = all_names
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Without the former spellings."""
+        return " / ".join(f"'{name}'" for name in self._shown())
+
 
 existing_path = click.Path(path_type=Path)
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from runtime.jobs.journal import Entry
 from runtime.jobs.parts import Part
-from runtime.jobs.worker import Work, Worker
+from runtime.jobs.worker import Kept, Work, Worker
 
 
 class Engine(Protocol):
@@ -15,7 +15,7 @@ class Engine(Protocol):
 
     def run(
         self, work: Work, parts: Iterator[Part], stopped: Callable[[], bool]
-    ) -> Iterator[int | Entry]:
+    ) -> Iterator[Kept | Entry]:
         """What `Worker.run` gives of each part, in any order of the parts.
 
         Args:
@@ -33,7 +33,7 @@ class InProcess:
 
     def run(
         self, work: Work, parts: Iterator[Part], stopped: Callable[[], bool]
-    ) -> Iterator[int | Entry]:
+    ) -> Iterator[Kept | Entry]:
         """See Engine."""
         worker = Worker(work)
         for part in parts:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from runtime.jobs.prompt_file import Row
-
 
 @dataclass(frozen=True)
 class Item:
-    """One image that is to be made, or a row of which none can be.
+    """One image to generate, or an invalid row, which has none.
 
     Attributes:
         row, id, prompt, seed, carried, error: of its row.
@@ -36,15 +34,25 @@ class Item:
 
     @cached_property
     def key(self) -> str:
-        """A name that sorts as the items do, that no other item of the job has, without dots."""
+        """A name that sorts as the items do, unique in the job, without dots."""
         words = self.prompt if self.id == f"{self.row:08d}" else self.id
         words = re.sub(r"[^a-z0-9]+", "-", words.lower())
         return f"{self.row:08d}-{self.index:05d}-{words[:40].strip('-') or 'image'}"
 
+    def matches(self, entry: Mapping[str, Any]) -> bool:
+        """Whether an entry of an earlier run has this item's outcome: nothing in the row changed
+        since."""
+        wanted = {"id": self.id, "prompt": self.prompt, "seed": self.seed, **self.carried}
+        if any(entry.get(name) != value for name, value in wanted.items()):
+            return False
+        if self.error is not None:
+            return bool(entry["error"] == self.error and entry.get("invalid"))
+        return not entry.get("invalid")
+
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive items of a job."""
+    """Consecutive items of a job, in order."""
 
     number: int
     items: tuple[Item, ...]
@@ -55,16 +63,13 @@ class Part:
         return f"{self.number:08d}"
 
 
-def parts_of(rows: Iterable[Row], size: int) -> Iterator[Part]:
-    """Parts of `size` items, the last one shorter; the same for the same rows."""
-    items = _items(rows)
-    number = 0
-    while part := tuple(islice(items, size)):
-        yield Part(number, part)
+def parts_of(slots: Iterable[Item | None], size: int, first: int = 0) -> Iterator[Part]:
+    """Parts of `size` slots, the last one shorter, numbered from `first`.
+
+    A slot whose image is not wanted any more stays empty, so that no other item changes its part.
+    """
+    left = iter(slots)
+    number = first
+    while chunk := tuple(islice(left, size)):
+        yield Part(number, tuple(item for item in chunk if item is not None))
         number += 1
-
-
-def _items(rows: Iterable[Row]) -> Iterator[Item]:
-    for row in rows:
-        for index in range(row.count):
-            yield Item(row.number, row.id, row.prompt, index, row.seed, row.carried, row.error)

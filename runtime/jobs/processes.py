@@ -17,7 +17,7 @@ from runtime.errors import GalipEdgeError, JobError
 from runtime.jobs.journal import Entry
 from runtime.jobs.parts import Part
 from runtime.jobs.place import place_of
-from runtime.jobs.worker import Work, Worker
+from runtime.jobs.worker import Kept, Work, Worker
 
 # A part that ended so many processes is not given to another one.
 _DEATHS = 3
@@ -53,7 +53,7 @@ class Processes:
 
     def run(
         self, work: Work, parts: Iterator[Part], stopped: Callable[[], bool]
-    ) -> Iterator[int | Entry]:
+    ) -> Iterator[Kept | Entry]:
         """See Engine."""
         cores = work.options.threads or available_cores()
         share = replace(work.options, threads=max(1, cores // self._count))
@@ -115,11 +115,14 @@ class Processes:
                         raise message
                     if message is None:
                         give(worker)
-                    elif isinstance(message, int):
+                    elif isinstance(message, Kept):
                         # One that died may have made some that it could not tell of any more.
-                        before = 0 if worker.known is None else worker.known + len(worker.told)
-                        worker.known = message - len(worker.told)
-                        yield message - before
+                        first, told = worker.known is None, len(worker.told)
+                        before = 0 if worker.known is None else worker.known + told
+                        worker.known = max(worker.known or 0, message.count - told)
+                        # Entries of a shard that was not finished come again, and are not told.
+                        kept = max(0, message.count - before)
+                        yield Kept(kept, message.lost if first else 0)
                     else:
                         place = message["row"], message["index"]
                         if place not in worker.told:
@@ -134,10 +137,10 @@ class Processes:
 
 
 def _died(part: Part) -> str:
-    first, last = part.items[0].row, part.items[-1].row
+    rows = [item.row for item in part.items] or [0]
     return (
-        f"a worker process died {_DEATHS} times at rows {first} to {last}; if memory ran out, use "
-        "fewer --workers"
+        f"a worker process died {_DEATHS} times at rows {min(rows)} to {max(rows)}; if memory ran "
+        "out, use fewer --workers"
     )
 
 

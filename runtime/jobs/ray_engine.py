@@ -20,7 +20,7 @@ from runtime.files import atomic_folder
 from runtime.jobs.journal import Entry
 from runtime.jobs.parts import Part
 from runtime.jobs.place import place_of
-from runtime.jobs.worker import Work, Worker
+from runtime.jobs.worker import Kept, Work, Worker
 
 # A part whose worker was lost so often is not given to another one.
 _LOSSES = 5
@@ -76,7 +76,7 @@ class Ray:
 
     def run(
         self, work: Work, parts: Iterator[Part], stopped: Callable[[], bool]
-    ) -> Iterator[int | Entry]:
+    ) -> Iterator[Kept | Entry]:
         """See Engine. Entries come when their part is done."""
         absolute = work.out if "://" in work.out else str(Path(work.out).resolve())
         count, cores = self._shares()
@@ -227,7 +227,7 @@ class _Actor:
         self._work, self._files = replace(work, bundle=self._folder), files
         self._until_the_end = ExitStack()
 
-    def prepare(self) -> list[int | Entry] | GalipEdgeError:
+    def prepare(self) -> list[Kept | Entry] | GalipEdgeError:
         """Have the model on this node: nothing, or why the job cannot go on."""
         try:
             place = place_of(self._work.out)
@@ -249,7 +249,7 @@ class _Actor:
             if not (self._folder / MANIFEST).exists():  # which another worker of this node wrote
                 raise
 
-    def run(self, part: Part) -> list[int | Entry] | GalipEdgeError:
+    def run(self, part: Part) -> list[Kept | Entry] | GalipEdgeError:
         """A part's outcome, or why the job cannot go on."""
         try:
             return list(self._worker.run(part))

@@ -6,9 +6,9 @@ import hashlib
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ class Work:
         out: path or URL of the job's folder.
         form: of the output, one of `outputs.FORMS`.
         image_format: of the images.
-        retry_failed: whether to make again what failed before.
+        retry_failed: whether to try again what failed before, invalid rows aside.
+        verify: whether to compare what is there with its hashes.
+        types: Arrow types of the kept columns.
     """
 
     bundle: Path
@@ -50,10 +52,25 @@ class Work:
     form: str
     image_format: ImageFormat
     retry_failed: bool = False
+    verify: bool = False
+    types: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Items of a part that earlier runs did.
+
+    Attributes:
+        count: items that need no more work.
+        lost: images that were missing or damaged, and are generated again.
+    """
+
+    count: int
+    lost: int = 0
 
 
 def journal_name(part: Part) -> str:
-    """Of a part's record, in the job's folder."""
+    """Name of a part's record in the job's folder."""
     return f"{STATE}/parts/{part.name}.jsonl"
 
 
@@ -76,9 +93,11 @@ class Worker:
     def _pipeline(self) -> Pipeline:
         return Pipeline.from_bundle(self._work.bundle, self._work.options)
 
-    def run(self, part: Part, stopped: Callable[[], bool] = lambda: False) -> Iterator[int | Entry]:
-        """Make what is missing of `part`: how many items earlier runs did, then the new entries,
-        each once its image is there.
+    def run(
+        self, part: Part, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[Kept | Entry]:
+        """Make what is missing of `part`: what earlier runs did, then the new entries, each once
+        its image exists.
 
         Args:
             part: see there.
@@ -95,43 +114,69 @@ class Worker:
 
     def _run_elsewhere(
         self, part: Part, place: RemotePlace, stopped: Callable[[], bool]
-    ) -> Iterator[int | Entry]:
+    ) -> Iterator[Kept | Entry]:
         """Make the part here, whole, and store its record after its files."""
-        record = read_record(place.read(journal_name(part)))
-        if self._is_whole(part, record, place):
-            yield len(part.items)
+        record = read_record(place.read(journal_name(part)), f"{place}/{journal_name(part)}")
+        wanted = self._wanted(part, record)
+        finished = record.shards is not None
+        lost = self._lost(record, wanted, place) if finished else 0
+        same = len(part.items) == len(wanted) == len(record.entries)
+        if finished and same and not lost:
+            yield Kept(len(wanted))
             return
-        yield 0
+        yield Kept(0, lost)
         with tempfile.TemporaryDirectory(prefix="galip-edge-") as name:
             folder = Path(name)
             _, *entries = self._run_in(folder, part, stopped)
             if len(entries) < len(part.items):
                 return  # stopped
-            for file in sorted(folder.rglob("*")):
-                if file.is_file() and STATE not in file.parts:
-                    place.put(file, file.relative_to(folder).as_posix())
+            files = {
+                file.relative_to(folder).as_posix(): file
+                for file in sorted(folder.rglob("*"))
+                if file.is_file() and STATE not in file.parts
+            }
+            place.put_all(files)
+            before = {e["file"] for e in record.entries if e["file"]} | set(record.shards or {})
+            for file in sorted(before - set(files)):
+                place.remove(file)
             place.put(folder / journal_name(part), journal_name(part))
         yield from entries
 
-    def _is_whole(self, part: Part, record: Record, place: RemotePlace) -> bool:
-        """Whether nothing of a part that is stored elsewhere is missing."""
-        if record.shards is None or len(record.entries) != len(part.items):
-            return False
-        failed = any(entry["status"] == FAILED for entry in record.entries)
-        if failed and self._work.retry_failed:
-            return False
-        wanted = dict(record.shards) or {
-            entry["file"]: entry["bytes"] for entry in record.entries if entry["file"]
-        }
-        found = place.sizes("" if record.shards else part.name)
-        return all(found.get(name) == size for name, size in wanted.items())
+    def _lost(self, record: Record, entries: Sequence[Entry], place: RemotePlace) -> int:
+        """How many images of a part that is stored elsewhere are missing or damaged."""
+        done = [entry for entry in entries if entry["status"] == DONE]
+        if record.shards:
+            sizes = place.sizes("")
+            bad = {
+                name
+                for name, size in record.shards.items()
+                if sizes.get(name) != size or not self._is_right(place, name, record.hashes)
+            }
+            return sum(entry["file"] in bad for entry in done)
+        sizes = {}
+        for folder in {entry["file"].split("/")[0] for entry in done}:
+            sizes |= place.sizes(folder)
+        hashes = {entry["file"]: entry["sha256"] for entry in done}
+        return sum(
+            sizes.get(entry["file"]) != entry["bytes"]
+            or not self._is_right(place, entry["file"], hashes)
+            for entry in done
+        )
+
+    def _is_right(self, place: RemotePlace, name: str, hashes: Mapping[str, str]) -> bool:
+        """Whether a file has its hash, where hashes are to be verified."""
+        if not self._work.verify or name not in hashes:
+            return True
+        return hashlib.sha256(place.read(name) or b"").hexdigest() == hashes[name]
 
     def _run_in(
         self, folder: Path, part: Part, stopped: Callable[[], bool]
-    ) -> Iterator[int | Entry]:
-        journal = Journal(folder / journal_name(part))
-        suffix = self._work.image_format.suffix
-        output = open_output(self._work.form, folder, folder / STATE / "open", part, suffix)
+    ) -> Iterator[Kept | Entry]:
+        work, journal = self._work, Journal(folder / journal_name(part))
+        output = open_output(
+            *(work.form, folder, folder / STATE / "open", part),
+            *(work.image_format.suffix, dict(work.types)),
+        )
         try:
             yield from self._run(part, journal, output, stopped)
         except OSError as error:
@@ -140,24 +185,42 @@ class Worker:
             output.suspend()
             journal.close()
 
+    def _wanted(self, part: Part, record: Record) -> list[Entry]:
+        """An earlier run's entries whose items are as they were; the latest one of each item."""
+        items = {item.place: item for item in part.items}
+        found: dict[tuple[int, int], Entry] = {}
+        for entry in record.entries:
+            place = entry["row"], entry["index"]
+            item = items.get(place)
+            if item is None or not item.matches(entry):
+                continue
+            again = entry["status"] == FAILED and item.error is None and self._work.retry_failed
+            if not again:
+                found[place] = entry
+        return list(found.values())
+
     def _run(
         self, part: Part, journal: Journal, output: Output, stopped: Callable[[], bool]
-    ) -> Iterator[int | Entry]:
-        record = output.resume(journal.read())
-        entries = [e for e in record.entries if e["status"] == DONE or not self._work.retry_failed]
+    ) -> Iterator[Kept | Entry]:
+        record = journal.read()
+        wanted = self._wanted(part, record)
+        entries = output.resume(record, wanted, self._work.verify)
         known = {(entry["row"], entry["index"]) for entry in entries}
         missing = [item for item in part.items if item.place not in known]
-        yield len(entries)
-        if not missing and record.shards is not None:
+        finished = record.shards is not None
+        yield Kept(len(entries), len(wanted) - len(entries) if finished else 0)
+        if finished and not missing and not output.at_once and len(entries) == len(record.entries):
             return
-        journal.restart(Record(entries, record.shards))
+        if not output.at_once:
+            journal.restart(Record(entries, record.shards, record.hashes))
         for entry in self._write_all(missing, output, stopped):
-            journal.add(entry)
+            if not output.at_once:
+                journal.add(entry)
             entries.append(entry)
             yield entry
         if len(entries) == len(part.items):
             entries.sort(key=lambda entry: (entry["row"], entry["index"]))
-            journal.finish(Record(entries, output.finish()))
+            journal.finish(Record(entries, *output.finish()))
 
     def _write_all(
         self, items: Sequence[Item], output: Output, stopped: Callable[[], bool]

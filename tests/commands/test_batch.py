@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from galip_edge.commands.options import default_model
+
 
 def batch(*arguments, stdin=None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "galip_edge", "batch", *map(str, arguments)]
@@ -20,16 +22,19 @@ def prompts(tmp_path):
 
 
 def lines(out) -> list[dict]:
-    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (out / "__manifest__" / "manifest.jsonl").read_text().splitlines()
+    ]
 
 
-def test_a_job_from_a_file(prompts, tiny_bundles, tmp_path):
+def test_a_job_from_a_file(prompts, tmp_path):
     out = tmp_path / "out"
-    command = (prompts, "--out", out, "--model", tiny_bundles["int8"], "--carry", "note")
+    command = (prompts, "--out", out, "--model", default_model(), "--keep-column", "note")
     done = batch(*command)
-    assert done.stdout.strip() == str(out / "manifest.jsonl")
+    assert done.stdout.strip() == str(out / "__manifest__" / "manifest.jsonl")
     assert done.returncode == 1
-    assert "1 of 4 failed: " in done.stderr
+    assert "1 of 4 failed, " in done.stderr
     assert [(e["status"], e["note"]) for e in lines(out)] == [
         ("done", "x"),
         ("done", "x"),
@@ -40,27 +45,79 @@ def test_a_job_from_a_file(prompts, tiny_bundles, tmp_path):
     told = json.loads(again.stdout)
     assert (told["kept"], told["failed"], told["all_failed"]) == (4, 0, 1)
     assert again.returncode == 1
-    changed = batch(*command, "-n", 2)
+    assert "1 row is invalid (correct the prompt file, then add --update)" in again.stderr
+    assert "--retry-failed" not in again.stderr
+    longer = json.loads(batch(*command, "-n", 2, "--json").stdout)  # each row has its own n
+    assert (longer["kept"], longer["done"]) == (4, 0)
+    changed = batch(*command, "--seed", 2)
     assert changed.returncode == 1
-    assert "holds a job with other n: choose another folder, or give --force" in changed.stderr
+    assert "holds a job with other seed: choose another folder, or give --force" in changed.stderr
     assert "Traceback" not in changed.stderr
-    assert batch(*command, "-n", 2, "--force").returncode == 1
+    assert batch(*command, "--seed", 2, "--force").returncode == 1
     assert len(lines(out)) == 4
 
 
-def test_standard_input(tiny_bundles, tmp_path):
-    command = ("-", "--out", tmp_path / "out", "--model", tiny_bundles["int8"], "--image", "jpeg")
+def test_a_job_grows_with_its_file_and_is_verified(prompts, tmp_path):
+    out = tmp_path / "out"
+    command = (prompts, "--out", out, "--model", default_model(), "--json")
+    prompts.write_text("Caption;n\na bird;2\n")
+    first = batch(*command)
+    assert first.returncode == 0, first.stderr
+    wanted = "CSV, UTF-8, delimiter semicolon, prompts in column 'Caption', also column n"
+    assert first.stderr == f"{prompts}: {wanted}\n"  # and no stray newline
+    prompts.write_text("Caption;n\na bird;2\ntwo dogs;1\n")
+    longer = json.loads(batch(*command).stdout)
+    assert (longer["kept"], longer["done"]) == (2, 1)
+    prompts.write_text("Caption;n\na goose;2\ntwo dogs;1\n")
+    refused = batch(*command)
+    assert refused.returncode == 1
+    assert "row 0 of" in refused.stderr
+    assert json.loads(batch(*command, "--update").stdout)["done"] == 2
+    assert "all 3 earlier results are intact" in batch(*command, "--verify").stderr
+    file = out / lines(out)[0]["file"]
+    data = bytearray(file.read_bytes())
+    data[-30] ^= 1
+    file.write_bytes(data)
+    repaired = batch(*command, "--verify")
+    assert "1 images were missing or damaged and were generated again" in repaired.stderr
+    assert json.loads(repaired.stdout)["lost"] == 1
+
+
+def test_former_spellings_of_options(prompts, tmp_path):
+    new = ("--output-format", "tar", "--shard-size", 2, "--image-format", "webp")
+    old = ("--as", "tar", "--part", 2, "--image", "webp")
+    command = (prompts, "--out", tmp_path / "out", "--model", default_model(), "--json")
+    assert json.loads(batch(*command, *new, "--keep-column", "note").stdout)["done"] == 3
+    assert json.loads(batch(*command, *old, "--carry", "note").stdout)["kept"] == 4
+    shown = batch("--help").stdout
+    for name in ("--as ", "--part ", "--image ", "--carry "):
+        assert name not in shown
+    for name in ("--output-format", "--shard-size", "--image-format", "--keep-column"):
+        assert name in shown
+    assert "'--shard-size'" in batch(*command, "--part", 0).stderr
+
+
+def test_standard_input(tmp_path):
+    command = (
+        "-",
+        "--out",
+        tmp_path / "out",
+        "--model",
+        default_model(),
+        "--image-format",
+        "jpeg",
+    )
     done = batch(*command, stdin="a bird\ntwo dogs\n")
     assert done.returncode == 0, done.stderr
     assert [e["file"][-4:] for e in lines(tmp_path / "out")] == [".jpg"] * 2
-    assert "other prompts" in batch(*command, stdin="a cat\n").stderr
+    assert "has 1 rows, the job in" in batch(*command, stdin="a cat\n").stderr
     rows = '{"prompt": "a bird"}\n'
     done = batch("-", "--out", tmp_path / "o2", "--input-format", "jsonl", stdin=rows)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_dry_run_makes_nothing(prompts, tiny_bundles, tmp_path):
-    command = (prompts, "--out", tmp_path / "out", "--model", tiny_bundles["int8"], "--dry-run")
+def test_a_dry_run_makes_nothing(prompts, tmp_path):
+    command = (prompts, "--out", tmp_path / "out", "--model", default_model(), "--dry-run")
     done = batch(*command, "--json")
     told = json.loads(done.stdout)
     assert (told["rows"], told["images"], told["refused"]) == (3, 3, 1)
@@ -78,8 +135,10 @@ def test_a_dry_run_makes_nothing(prompts, tiny_bundles, tmp_path):
     ("arguments", "message"),
     [
         (["missing.csv", "--out", "x"], "cannot read the prompts in missing.csv: No such file"),
-        (["p.doc", "--out", "x"], "does not tell by its ending"),
-        (["p.txt", "--out", "x", "--carry", "file"], "the manifest has a column 'file' of its own"),
+        (["p.doc", "--out", "x"], "the format of p.doc is unknown by its ending"),
+        (["p.xlsx", "--out", "x"], "save the sheet as CSV"),
+        (["p.txt", "--out", "x", "--carry", "image"], "column 'image' cannot be kept"),
+        (["p.txt", "--out", "x", "--carry", "file"], "column 'file' cannot be kept"),
         (["p.txt", "--out", "nowhere://x"], "needs fsspec and its package for nowhere"),
         (["p.txt", "--out", "x", "--model", "/nowhere"], "/nowhere"),
     ],

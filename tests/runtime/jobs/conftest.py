@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from plain_model import PlainPipeline
 
+from galip_edge.commands.options import default_model
 from runtime.jobs import worker
 
 
@@ -13,6 +14,7 @@ def plain_model(monkeypatch):
     monkeypatch.setattr(worker, "Pipeline", PlainPipeline)
 
 
-@pytest.fixture
-def bundle(tiny_bundles) -> Path:
-    return tiny_bundles["int8"]
+@pytest.fixture(scope="session")
+def bundle() -> Path:
+    """The embedded model; most jobs have a plain model instead, which reads its manifest only."""
+    return default_model()

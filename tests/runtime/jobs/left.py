@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+MANIFEST = "__manifest__/manifest.jsonl"
+
 # Seconds: what never comes must not stop all other tests.
 PATIENCE = 120
 
@@ -14,16 +16,16 @@ def made(folder: Path) -> dict[str, bytes]:
     files = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and ".job" not in path.parts and path.name != "manifest.parquet"
+        if path.is_file() and ".job" not in path.parts and path.parent.name != "__manifest__"
     }
-    files["manifest.jsonl"] = "".join(
+    files[MANIFEST] = "".join(
         json.dumps({**entry, "milliseconds": None}) + "\n" for entry in entries(folder)
     ).encode()
     return files
 
 
 def entries(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / MANIFEST).read_text().splitlines()]
 
 
 def orphans(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import tarfile
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from left import entries, made, orphans
+from left import MANIFEST, entries, made, orphans
 from PIL import Image
 from plain_model import PlainPipeline
 
@@ -50,10 +50,10 @@ def test_every_item_is_in_the_manifest(form, prompts, bundle, tmp_path, plain_mo
     assert (job.progress.done, job.progress.failed, job.progress.left) == (len(found) - 2, 2, 0)
     failed = {e["row"]: e["error"] for e in found if e["status"] == "failed"}
     assert "the prompt is empty" in failed[7]
-    assert "the id 'bird-3' was given to row 3 already" in failed[9]
+    assert "duplicate id 'bird-3' (first used in row 3)" in failed[9]
     assert {e["model"] for e in found} == {job.model.model_hash}
     assert [e["kind"] for e in found if e["row"] == 5] == ["1"] * 3
-    table = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    table = pq.read_table(tmp_path / "out" / "__manifest__" / "manifest.parquet").to_pylist()
     assert table == found
     assert not orphans(tmp_path / "out")
 
@@ -117,7 +117,7 @@ def test_a_stopped_job_goes_on(form, after, prompts, bundle, tmp_path, plain_mod
         seen.append(entry)
         if len(seen) == after:
             job.stop()
-    assert (tmp_path / "out" / "manifest.jsonl").exists()
+    assert (tmp_path / "out" / MANIFEST).exists()
     again = Job(prompts, bundle, tmp_path / "out", JobOptions(form=form, part=10))
     rest = list(again)
     if form != "parquet":  # whose shards are made whole
@@ -135,7 +135,7 @@ def test_what_is_gone_is_made_again_and_nothing_else(form, prompts, bundle, tmp_
     file = next(name for name in sorted(before, reverse=True) if name[0] == "0")
     times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in before}
     (tmp_path / "out" / file).unlink()
-    (tmp_path / "out" / "manifest.jsonl").write_bytes(before["manifest.jsonl"][:200])
+    (tmp_path / "out" / MANIFEST).write_bytes(before[MANIFEST][:200])
     run(prompts, bundle, tmp_path / "out", form=form)
     assert made(tmp_path / "out") == before
     for name, time in times.items():
@@ -166,7 +166,7 @@ def test_killed_before_the_record_says_that_a_part_is_whole(
         *images, shards = journal.read_bytes().splitlines(keepends=True)
         assert b"shards" in shards
         journal.write_bytes(b"".join(images))
-    (tmp_path / "out" / "manifest.jsonl").unlink()
+    (tmp_path / "out" / MANIFEST).unlink()
     again = run(prompts, bundle, tmp_path / "out", form=form)
     assert again.progress.done == 0  # nothing is made twice
     assert made(tmp_path / "out") == before
@@ -280,7 +280,7 @@ def test_two_processes_do_not_work_on_one_job(prompts, bundle, tmp_path, plain_m
     job = Job(prompts, bundle, tmp_path / "out")
     first = iter(job)
     next(first)
-    with pytest.raises(JobError, match="another process works on the job"):
+    with pytest.raises(JobError, match="another process is running the job"):
         next(iter(Job(prompts, bundle, tmp_path / "out")))
     first.close()
     assert list(Job(prompts, bundle, tmp_path / "out"))
@@ -312,7 +312,7 @@ def test_a_write_that_fails_ends_it_and_loses_nothing(
         write_whole(path, data)
 
     monkeypatch.setattr(outputs, "write_whole", full)
-    with pytest.raises(JobError, match=r"No space left on device; then the same command goes on"):
+    with pytest.raises(JobError, match="left on device; rerun the same command to resume"):
         run(prompts, bundle, tmp_path / "out")
     monkeypatch.setattr(outputs, "write_whole", write_whole)
     job = run(prompts, bundle, tmp_path / "out")

@@ -2,17 +2,16 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import plain_model
+import plain_batch
 import pytest
-from left import entries, made, orphans, wait_until_written, written
+from kills import FORMS, kill_and_compare, start
+from left import entries, made, orphans, wait_until, wait_until_written
 
 from runtime import Job, JobOptions, PromptFile
 
@@ -26,43 +25,12 @@ def prompts(tmp_path) -> Path:
     return path
 
 
-def start(prompts, bundle, out, form, workers, milliseconds) -> subprocess.Popen:
-    arguments = [prompts, bundle, out, form, workers, milliseconds]
-    command = [sys.executable, plain_model.__file__, *map(str, arguments)]
-    # A group of its own, to be killed with all of its processes.
-    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
-
-
-@pytest.mark.parametrize(
-    ("form", "workers", "kills"),
-    [("folder", 1, 20), ("tar", 1, 20), ("parquet", 1, 6), ("folder", 2, 6), ("tar", 2, 6)],
-)
-def test_a_killed_job_ends_as_if_it_had_not_been(
-    form, workers, kills, prompts, bundle, tmp_path, plain_model
-):
-    for _ in Job(PromptFile(prompts), bundle, tmp_path / "whole", JobOptions(form=form, part=40)):
-        pass
-    moments, out = random.Random(form), tmp_path / "out"
-
-    def start_and_kill(after: Callable[[], object]) -> None:
-        process = start(prompts, bundle, out, form, workers, milliseconds=10 * workers)
-        after()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    began = time.perf_counter()
-    start_and_kill(lambda: wait_until_written(1, out))
-    takes, progress = time.perf_counter() - began, written(out)
-    for _ in range(kills - 1):
-        seconds = moments.uniform(0.5 * takes, takes + 0.5)
-        start_and_kill(lambda seconds=seconds: time.sleep(seconds))
-        if form != "parquet":
-            assert written(out) >= progress  # nothing is lost
-        progress = written(out)
-    process = start(prompts, bundle, out, form, workers, milliseconds=0)
-    assert process.wait() == 0, process.stderr.read()
-    assert made(out) == made(tmp_path / "whole")
-    assert not orphans(out)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_killed_job_ends_as_if_it_had_not_been(form, workers, bundle, tmp_path, plain_model):
+    """A few of many: the command in kills.py does as many as one likes."""
+    found = kill_and_compare(form, workers, 2, 1, bundle, tmp_path)
+    assert found.kills == 2
 
 
 def worker_processes(of: int) -> list[int]:
@@ -106,18 +74,58 @@ def test_a_signal_lets_it_finish_what_is_in_flight(number, workers, bundle, tmp_
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "finishing what is in flight" in err
-    assert "are left; the same command goes on" in err
+    assert "are left; rerun the same command to resume" in err
     told = json.loads(out)
     assert told["done"] == len(entries(tmp_path / "out")) == 20_000 - told["left"] > 0
     assert not orphans(tmp_path / "out")
 
 
-def test_the_second_signal_ends_it_at_once(prompts, bundle, tmp_path, plain_model):
+def slow_batch(bundle, tmp_path, stderr) -> subprocess.Popen:
+    """One whose images take a minute each, once it is at the first one."""
     path = tmp_path / "p.txt"
-    path.write_text("\n".join(f"bird {i}" for i in range(20_000)))
-    process = galip_edge(path, "--out", tmp_path / "out", "--model", bundle, "--as", "parquet")
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=10)
-    assert process.returncode in (-signal.SIGINT, -signal.SIGTERM, 130)
+    path.write_text("a bird\ntwo dogs\n")
+    command = [plain_batch.__file__, 60, path, "--out", tmp_path / "out", "--model", bundle]
+    process = subprocess.Popen([sys.executable, *map(str, command)], stderr=stderr)
+    wait_until((tmp_path / "out" / ".job" / "parts.lock").exists)
+    return process
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_it_at_once(second, bundle, tmp_path):
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = slow_batch(bundle, tmp_path, stderr)
+    try:
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: "finishing what is in flight" in (tmp_path / "stderr").read_text())
+        assert process.poll() is None  # the image of a minute is in flight
+        process.send_signal(second)
+        assert process.wait(timeout=20) == -second
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_two_signals_leave_the_cursor_visible(bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal, theirs = os.openpty()
+    process = slow_batch(bundle, tmp_path, theirs)
+    os.close(theirs)
+    shown = b""
+
+    def shows(text: bytes) -> bool:
+        nonlocal shown
+        shown += os.read(terminal, 1 << 16)
+        return text in shown
+
+    hide, show = b"\x1b[?25l", b"\x1b[?25h"
+    try:
+        wait_until(lambda: shows(b"images/s"))
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: shows(b"finishing what is in flight"))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == -signal.SIGINT
+        assert 0 <= shown.rindex(hide) < shown.rindex(show)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)

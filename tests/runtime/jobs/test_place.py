@@ -59,7 +59,7 @@ with LocalPlace(Path({str(tmp_path)!r})).hold(3):
         with place.hold(2), place.hold(4):
             pass
         with (
-            pytest.raises(JobError, match="a worker that was lost is still at part 3"),
+            pytest.raises(JobError, match="a lost worker is still at part 3"),
             place.hold(3),
         ):
             pass

@@ -71,7 +71,7 @@ def test_parquet(tmp_path):
         ("p.jsonl", b"{", "the line is no JSON"),
         ("p.jsonl", b"[" * 100_000, "the line is no JSON"),
         ("p.jsonl", b"[1]", "no JSON object but"),
-        ("p.jsonl", b'{"text": "a"}', "no key 'prompt'"),
+        ("p.jsonl", b'{"url": "a"}', "no key 'prompt'"),
         ("p.jsonl", b'{"prompt": 5}', "no text but 5"),
         ("p.jsonl", b'{"prompt": "\\ud800"}', "not valid UTF-8"),
         ("p.jsonl", b'{"prompt": "a", "n": 1.5}', "n must be an integer .* got 1.5"),
@@ -97,7 +97,7 @@ def test_an_id_is_given_once(tmp_path):
     found = rows(tmp_path, "p.csv", content)
     assert [row.error for row in found] == [
         *(None, None),
-        "the id 'a' was given to row 0 already",
+        "duplicate id 'a' (first used in row 0)",
         *(None, None),
     ]
 
@@ -105,7 +105,7 @@ def test_an_id_is_given_once(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.csv", b"text\na bird\n", "no column 'prompt', only 'text'"),
+        ("p.csv", b"url\na bird\n", "no column 'prompt', only 'url'"),
         ("p.dat", b"a bird\n", "--input-format"),
         ("p.parquet", b"a bird\n", "damaged or no Parquet file"),
     ],
@@ -126,9 +126,141 @@ def test_a_missing_file_is_one_sentence(tmp_path):
         ({"format": "xlsx"}, "format must be one of txt, .* got 'xlsx'"),
         ({"count": 0}, "count must be from 1 to 1,000,000, got 0"),
         ({"seed": -1}, "seed must be from 0 to .* got -1"),
-        ({"carry": ("file",)}, "the manifest has a column 'file' of its own"),
+        ({"carry": ("file",)}, "column 'file' cannot be kept"),
     ],
 )
 def test_invalid_settings_are_named(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         PromptFile(tmp_path / "p.txt", **settings)
+
+
+TABLE = "prompt;seed\na rød bird;3\ntwo dogs;\n"
+
+
+def compressed(suffix: str, content: bytes) -> bytes:
+    import bz2
+    import gzip
+    import lzma
+
+    compress = {
+        "": bytes,
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+        ".zst": lambda data: pa.Codec("zstd").compress(data, asbytes=True),
+    }
+    return compress[suffix](content)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+)
+@pytest.mark.parametrize("delimiter", [";", ",", "\t", "|"])
+def test_files_as_spreadsheets_write_them(delimiter, encoding, suffix, tmp_path):
+    content = TABLE.replace(";", delimiter).replace("\n", "\r\n").encode(encoding)
+    found = rows(tmp_path, f"p.csv{suffix}", compressed(suffix, content))
+    assert [(row.prompt, row.seed, row.error) for row in found] == [
+        ("a rød bird", 3, None),
+        ("two dogs", 0, None),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_lines_and_json_in_any_encoding(encoding, suffix, tmp_path):
+    lines = compressed(suffix, "a rød bird\ntwo dogs\n".encode(encoding))
+    assert [r.prompt for r in rows(tmp_path, f"p.txt{suffix}", lines)] == ["a rød bird", "two dogs"]
+    lines = compressed(suffix, '{"Caption": "a rød bird"}\n'.encode(encoding))
+    assert [r.prompt for r in rows(tmp_path, f"p.jsonl{suffix}", lines)] == ["a rød bird"]
+
+
+@pytest.mark.parametrize("name", ["prompt", "Prompt", "CAPTION", "caption", "Text", "TEXT"])
+def test_the_column_of_prompts_is_found(name, tmp_path):
+    pq.write_table(pa.table({name: ["a bird"], "SEED": [3]}), tmp_path / "p.parquet")
+    found = {
+        "parquet": list(PromptFile(tmp_path / "p.parquet").rows()),
+        "csv": rows(tmp_path, "p.csv", f"{name},SEED\na bird,3\n"),
+        "tsv": rows(tmp_path, "p.tsv", f"{name}\tSEED\na bird\t3\n"),
+        "jsonl": rows(tmp_path, "p.jsonl", f'{{"{name}": "a bird", "SEED": 3}}\n'),
+        "json": rows(tmp_path, "p.json", f'[\n {{"{name}": "a bird",\n  "SEED": 3}}\n]\n'),
+    }
+    for kind, (row,) in found.items():
+        assert (row.prompt, row.seed) == ("a bird", 3), kind
+
+
+def test_another_column_of_prompts(tmp_path):
+    for name, content in (
+        ("p.csv", "text,Title\nx,a bird\n"),
+        ("p.jsonl", '{"text": "x", "Title": "a bird"}\n'),
+    ):
+        (row,) = rows(tmp_path, name, content, prompt_column="title")
+        assert row.prompt == "a bird"
+        with pytest.raises(JobError, match=r"no (column|key) 'name', only .*--prompt-column"):
+            rows(tmp_path, name, content, prompt_column="name")
+
+
+@pytest.mark.parametrize("value", ["3", "3.0", " 3 ", "3."])
+def test_integers_as_data_frames_write_them(value, tmp_path):
+    (row,) = rows(tmp_path, "p.csv", f"prompt,n,seed\na bird,{value},{value}\n")
+    assert (row.count, row.seed, row.error) == (3, 3, None)
+
+
+def test_floats_of_data_frames(tmp_path):
+    table = pa.table({"prompt": ["a", "b", "c"], "seed": [3.0, float("nan"), 1.5]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    found = list(PromptFile(tmp_path / "p.parquet").rows())
+    assert [row.seed for row in found[:2]] == [3, 0]
+    assert "seed must be an integer" in found[2].error
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.xlsx", b"PK\3\4", "workbook, which is not read: save the sheet as CSV"),
+        ("p.xls", b"\xd0\xcf\x11\xe0", "workbook, which is not read: save the sheet as CSV"),
+        ("p.csv", b"PK\3\4aaaaaa", "workbook.*: save the sheet as CSV"),
+        ("p.txt", b"\xd0\xcf\x11\xe0aaaaa", "workbook: save the sheet as CSV"),
+        ("p.csv", b"PAR1aaaaaaaa", "a Parquet file: pass --input-format parquet"),
+        ("p.txt.gz", b"\x1f\x8b\x08\0aaaaaaaaaaaa", "damaged or incomplete"),
+        ("p.txt.zst", b"\x28\xb5\x2f\xfdaaaaaa", "damaged or incomplete"),
+        ("p.jsonl", b'{"url": "x"}\n', "no key 'prompt', only 'url'"),
+        ("p.json", b'[{"prompt": "x"}', "is no JSON"),
+        ("p.csv", b"prompt,a,a\nx,1,2\n", "two columns 'a'"),
+    ],
+)
+def test_a_file_of_another_kind_is_one_sentence(name, content, message, tmp_path):
+    with pytest.raises(JobError, match=message):
+        rows(tmp_path, name, content, carry=("a",) if b",a,a" in content else ())
+
+
+def test_a_cut_archive_is_one_sentence(tmp_path):
+    for suffix in (".gz", ".bz2", ".xz", ".zst"):
+        import random
+
+        noise = "".join(random.Random(0).choices("abcdefgh \n", k=300_000))
+        content = compressed(suffix, noise.encode())
+        with pytest.raises(JobError, match="is damaged or incomplete"):
+            rows(tmp_path, f"p.txt{suffix}", content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("p.txt", "a bird\n".encode("utf-16"), "lines of text, UTF-16"),
+        ("p.csv", b"Caption;n\nx;1\n", "delimiter semicolon, prompts in column 'Caption'"),
+        ("p.csv", b"sep=|\nprompt|n\nx|1\n", "CSV, UTF-8, delimiter bar"),
+        ("p.jsonl.gz", compressed(".gz", b'{"TEXT": "x"}\n'), "UTF-8, gzip, prompts in column"),
+    ],
+)
+def test_what_was_understood(name, content, wanted, tmp_path):
+    assert rows(tmp_path, name, content)[0].error is None
+    assert wanted in str(PromptFile(tmp_path / name).understood)
+
+
+def test_another_encoding_can_be_given(tmp_path):
+    content = "prompt\nein Käuzchen\n".encode("cp1252")
+    assert "not valid UTF-8" in rows(tmp_path, "p.csv", content)[0].error
+    assert rows(tmp_path, "p.csv", content, encoding="cp1252")[0].prompt == "ein Käuzchen"
+    with pytest.raises(JobError, match="unknown --encoding 'klingon'"):
+        rows(tmp_path, "p.csv", content, encoding="klingon")

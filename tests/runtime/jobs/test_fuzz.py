@@ -1,0 +1,137 @@
+"""Damaged records and states, with a fixed seed: each outcome is success or one of our errors."""
+
+import json
+import random
+import shutil
+
+import pytest
+from left import entries, made
+
+from runtime import Job, JobOptions, PromptFile
+from runtime.errors import GalipEdgeError
+from runtime.jobs.journal import read_record
+from runtime.jobs.rows import Pass
+from runtime.jobs.state import State
+
+# What a value in a line of JSON is replaced by.
+ODD = (
+    *(None, True, 5, -1, 2**70, 1.5, "", "../../x", "\0", "\ud800", "x" * 3000, [], {}, [[]]),
+    *({"a": 1}, {"00000000.tar": -1}, {"00000000.tar": "1"}, {"../x": 1}, [0] * 50),
+)
+LINES = (
+    *(b'{"shards": 5}', b'{"shards": null}', b'{"shards": [1]}', b'{"shards": {"../a": 1}}'),
+    *(b"null", b"5", b"[]", b"{}", b"[" * 5000, b"\xff\xfe", b"\0" * 100, b'{"row": 1}', b""),
+    *(b'{"shards": {}, "hashes": 5}', b"9" * 6000, b'{"shards": {"00000000.tar": 99999999}}'),
+)
+
+
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    """A file with one thing wrong."""
+    kind = draw.randrange(6)
+    if kind == 0 or not content:
+        return content[: draw.randrange(len(content) + 1)]
+    if kind == 1:
+        data = bytearray(content)
+        for _ in range(draw.choice((1, 1, 5, 50))):
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        return bytes(data)
+    lines = content.split(b"\n")
+    place = draw.randrange(len(lines))
+    if kind == 2:
+        lines[place] = draw.choice(LINES)
+    elif kind == 3:
+        lines.insert(place, draw.choice(LINES + tuple(lines)))
+    elif kind == 4:
+        draw.shuffle(lines)
+    else:
+        try:
+            found = json.loads(lines[place])
+            found[draw.choice(list(found))] = draw.choice(ODD)
+            lines[place] = json.dumps(found).encode()
+        except (ValueError, TypeError):
+            lines[place] = b"{"
+    return b"\n".join(lines)
+
+
+@pytest.fixture
+def whole(bundle, tmp_path, plain_model, request):
+    path = tmp_path / "p.jsonl"
+    rows = [{"prompt": f"bird {i}", "kind": i} for i in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": " "}]))
+    prompts = PromptFile(path, carry=("kind",))
+    options = JobOptions(form=request.param, part=5)
+    list(Job(prompts, bundle, tmp_path / "whole", options))
+    return prompts, options
+
+
+@pytest.mark.parametrize("whole", ["folder", "tar", "parquet"], indirect=True)
+def test_a_damaged_folder_is_repaired_or_refused(whole, bundle, tmp_path):
+    prompts, options = whole
+    draw, out = random.Random(options.form), tmp_path / "out"
+    wanted, succeeded = made(tmp_path / "whole"), 0
+    for _ in range(60):
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", out)
+        files = [*(out / ".job" / "parts").iterdir(), out / ".job" / "job.json"]
+        files += [*(out / ".job" / "rows").iterdir(), *out.glob("0*.*"), *out.glob("0*/*")]
+        file = draw.choice([draw.choice(files), draw.choice(files[:4])])
+        file.write_bytes(damaged(file.read_bytes(), draw))
+        try:
+            for _ in Job(prompts, bundle, out, JobOptions(options.form, part=5, verify=True)):
+                pass
+        except GalipEdgeError:
+            force = JobOptions(options.form, part=5, force=True, verify=True)
+            for _ in Job(prompts, bundle, out, force):
+                pass
+        else:
+            succeeded += 1
+        listed = [(entry["row"], entry["index"]) for entry in entries(out)]
+        assert sorted(listed) == [(i, 0) for i in range(13)]
+        assert {k: v for k, v in made(out).items() if k in wanted and k[0] == "0"} == {
+            k: v for k, v in wanted.items() if k[0] == "0"
+        }
+    assert succeeded > 20
+
+
+def test_readers_of_records_and_states_fail_in_one_way():
+    draw = random.Random(1)
+    entry = {
+        "row": 0,
+        "id": "00000000",
+        "prompt": "a",
+        "index": 0,
+        "seed": 0,
+        "model": "m",
+        "status": "done",
+        "error": None,
+        "file": "00000000.tar",
+        "sha256": "0" * 64,
+        "key": "00000000-00000-a",
+        "bytes": 5,
+        "milliseconds": 0.5,
+    }
+    record = "".join(
+        json.dumps(line) + "\n" for line in [entry, entry, {"shards": {"00000000.tar": 10240}}]
+    ).encode()
+    assert len(read_record(record).entries) == 2
+    state = State({"n": 1}, (Pass(0, 3, 3, "0" * 64),), 3, {}).to_bytes()
+    assert State.from_bytes(state).items == 3
+    for _ in range(5000):
+        found = read_record(damaged(record, draw))
+        assert all(isinstance(each["file"], str | None) for each in found.entries)
+        try:
+            State.from_bytes(damaged(state, draw))
+        except ValueError:
+            pass
+
+
+def test_a_record_that_is_none_is_one_sentence(bundle, tmp_path, plain_model, caplog):
+    path = tmp_path / "p.txt"
+    path.write_text("a bird\ntwo dogs\n")
+    list(Job(PromptFile(path), bundle, tmp_path / "out"))
+    before = made(tmp_path / "out")
+    journal = tmp_path / "out" / ".job" / "parts" / "00000000.jsonl"
+    journal.write_text('{"shards": 5}\n')
+    list(Job(PromptFile(path), bundle, tmp_path / "out"))
+    assert "is damaged after 0 entries: what it does not list is generated again" in caplog.text
+    assert made(tmp_path / "out") == before
