@@ -8,6 +8,7 @@ from pathlib import Path
 # A bundle whose images are further from PyTorch's is refused, in dB. Untrained and trained models
 # alike lie well above; below it, something went wrong.
 MIN_PSNR = {"fp32": 50.0, "fp16": 45.0, "bf16": 35.0, "int8": 20.0, "auto": 30.0}
+QUANTIZERS = ("edge", "nncf")
 # Former names of precisions.
 _ALIASES = {"mixed": "int8"}
 
@@ -25,6 +26,7 @@ class ConvertOptions:
         calibration: text file with a prompt a line, for int8; by default captions that come with
             the package.
         samples: how many calibration prompts to use.
+        quantizer: what makes int8: edge (`convert.quantize`, one pass of statistics) or nncf.
         keep_onnx: folder that receives the ONNX files.
         min_psnr: in dB; a bundle further from PyTorch is refused. None: `MIN_PSNR`.
         force: replace an existing bundle.
@@ -34,6 +36,7 @@ class ConvertOptions:
     name: str | None = None
     calibration: Path | None = None
     samples: int = 300
+    quantizer: str = "edge"
     keep_onnx: Path | None = None
     min_psnr: float | None = None
     force: bool = False
@@ -46,6 +49,12 @@ class ConvertOptions:
             )
         if self.calibration is not None and self.precision not in ("int8", "auto"):
             raise ValueError(f"calibration has no effect with {self.precision}, only with int8")
+        if self.quantizer not in QUANTIZERS:
+            raise ValueError(
+                f"quantizer must be one of {', '.join(QUANTIZERS)}, got {self.quantizer!r}"
+            )
+        if self.quantizer != "edge" and self.precision not in ("int8", "auto"):
+            raise ValueError(f"quantizer has no effect with {self.precision}, only with int8")
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
 

@@ -95,7 +95,7 @@ def quantize(
 
 def _groups(model: ov.Model, keep_float: Sequence[str]) -> dict[Tensor, list[_Layer]]:
     """Layers to quantize, by the tensor that they read: they share its smoothing and quantizer."""
-    kept = _kept(model, keep_float)
+    kept = names_of_kept(model, keep_float)
     groups: dict[Tensor, list[_Layer]] = {}
     for layer in _layers(model):
         if layer.operation.get_friendly_name() not in kept:
@@ -230,7 +230,7 @@ def _quantize_table(gather: Any) -> None:
     gather.output(0).replace(result.output(0))
 
 
-def _kept(model: ov.Model, parts: Sequence[str]) -> set[str]:
+def names_of_kept(model: ov.Model, parts: Sequence[str]) -> set[str]:
     """Names of the operations that multiply by weights of `parts`."""
     kept = set()
     for layer in _layers(model):
@@ -247,7 +247,7 @@ def report(model: ov.Model, keep_float: Sequence[str] = ()) -> dict[str, Any]:
         `quantized` and `float`: counts; `left_in_float`: name, kind and reason of each of the
         latter.
     """
-    quantized, left, kept = 0, [], _kept(model, keep_float)
+    quantized, left, kept = 0, [], names_of_kept(model, keep_float)
     for operation in model.get_ordered_ops():
         kind = operation.get_type_name()
         if kind not in ("Convolution", "GroupConvolution", "MatMul"):

@@ -47,7 +47,7 @@ from runtime.version import __version__
 # the bundle.
 GOLDEN_ROWS = (0, 7)
 
-TOOLS = ("torch", "onnx", "openvino", "open_clip_torch")
+TOOLS = ("torch", "onnx", "nncf", "openvino", "open_clip_torch")
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,7 @@ def write_bundle(
     text_encoder, generator = source.text_encoder, source.generator
     quantization: dict[str, Any] = {}
     if options.precision == "int8":
-        text_encoder, generator = text_encoder.clone(), generator.clone()
-        quantization = _quantize(source, options, text_encoder, generator, progress)
+        text_encoder, generator, quantization = _quantize(source, options, progress)
     progress.step(f"writing the {options.precision} bundle")
     compress = options.precision in ("fp16", "bf16")
     with disk_errors(folder):
@@ -194,27 +193,39 @@ def _refuse_unfaithful(fidelity: Fidelity, options: ConvertOptions) -> None:
 
 
 def _quantize(
-    source: Source,
-    options: ConvertOptions,
-    text_encoder: Any,
-    generator: Any,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Quantize both models in place; for the manifest, how."""
+    source: Source, options: ConvertOptions, progress: Progress
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Text encoder and generator in INT8; for the manifest, how they became so."""
+    quantizer = _with_nncf if options.quantizer == "nncf" else _in_place
     captions, count = source.captions, len(source.captions)
     progress.step("quantizing the text encoder", count)
     samples = text_samples(source.tokenizer, captions)
-    sentences = quantize(text_encoder, samples, TEXT_ENCODER_SCHEME, progress.advance)
+    text_encoder, sentences = quantizer(
+        source.text_encoder, samples, TEXT_ENCODER_SCHEME, progress.advance
+    )
     progress.step("quantizing the generator", count)
     inputs = generator_samples(captions, sentences, source.config.noise_dim)
-    quantize(generator, inputs, GENERATOR_SCHEME, progress.advance)
+    generator, _ = quantizer(source.generator, inputs, GENERATOR_SCHEME, progress.advance)
     schemes = {"text_encoder": TEXT_ENCODER_SCHEME, "generator": GENERATOR_SCHEME}
     models = {"text_encoder": text_encoder, "generator": generator}
-    return {
+    how = {
+        "quantizer": options.quantizer,
         "calibration": {"prompts": count, "source": (options.calibration or BUILT_IN).name},
         "scheme": {name: asdict(scheme) for name, scheme in schemes.items()},
         "operations": {n: report(models[n], schemes[n].keep_float) for n in models},
     }
+    return text_encoder, generator, how
+
+
+def _in_place(model: Any, *arguments: Any) -> tuple[Any, list[npt.NDArray[Any]]]:
+    copy = model.clone()
+    return copy, quantize(copy, *arguments)
+
+
+def _with_nncf(model: Any, *arguments: Any) -> tuple[Any, list[npt.NDArray[Any]]]:
+    from convert.nncf_quantize import quantize_with_nncf  # importing NNCF takes two seconds
+
+    return quantize_with_nncf(model, *arguments)
 
 
 def _release_memory() -> None:

@@ -14,6 +14,7 @@ import click
 from rich.table import Table
 
 from convert import ConvertOptions, convert
+from convert.options import QUANTIZERS
 from convert.workspace import remove_workspaces
 from galip_edge.commands.console import StepReporter, console
 from galip_edge.commands.options import clip_activation_option, existing_path
@@ -50,6 +51,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Calibration prompts to use.",
 )
+@click.option(
+    "--quantizer",
+    type=click.Choice(QUANTIZERS),
+    default=ConvertOptions.quantizer,
+    show_default=True,
+    help="What makes INT8: our one-pass quantizer, or NNCF.",
+)
 @click.option("--keep-onnx", type=click.Path(path_type=Path), help="Folder to keep ONNX files in.")
 @click.option("--min-psnr", type=float, help="Refuse the bundle below this PSNR, in dB.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -62,6 +70,7 @@ def command(
     name: str | None,
     calibration: Path | None,
     samples: int,
+    quantizer: str,
     keep_onnx: Path | None,
     min_psnr: float | None,
     force: bool,
@@ -76,6 +85,7 @@ def command(
         name=name,
         calibration=calibration,
         samples=samples,
+        quantizer=quantizer,
         keep_onnx=keep_onnx,
         min_psnr=min_psnr,
         force=force,

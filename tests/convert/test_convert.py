@@ -59,6 +59,18 @@ def test_nothing_overflows_without_vnni(tiny_bundles, tiny_model, tmp_path):
     assert psnr_db(images, reference.image) >= 24
 
 
+def test_nncf_quantizes_instead(tiny_checkpoint, tiny_model, tmp_path):
+    options = ConvertOptions(quantizer="nncf", samples=20)
+    manifest = convert(tiny_checkpoint, tmp_path / "bundle", options)
+    assert manifest.quantization["quantizer"] == "nncf"
+    counts = manifest.quantization["operations"]["generator"]
+    assert counts["quantized"] > 20
+    reference = make_reference(tiny_model, build_tokenizer(tiny_model.config.clip))
+    pipeline = Pipeline.from_bundle(tmp_path / "bundle")
+    images = pipeline.synthesize(pipeline.encode(PROMPTS), reference.noise)
+    assert psnr_db(images.astype(np.float32) / 127.5 - 1, reference.image) >= 28
+
+
 def test_reference_is_the_model_itself(tiny_model):
     """PSNR against PyTorch means nothing if the reference is not what a user would compute."""
     reference = make_reference(tiny_model, build_tokenizer(tiny_model.config.clip))
@@ -205,6 +217,8 @@ def test_failing_in_the_middle_keeps_the_old_bundle(
     [
         ({"precision": "int4"}, "precision must be one of .* got 'int4'"),
         ({"precision": "fp32", "samples": 0}, "samples must be at least 1, got 0"),
+        ({"quantizer": "gptq"}, "quantizer must be one of edge, nncf, got 'gptq'"),
+        ({"quantizer": "nncf", "precision": "bf16"}, "quantizer has no effect with bf16"),
     ],
 )
 def test_invalid_options_are_named(settings, message):
