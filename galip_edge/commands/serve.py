@@ -299,21 +299,18 @@ class Server(uvicorn.Server):
 
     async def _connect(self, connection: socket.socket, received: bytes) -> None:
         def protocol() -> asyncio.Protocol:
-            made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            made: Any = self.config.http_protocol_class(  # type: ignore[call-arg]
                 config=self.config,
                 server_state=self.server_state,
                 app_state=self.lifespan.state,
             )
+            made.received = received
             return made
 
-        loop = asyncio.get_running_loop()
         try:
-            transport, served = await loop.connect_accepted_socket(protocol, connection)
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
         except OSError:
             connection.close()
-            return
-        if not transport.is_closing():
-            served.data_received(received)
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -214,7 +214,14 @@ class Connections:
 
 
 class LimitedProtocol(H11Protocol):
-    """uvicorn's protocol, with a limit on connections and on the time for a header."""
+    """uvicorn's protocol, with a limit on connections and on the time for a header.
+
+    Attributes:
+        received: what came before this protocol was there; read first of all, since the client may
+            have closed its side meanwhile.
+    """
+
+    received = b""
 
     def __init__(self, open_connections: Connections, **settings: Any) -> None:
         super().__init__(**settings)
@@ -232,6 +239,8 @@ class LimitedProtocol(H11Protocol):
         super().connection_made(transport)
         self._open_connections.add(self)
         self._watch_header()
+        if self.received and not transport.is_closing():
+            self.data_received(self.received)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""

@@ -27,6 +27,7 @@ from runtime.cpu import available_cores
 from runtime.images import ImageMetadata, Images
 from runtime.jobs.encoding import ImageFormat
 from runtime.keyframes import Blend
+from runtime.memory import release_free_memory
 from runtime.resize import resized
 from runtime.server.errors import ServiceError, error_body
 from runtime.server.fields import BadRequestError
@@ -43,6 +44,9 @@ from runtime.server.requests import (
 
 # Memory of images whose `url` was given, the latest ones: about 40 at 224 pixels.
 _KEPT_BYTES = 4 << 20
+
+# Seconds between two returns of free memory to the system: glibc keeps buffers of large images.
+_RELEASE_SECONDS = 5.0
 
 # Largest upload that is read to the end, so that its client reads the refusal.
 _REFUSED_BYTES = 64 << 20
@@ -101,6 +105,7 @@ class ImagesAPI:
         self._models, self._options, self._metrics = models, options, metrics
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         # PNG and Lanczos leave the interpreter lock; more threads than cores would add memory.
+        self._next_release = 0.0
         self._count = available_cores()
         self._workers = ThreadPoolExecutor(self._count, thread_name_prefix="encoding")
 
@@ -221,6 +226,7 @@ class ImagesAPI:
 
     async def _generated(self, request: Request, queued: list[Future[Images]]) -> list[Images]:
         images = asyncio.gather(*map(asyncio.wrap_future, queued))
+        images.add_done_callback(_retrieve)
         leaving = asyncio.ensure_future(_disconnected(request))
         either: set[asyncio.Future[Any]] = {images, leaving}
         try:
@@ -242,7 +248,13 @@ class ImagesAPI:
         return ServiceError(504, f"timed out after {self._options.timeout:g} s", "timeout")
 
     def count(self, images: int, started: float) -> None:
-        """Count generated images, and the time since `started` by `time.perf_counter`."""
+        """Count generated images, and the time since `started` by `time.perf_counter`.
+
+        Once in a while, what was freed is returned to the system.
+        """
+        if time.perf_counter() > self._next_release:
+            self._next_release = time.perf_counter() + _RELEASE_SECONDS
+            self._workers.submit(release_free_memory)
         self._metrics.pictures.inc(images)
         self._metrics.seconds.observe(time.perf_counter() - started)
 
@@ -392,6 +404,12 @@ class _Events(Response):
 
 def _event(kind: str, data: dict[str, Any]) -> str:
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Look at a result that no request may wait for any more; asyncio would log it otherwise."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _drain(request: Request) -> None:

@@ -67,7 +67,7 @@ def test_openais_client_gets_pictures(server, tiny_bundles):
         found = np.asarray(Image.open(io.BytesIO(base64.b64decode(each.b64_json))))
         np.testing.assert_array_equal(found, image)
     url = client.images.generate(prompt="a bird").data[0].url
-    assert httpx.get(url).headers["content-type"] == "image/png"
+    assert httpx.get(url, timeout=60).headers["content-type"] == "image/png"
     with pytest.raises(BadRequestError, match="the prompt is empty"):
         client.images.generate(prompt=" ")
 
@@ -100,7 +100,7 @@ def test_openais_examples_run_unchanged(server):
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | found)
     assert done.returncode == 0, done.stderr
     url, *rest = done.stdout.splitlines()
-    assert httpx.get(url).headers["content-type"] == "image/png"
+    assert httpx.get(url, timeout=60).headers["content-type"] == "image/png"
     assert rest == ["b'WEBP'", "b'PNG' 2"]
 
 

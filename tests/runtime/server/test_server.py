@@ -289,15 +289,15 @@ def test_what_nobody_waits_for_any_more_is_not_made(serving, held):
         generate, metrics = address + GENERATE.removeprefix("/"), address + "metrics"
         held.gate.clear()
         held.made.clear()
-        stays = other.submit(httpx.post, generate, json={"prompt": "a bird", "seed": 1})
-        while "galip_waiting_pictures 1.0" not in httpx.get(metrics).text:
+        stays = other.submit(httpx.post, generate, timeout=60, json={"prompt": "a bird", "seed": 1})
+        while "galip_waiting_pictures 1.0" not in httpx.get(metrics, timeout=60).text:
             time.sleep(0.01)
         raw(address, '{"prompt": "a bird", "n": 5}').close()
-        while "galip_given_up_requests_total 1.0" not in httpx.get(metrics).text:
+        while "galip_given_up_requests_total 1.0" not in httpx.get(metrics, timeout=60).text:
             time.sleep(0.01)
         held.gate.set()
         assert stays.result().status_code == 200
-        assert httpx.post(generate, json={"prompt": "a bird"}).status_code == 200
+        assert httpx.post(generate, json={"prompt": "a bird"}, timeout=60).status_code == 200
         assert len(held.made) == 2
 
 
