@@ -64,7 +64,7 @@ def arrays() -> bytes:
         (b'{"error": "not found"}', "is JSON text"),
         (b"Not Found", "is text, not a PyTorch or safetensors checkpoint"),
         ("Zugriff verweigert: \u00e4\u00f6".encode("utf-16"), "is text"),
-        (gzip.compress(b"weights"), r"compressed with gzip: unpack it \(gunzip\)"),
+        (gzip.compress(b"weights", mtime=0), r"compressed with gzip: unpack it \(gunzip\)"),
         (b"BZh91AY", "compressed with bzip2"),
         (b"\xfd7zXZ\x00\x00", "compressed with xz"),
         (b"\x28\xb5\x2f\xfd\x00", "compressed with Zstandard"),

@@ -144,7 +144,7 @@ def compressed(suffix: str, content: bytes) -> bytes:
 
     compress = {
         "": bytes,
-        ".gz": gzip.compress,
+        ".gz": lambda data: gzip.compress(data, mtime=0),
         ".bz2": bz2.compress,
         ".xz": lzma.compress,
         ".zst": lambda data: pa.Codec("zstd").compress(data, asbytes=True),
