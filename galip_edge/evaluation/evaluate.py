@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from galip_edge.data.aviary import NOISE_DIM, AviarySource, Caption, draw, similar_scene
+from galip_edge.data.aviary import NOISE_DIM, AviarySource, Caption
 from galip_edge.evaluation.attributes import AttributeClassifier, agreement
 from galip_edge.evaluation.clip_space import CLIPScorer, clip_score, diversity, r_precision
 from galip_edge.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -326,11 +326,9 @@ def _diversity(
         rng, size = np.random.default_rng(options.seed), groups[0].shape[1]
         real_groups = []
         for i in range(len(chosen)):
-            states = aviary.described(i)[0].states
             noises = rng.standard_normal((k, NOISE_DIM), dtype=np.float32)
-            scenes = [similar_scene(aviary.scene(i), states, noise) for noise in noises]
-            pictures = [draw(scene, noise, size) for scene, noise in zip(scenes, noises)]
-            real_groups.append(np.stack([np.asarray(picture) for picture in pictures]))
+            drawn = [aviary.another(i, noise, size)[1] for noise in noises]
+            real_groups.append(np.stack([np.asarray(image) for image in drawn]))
         embedding, rms = diversity(real_groups, judges.scorer)
         metrics |= {"diversity_clip_real": embedding, "diversity_pixels_real": rms}
     return metrics

@@ -1,6 +1,7 @@
 """The aviary: drawn scenes of birds with captions and known attributes, without end or download."""
 
-from galip_edge.data.aviary.attributes import ATTRIBUTES
+from galip_edge.data.aviary.ahead import draw_ahead
+from galip_edge.data.aviary.attributes import ATTRIBUTES, Variety
 from galip_edge.data.aviary.captions import Caption, write_caption
 from galip_edge.data.aviary.chance import NOISE_DIM
 from galip_edge.data.aviary.drawing import draw, to_svg
@@ -13,7 +14,9 @@ __all__ = [
     "AviarySource",
     "Caption",
     "Scene",
+    "Variety",
     "draw",
+    "draw_ahead",
     "imagined_scene",
     "random_scene",
     "similar_scene",

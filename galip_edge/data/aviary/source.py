@@ -26,8 +26,9 @@ class AviarySource:
     it should make of them.
 
     Args:
-        config: of kind `aviary`. `samples` is the number of pictures, `split` and `seed` choose
-            them, and `cache`, if set, is a folder where drawn pictures are kept.
+        config: of kind `aviary`. `samples` is the number of images, `split` and `seed` choose
+            them, `variety` says how much varies, and `cache`, if set, is a folder where drawn
+            images are kept.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -36,7 +37,8 @@ class AviarySource:
         self._key = (config.seed, _STREAMS[config.split])
         self._kept: Path | None = None
         if config.cache:
-            folder = f"{config.split}-{config.seed}-{self._size}px-v{VERSION}"
+            wide = "wide-" if config.variety == "wide" else ""
+            folder = f"{wide}{config.split}-{config.seed}-{self._size}px-v{VERSION}"
             self._kept = Path(config.cache).expanduser().absolute() / folder
 
     def __len__(self) -> int:
@@ -67,11 +69,20 @@ class AviarySource:
         told, noise = rng.standard_normal((2, NOISE_DIM), dtype=np.float32)
         scene = random_scene(told)
         caption = write_caption(scene, rng)
-        return similar_scene(scene, caption.states, noise), noise, caption
+        return self._similar(scene, caption, noise), noise, caption
+
+    def _similar(self, scene: Scene, caption: Caption, noise: Noise) -> Scene:
+        return similar_scene(scene, caption.states, noise, self._config.variety)
+
+    def another(self, index: int, noise: Noise, size: int) -> tuple[Scene, Image.Image]:
+        """Another scene and image of the caption of picture `index`, decided by `noise`."""
+        scene, _, caption = self._item(index)
+        other = self._similar(scene, caption, noise)
+        return other, draw(other, noise, size, self._config.variety)
 
     def _draw(self, index: int) -> Image.Image:
         scene, noise, _ = self._item(index)
-        return draw(scene, noise, self._size)
+        return draw(scene, noise, self._size, self._config.variety)
 
     def image(self, index: int, shorter_side: int | None = None) -> Image.Image:
         """The picture, drawn at the size that the configuration wants."""
