@@ -108,6 +108,11 @@ def save_checkpoint(
         save_file(tensors, temporary, metadata)
 
 
+def is_ours(path: Path) -> bool:
+    """Whether `path` is a checkpoint of ours. Raises CheckpointError if it cannot be read."""
+    return read_weights(path)[1].get("format") == FORMAT
+
+
 def load_checkpoint(
     path: PathLike,
     clip: PathLike | None = None,
