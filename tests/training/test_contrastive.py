@@ -245,8 +245,17 @@ def test_it_starts_from_other_weights(tmp_path, small):
 
 
 def test_words_are_read_off_image_embeddings_too(tmp_path):
-    changes = ("steps=60", "data.samples=8", "learning_rate=2e-3", "warmup=5", "log_every=1",
-               "save_every=60", "patch_dropout=0", "data.augment=false", "image_words_weight=1")
+    changes = (
+        "steps=60",
+        "data.samples=8",
+        "learning_rate=2e-3",
+        "warmup=5",
+        "log_every=1",
+        "save_every=60",
+        "patch_dropout=0",
+        "data.augment=false",
+        "image_words_weight=1",
+    )
     train_clip(config(tmp_path / "run", *changes))
     log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     contrast = np.log(8)  # what undecided embeddings have
