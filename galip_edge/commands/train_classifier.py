@@ -14,6 +14,7 @@ from galip_edge.data import DataConfig
 from galip_edge.data.aviary import AviarySource
 from galip_edge.devices import choose_device
 from galip_edge.evaluation.attributes import accuracy, save_classifier, train_classifier
+from galip_edge.training.precision import fastest_precision
 
 # It is used on other sizes too: pictures are brought to one size before they are judged.
 _IMAGE_SIZE = 128
@@ -71,6 +72,7 @@ def command(
                 task, description=stage, completed=done, total=total
             ),
             device=chosen,
+            precision=fastest_precision(chosen, "bfloat16"),
         )
     save_classifier(classifier, output)
     found = {name: asdict(value) for name, value in accuracy(classifier, test, held_out).items()}

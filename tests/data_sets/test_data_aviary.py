@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from galip_edge.cli import main
 from galip_edge.data import DataConfig, DataError, build_dataset
@@ -19,6 +20,7 @@ from galip_edge.data.aviary import (
     draw,
     draw_ahead,
     imagined_scene,
+    layout_of,
     random_scene,
     similar_scene,
     to_svg,
@@ -260,6 +262,24 @@ def test_wide_birds_face_both_ways_and_may_be_anywhere():
     assert max(centres) > 44
 
 
+def test_the_layout_is_where_the_bird_is():
+    given = {"belly": "plain", "wing": "plain", "size": "large", "species": "songbird",
+             "pose": "perched"}  # fmt: skip
+    for i in range(20):
+        noise = some_noise(i)
+        red, blue = (
+            pixels(draw(random_scene(noise, {**given, "body": body}), noise, 64))
+            for body in ("red", "blue")
+        )
+        layout = layout_of(random_scene(noise, {**given, "body": "red"}), noise)
+        rows, columns = np.nonzero(np.abs(red - blue).sum(2) > 100)
+        assert abs(columns.mean() / 64 - layout.x) < 0.12
+        assert abs(rows.mean() / 64 - layout.y) < 0.12
+    facings = [source().layout(i).facing for i in range(60)]
+    assert 18 < facings.count("left") < 42
+    assert {source(variety="narrow").layout(i).facing for i in range(9)} == {"right"}
+
+
 def test_each_background_has_several_compositions():
     for background in ATTRIBUTES["background"]:
         images = [
@@ -286,6 +306,15 @@ def test_images_drawn_ahead_are_the_data_sets_own(tmp_path):
         captions = drawn.source.captions(i)
         assert captions[0] == aviary.captions(i)[0]
         assert len(set(captions)) == len(captions) <= 3
+    # It is also the cache of the aviary itself, which knows noise and scenes.
+    cached = AviarySource(replace(config, cache=str(folder)))
+    Image.new("RGB", (32, 32), "red").save(folder / "00000/0000007.png")
+    assert (pixels(cached.image(7)) == (255, 0, 0)).all()
+    assert (pixels(cached.image(8)) == pixels(aviary.image(8))).all()
+    assert (pixels(AviarySource(replace(config, cache=str(folder), samples=999)).image(300)) ==
+            pixels(aviary.image(300))).all()  # fmt: skip
+    with pytest.raises(DataError, match="variety was wide, is now narrow"):
+        AviarySource(replace(config, cache=str(folder), variety="narrow"))
     # What exists is kept; more can be added; a partial block is drawn again.
     assert draw_ahead(folder, config, 3) == 0
     assert draw_ahead(folder, replace(config, samples=300), 3) == 50

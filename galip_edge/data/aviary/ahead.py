@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from galip_edge.data.aviary.captions import write_caption
-from galip_edge.data.aviary.drawing import VERSION
-from galip_edge.data.aviary.source import AviarySource
+from galip_edge.data.aviary.source import (
+    BLOCK,
+    SETTINGS,
+    AviarySource,
+    check_drawn,
+    drawn_name,
+    drawn_settings,
+)
 from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import DataError
 from runtime.files import atomic_folder, remove_temporary, write_whole
-
-# Images of a subfolder, which is drawn by one process and exists whole or not at all.
-BLOCK = 250
-_SETTINGS = "aviary.json"
 
 
 def draw_ahead(
@@ -31,11 +33,12 @@ def draw_ahead(
 ) -> int:
     """Draw the images of `config` into `folder`, each with its captions in a `.txt` file.
 
+    A subfolder of 250 images is drawn by one process, and exists whole or not at all.
     What is there already is kept, so an interrupted call is resumed, and `samples` may grow. The
     result does not depend on `processes`.
 
     Args:
-        folder: for data of kind `folder`.
+        folder: for data of kind `folder`, or the `cache` of data of kind `aviary`.
         config: of kind `aviary`.
         captions: of each image, all true of it; the first is the data set's own.
         processes: that draw.
@@ -48,15 +51,7 @@ def draw_ahead(
         DataError: the folder holds images of other settings.
         GalipEdgeError: it cannot be written.
     """
-    settings = {
-        "variety": config.variety,
-        "split": config.split,
-        "seed": config.seed,
-        "size": config.shorter_side,
-        "captions": captions,
-        "version": VERSION,
-    }
-    _check_settings(folder, settings)
+    _check_settings(folder, config, captions)
     remove_temporary(folder)
     blocks = [
         range(first, min(first + BLOCK, config.samples))
@@ -71,31 +66,23 @@ def draw_ahead(
     return drawn
 
 
-def _check_settings(folder: Path, settings: dict[str, object]) -> None:
-    path = folder / _SETTINGS
-    if not path.exists():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise DataError(f"{folder} holds other files: choose a new folder")
-        write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
+def _check_settings(folder: Path, config: DataConfig, captions: int) -> None:
+    path = folder / SETTINGS
+    if path.exists():
+        check_drawn(folder, config, captions=captions)
         return
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path} ({error}): choose a new folder") from error
-    if known != settings:
-        changed = [f"{k} was {known.get(k)}, is now {v}" for k, v in settings.items()
-                   if known.get(k) != v]  # fmt: skip
-        raise DataError(
-            f"{folder} holds images of other settings ({'; '.join(changed)}): choose a new folder"
-        )
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"{folder} holds other files: choose a new folder")
+    settings = {**drawn_settings(config), "captions": captions}
+    write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def _block_folder(folder: Path, block: range) -> Path:
-    return folder / f"{block.start // BLOCK:05d}"
+    return (folder / drawn_name(block.start)).parent
 
 
 def _is_whole(folder: Path, block: range) -> bool:
-    return (_block_folder(folder, block) / f"{block[-1]:07d}.txt").exists()
+    return (folder / f"{drawn_name(block[-1])}.txt").exists()
 
 
 def _draw_blocks(

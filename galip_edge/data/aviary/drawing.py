@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 
 from PIL import Image
 
@@ -35,6 +36,43 @@ _LEVELS: dict[str, tuple[float, float]] = {
 _MARGIN = 4.0  # between the beak, or the highest point, and the border
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the bird is, which no caption states.
+
+    Attributes:
+        facing: `right` or `left`.
+        x, y: the centre of its body, in widths and heights of the image from the upper left corner.
+    """
+
+    facing: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A bird with its place; `level` is the height of what it is on, `composition` in [0,1)."""
+
+    bird: Figure
+    facing: int
+    x: float
+    y: float
+    level: float
+    composition: float = 0.0
+
+    @property
+    def figure(self) -> str:
+        mirror = "" if self.facing > 0 else " scale(-1 1)"
+        return group(self.bird.svg, transform=f"translate({self.x:.2f} {self.y:.2f}){mirror}")
+
+
+def layout_of(scene: Scene, noise: Noise, variety: Variety = "wide") -> Layout:
+    """Where `draw` puts the bird."""
+    plan = (_wide_plan if variety == "wide" else _narrow_plan)(scene, noise)
+    return Layout("right" if plan.facing > 0 else "left", plan.x / SIZE, plan.y / SIZE)
+
+
 def to_svg(scene: Scene, noise: Noise, variety: Variety = "wide") -> str:
     """The scene as an SVG document of 128 by 128 units; `noise` (NOISE_DIM,) decides the rest."""
     layers = _wide_layers if variety == "wide" else _narrow_layers
@@ -48,28 +86,28 @@ def to_svg(scene: Scene, noise: Noise, variety: Variety = "wide") -> str:
     )
 
 
+def _narrow_plan(scene: Scene, noise: Noise) -> _Plan:
+    place = Chances(noise, "place", variety=_BIRD_VARIETY, usual=_USUAL_PLACE)
+    chances = Chances(noise, "bird", variety=_BIRD_VARIETY, usual=_USUAL_BIRD)
+    bird = draw_bird(scene, chances, Stance())
+    x = place.normal(64, 2)
+    if scene.perch == "air":
+        return _Plan(bird, 1, x, place.uniform(58, 78), 0.0)
+    height = {"branch": 92, "fence": 84, "rock": 90, "ground": 104, "water": 92}[scene.perch]
+    level = height + place.uniform(-4, 4)
+    return _Plan(bird, 1, x, level + 1 - bird.feet, level)
+
+
 def _narrow_layers(scene: Scene, noise: Noise) -> str:
+    plan = _narrow_plan(scene, noise)
     scenery = Chances(noise, "scenery", "layout", variety=_VARIETY, usual=_USUAL_SCENERY)
     floor = Chances(noise, "floor", variety=_VARIETY, usual=_USUAL_FLOOR)
-    place = Chances(noise, "place", variety=_BIRD_VARIETY, usual=_USUAL_PLACE)
-    bird = draw_bird(
-        scene, Chances(noise, "bird", variety=_BIRD_VARIETY, usual=_USUAL_BIRD), Stance()
-    )
-    x = place.normal(64, 2)
-    behind, front = "", ""
-    if scene.perch == "air":
-        y = place.uniform(58, 78)
-    else:
-        height = {"branch": 92, "fence": 84, "rock": 90, "ground": 104, "water": 92}[scene.perch]
-        level = height + place.uniform(-4, 4)
-        y = level + 1 - bird.feet
-        behind, front = _perch(scene, floor, level)
-    figure = group(bird.svg, transform=f"translate({x:.2f} {y:.2f})")
-    return background(scene.background, scenery) + behind + figure + front
+    behind, front = _perch(scene, floor, plan.level)
+    return background(scene.background, scenery) + behind + plan.figure + front
 
 
-def _wide_layers(scene: Scene, noise: Noise) -> str:
-    layout = Chances(noise, "layout")
+def _wide_plan(scene: Scene, noise: Noise) -> _Plan:
+    layout, place = Chances(noise, "layout"), Chances(noise, "place")
     facing = 1 if layout.uniform(0, 1) < 0.5 else -1
     composition = layout.uniform(0, 1)
     stance = Stance(
@@ -79,23 +117,25 @@ def _wide_layers(scene: Scene, noise: Noise) -> str:
         lift=layout.uniform(0.45, 1.1),
         tail=layout.uniform(-16, 16),
     )
-    place, floor = Chances(noise, "place"), Chances(noise, "floor")
     bird = draw_bird(scene, Chances(noise, "bird"), stance)
     x = _across(bird, facing, place.uniform(0, 1))
-    behind, front = "", ""
     if scene.perch == "air":
         highest = bird.top + _MARGIN
         y = highest + place.uniform(0, 1) * max(0.0, 100 - highest)
-    else:
-        lowest, highest = _LEVELS[scene.perch]
-        lowest = min(max(lowest, bird.feet + bird.top + _MARGIN), highest)
-        level = lowest + place.uniform(0, 1) * (highest - lowest)
-        y = level + 1 - bird.feet
-        behind, front = _perch(scene, floor, level, x)
-    figure = group(bird.svg, transform=f"translate({x:.2f} {y:.2f}) scale({facing} 1)")
-    # Scenery that needs more numbers than it has takes the floor's, from the last.
+        return _Plan(bird, facing, x, y, 0.0, composition)
+    lowest, highest = _LEVELS[scene.perch]
+    lowest = min(max(lowest, bird.feet + bird.top + _MARGIN), highest)
+    level = lowest + place.uniform(0, 1) * (highest - lowest)
+    return _Plan(bird, facing, x, level + 1 - bird.feet, level, composition)
+
+
+def _wide_layers(scene: Scene, noise: Noise) -> str:
+    plan = _wide_plan(scene, noise)
+    behind, front = _perch(scene, Chances(noise, "floor"), plan.level, plan.x)
+    # Scenery that needs more numbers than it has takes the floor's.
     scenery = Chances(noise, "scenery", "floor")
-    return composed_background(scene.background, composition, scenery) + behind + figure + front
+    back = composed_background(scene.background, plan.composition, scenery)
+    return back + behind + plan.figure + front
 
 
 def _across(bird: Figure, facing: int, share: float) -> float:
@@ -111,6 +151,8 @@ def _perch(scene: Scene, floor: Chances, level: float, x: float | None = None) -
     """What the bird is on, behind and in front of it; without `x` as narrow images have it."""
     wide = x is not None
     x = 64.0 if x is None else x
+    if scene.perch == "air":
+        return "", ""
     if scene.perch == "water":
         return perches.water(floor, level, scene.background, x)
     if scene.perch == "branch":
