@@ -31,7 +31,9 @@ _IMAGE_SIZE = 128
 @click.option("--samples", type=click.IntRange(min=64), default=20000, show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True)
 @click.option("--held-out", type=click.IntRange(min=1), default=2000, show_default=True)
-@click.option("--cache", help="Folder where drawn pictures are kept.")
+@click.option(
+    "--cache", help="Folder where drawn images are kept, or that `data draw` filled (wide, seed 0)."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @device_option
 @json_option
@@ -57,7 +59,7 @@ def command(
                 samples=count,
                 image_size=_IMAGE_SIZE,
                 resize=_IMAGE_SIZE,
-                cache=cache,
+                cache=cache if split == "train" else None,
             )
         )
         for split, count in (("train", samples), ("test", held_out))

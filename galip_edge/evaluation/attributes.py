@@ -204,11 +204,12 @@ def _pixels(
     count: int,
     report: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> npt.NDArray[np.uint8]:
-    pixels: list[npt.NDArray[np.uint8]] = []
+    first = np.asarray(source.image(0))
+    pixels = np.empty((count, *first.shape), np.uint8)
     for index in range(count):
-        pixels.append(np.asarray(source.image(index)))
+        pixels[index] = source.image(index)
         report("drawing", index + 1, count)
-    return np.stack(pixels)
+    return pixels
 
 
 def accuracy(

@@ -97,6 +97,8 @@ class EvaluationConfig:
         data: held-out data, by default the `test` split of the training data. In a file, only
             settings that differ from those of the training data are needed.
         inception_torchvision, inception_tf: files of Inception weights; each adds FID and KID.
+        efficientnet: add the figures of EfficientNet-Lite1, such as `fd_lite1`; a package has its
+            weights, and no training reads it.
     """
 
     every: int = 0
@@ -107,6 +109,7 @@ class EvaluationConfig:
     data: DataConfig | None = None
     inception_torchvision: str | None = None
     inception_tf: str | None = None
+    efficientnet: bool = False
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "every", "diversity_captions")
@@ -248,6 +251,10 @@ class TrainConfig:
         lower_is_better(metric)
         if not self.evaluation.every:
             raise ValueError(f"checkpoint.best = {metric!r} needs evaluation: set evaluation.every")
+        if metric.endswith("_lite1") and not self.evaluation.efficientnet:
+            raise ValueError(
+                f"checkpoint.best = {metric!r} needs EfficientNet: set evaluation.efficientnet"
+            )
         for name in ("torchvision", "tf"):
             if metric.endswith(f"_{name}") and not getattr(self.evaluation, f"inception_{name}"):
                 raise ValueError(

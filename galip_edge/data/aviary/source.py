@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,10 @@ class AviarySource:
             else:
                 wide = "wide-" if config.variety == "wide" else ""
                 self._kept = cache / f"{wide}{config.split}-{config.seed}-{self._size}px-v{VERSION}"
+
+    def with_seed(self, seed: int) -> AviarySource:
+        """Other images of the same kind; never from a cache."""
+        return AviarySource(replace(self._config, seed=seed, cache=None))
 
     def __len__(self) -> int:
         return self._config.samples
