@@ -206,3 +206,20 @@ def test_draws_belong_to_the_sample():
     assert torch.equal(whole[4:], step_draws(1, 7, 4, 2))
     assert not torch.equal(whole, step_draws(1, 8, 0, 6))
     assert whole.shape == (6, 2, 5)
+
+
+def test_the_best_model_by_features_apart_from_training_is_kept(make_config, tmp_path):
+    config = make_config(
+        **PROJECTED, steps=2, evaluation={
+            "every": 1, "count": 6, "diversity_captions": 0, "efficientnet": True,
+            "data": {"kind": "aviary", "split": "test"},
+        }, checkpoint={"best": "fd_lite1"},
+    )  # fmt: skip
+    train(config)
+    assert (tmp_path / "run/model-best.safetensors").exists()
+    log = (tmp_path / "run/metrics.jsonl").read_text()
+    assert "fd_lite1" in log
+    assert "coverage_lite1" in log
+    with pytest.raises(ValueError, match=r"set evaluation\.efficientnet"):
+        make_config(evaluation={"every": 1, "data": {"kind": "aviary"}},
+                    checkpoint={"best": "fd_lite1"})  # fmt: skip
