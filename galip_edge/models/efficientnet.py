@@ -42,6 +42,8 @@ class EfficientNetLite(nn.Module):
         self.network: Any = model.from_name(f"efficientnet-lite{variant}")
         self.network.load_state_dict(read_weights(Path(file))[0])
         self.network.eval().requires_grad_(False)
+        self.mean: Tensor
+        self.deviation: Tensor
         self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
         self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None], persistent=False)
         last = [a for a, b in zip(self._blocks, self._blocks[1:]) if _halves(b)]

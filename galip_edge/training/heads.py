@@ -43,5 +43,5 @@ def import_heads(projected: ProjectedDiscriminator, checkpoint: Path) -> bool:
     path = checkpoint.parent / HEADS
     if not path.is_file():
         return False
-    fill(projected, projected.state_dict(), read_weights(path)[0], str(path))
+    fill(projected.heads, projected.heads.state_dict(), read_weights(path)[0], str(path))
     return True

@@ -10,12 +10,14 @@ It is a setting of training, `[projected]`, and not a part of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from galip_edge.models.efficientnet import EfficientNetLite
 from galip_edge.training.losses import hinge
@@ -91,6 +93,13 @@ class _Head(nn.Module):
         return score
 
 
+class _Heads(nn.ModuleList):
+    """Heads from the finest scale to the coarsest."""
+
+    def __iter__(self) -> Iterator[_Head]:
+        return cast(Iterator[_Head], super().__iter__())
+
+
 class ProjectedDiscriminator(nn.Module):
     """Heads on the frozen features of EfficientNet-Lite0 at strides 4, 8, 16 and 32.
 
@@ -114,32 +123,27 @@ class ProjectedDiscriminator(nn.Module):
             raise ValueError(
                 f"projected.weight needs images whose side is a multiple of 32, got {image_size}"
             )
-        # In a list: frozen weights are neither trained nor saved.
-        self._backbone = [EfficientNetLite(0)]
+        self.backbone = EfficientNetLite(0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.heads = nn.ModuleList(
+            self.heads = _Heads(
                 _Head(channels, image_size >> (2 + scale), sentence, config)
-                for scale, channels in enumerate(self._backbone[0].channels)
+                for scale, channels in enumerate(self.backbone.channels)
             )
         self.eval()
 
-    def _apply(self, fn: object, recurse: bool = True) -> ProjectedDiscriminator:
-        self._backbone[0]._apply(fn)
-        return super()._apply(fn, recurse)  # type: ignore[arg-type]
-
     def features(self, images: Tensor) -> list[Tensor]:
         """Images (B,3,H,W) in [-1,1] -> features at four scales; gradients reach the images."""
-        return self._backbone[0].scales(images)
+        return self.backbone.scales(images)
 
     @torch.no_grad()
     def refine_norms(self) -> None:
         """One power iteration for every spectral norm."""
-        self.train()
-        for head in self.heads:
-            for layer in (*head.layers, head.to_score, head.to_direction):  # type: ignore[misc]
-                _ = getattr(layer, "weight", None)  # computing it iterates
-        self.eval()
+        self.heads.train()
+        for layer in self.heads.modules():
+            if is_parametrized(layer):
+                _ = layer.weight  # computing it iterates
+        self.heads.eval()
 
     def discriminator_loss(
         self,

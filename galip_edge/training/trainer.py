@@ -101,7 +101,7 @@ class Trainer:
             if config.channels_last:
                 self.projected.to(memory_format=torch.channels_last)
             self.heads = Network(
-                "projected", self.projected, config.projected.learning_rate, config
+                "projected", self.projected.heads, config.projected.learning_rate, config
             )
             self.networks = (*self.networks, self.heads)
         self.average = (
@@ -178,7 +178,8 @@ class Trainer:
     def _update_heads(self, parts: list[Part], kept: list[_Generated]) -> Update:
         """Phase 1 of the projected discriminator, on the same images."""
         assert self.projected is not None
-        self.projected.requires_grad_(True).refine_norms()
+        self.projected.heads.requires_grad_(True)
+        self.projected.refine_norms()
         values = torch.zeros(len(PROJECTED_TERMS), device=self.world.device)
         for part in parts:
             with self._autocast():
@@ -202,7 +203,7 @@ class Trainer:
             *(("regression",) if weight else ()),
         )
         if self.projected:
-            self.projected.requires_grad_(False)
+            self.projected.heads.requires_grad_(False)
         values = torch.zeros(len(terms), device=self.world.device)
         for part in parts:
             with self._autocast():

@@ -73,7 +73,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def test_heads_learn_to_tell_images_and_sentences_apart():
     projected = ProjectedDiscriminator(64, 8, SMALL, seed=0)
-    optimizer = torch.optim.Adam(projected.parameters(), 2e-3, (0.0, 0.9))
+    optimizer = torch.optim.Adam(projected.heads.parameters(), 2e-3, (0.0, 0.9))
     real, fake = projected.features(images(8)), projected.features(images(8, seed=1))
     sentence = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
     losses = []
@@ -94,10 +94,8 @@ def test_gradients_reach_the_generated_images_and_only_the_heads_are_trained():
     shown = images(2).requires_grad_()
     projected.adversarial(projected.features(shown), torch.randn(2, 8)).backward()
     assert shown.grad.abs().mean() > 0
-    names = [name for name, _ in projected.named_parameters()]
-    assert names
-    assert not any("network" in name for name in names)
-    assert any("projection" in name for name, _ in projected.named_buffers())
+    assert not any(p.requires_grad for p in projected.backbone.parameters())
+    assert "0.projection" in dict(projected.heads.named_buffers())
 
 
 def test_spectral_norms_approach_one():
@@ -157,14 +155,17 @@ def test_the_state_has_the_heads_with_their_norms(make_config):
     first.step(0, images(8), sentence)
     second = trainer(make_config(**PROJECTED, seed=1))
     load_trainer_state(second, {**trainer_state(first), "step": 1})
-    for a, b in zip(first.projected.state_dict().values(), second.projected.state_dict().values()):
+    for a, b in zip(
+        first.projected.heads.state_dict().values(), second.projected.heads.state_dict().values()
+    ):
         assert torch.equal(a, b)
 
 
 def test_an_interrupted_run_continues_exactly(make_config, tmp_path):
     from safetensors.torch import load_file
 
-    settings = {**PROJECTED, "checkpoint": {"every": 2}}
+    # Captions that are encoded with others of a batch differ by rounding: they come from the cache.
+    settings = {**PROJECTED, "checkpoint": {"every": 2}, "text_cache": str(tmp_path / "text")}
     whole = train(make_config(**settings))
     for steps in (2, 4):
         train(make_config(**settings, steps=steps, output=str(tmp_path / "again")))
