@@ -136,14 +136,20 @@ class _ContrastiveRun:
             self._start(Path(config.start))
         self.clip.to(device)
         self.towers = with_fast_attention(self.clip)
-        self.reader = WordReader(config.clip.embedding_dim).to(device)
+        self.reader: WordReader | None = None
+        if config.image_words_weight:
+            self.reader = WordReader(config.clip.embedding_dim).to(device)
         matrices = [p for n, p in self.clip.named_parameters() if _decays(n, p)]
         others = [p for n, p in self.clip.named_parameters() if not _decays(n, p)]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": config.weight_decay},
                 {"params": others, "weight_decay": 0.0},
-                {"params": self.reader.parameters(), "weight_decay": 0.0},
+                *(
+                    [{"params": self.reader.parameters(), "weight_decay": 0.0}]
+                    if self.reader
+                    else []
+                ),
             ],
             lr=config.learning_rate,
             betas=(0.9, 0.98),
@@ -190,7 +196,7 @@ class _ContrastiveRun:
                     )
                 same = equal_captions(batch.captions).to(self.device)
                 loss = contrastive_loss(image, text, self.clip.logit_scale.exp(), same)
-                if self.config.image_words_weight:
+                if self.reader:
                     loss = loss + self.config.image_words_weight * self.reader(image, tokens)
                 self.optimizer.zero_grad()
                 torch.autograd.backward(self.scaler.scale(loss))
@@ -275,7 +281,7 @@ class _ContrastiveRun:
             "epoch": self.loader.position.epoch,
             "samples": self.loader.position.samples,
             "weights": weights,
-            "reader": self.reader.state_dict(),
+            "reader": self.reader.state_dict() if self.reader else {},
             "taught": self.taught,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -291,12 +297,13 @@ class _ContrastiveRun:
             return
         try:
             state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            if state["run"] != self._identity():
+            if _comparable(state["run"]) != _comparable(self._identity()):
                 raise CheckpointError(
                     f"{self.folder} holds another run: choose another output, or delete that folder"
                 )
             self.clip.load_state_dict(state["weights"])
-            self.reader.load_state_dict(state["reader"])
+            if self.reader:
+                self.reader.load_state_dict(state["reader"])
             self.optimizer.load_state_dict(state["optimizer"])
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
@@ -363,6 +370,15 @@ def equal_captions(captions: Sequence[str]) -> Tensor:
 
 def _step_seed(seed: int, step: int) -> int:
     return int(generator_for("patch dropout", seed, step).integers(1 << 63))
+
+
+def _comparable(identity: str) -> tuple[Any, ...]:
+    """An identity without settings at their defaults, which states of earlier versions may lack."""
+    clip, data, batch_size = json.loads(identity)
+    if data["kind"] == "aviary":
+        data.setdefault("variety", "narrow")  # all that there was
+    defaults = DataConfig(kind="aviary").to_dict()
+    return clip, {k: v for k, v in data.items() if v != defaults.get(k)}, batch_size
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

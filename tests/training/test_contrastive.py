@@ -10,12 +10,14 @@ from safetensors.torch import load_file
 
 from galip_edge.checkpoint import read_clip
 from galip_edge.cli import main
+from galip_edge.data import DataConfig
 from galip_edge.models import CLIPConfig
 from galip_edge.models.clip import build_clip
 from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.config import ConfigError
 from galip_edge.training.contrastive import (
     ContrastiveConfig,
+    _comparable,
     _ContrastiveRun,
     contrastive_loss,
     equal_captions,
@@ -263,3 +265,16 @@ def test_words_are_read_off_image_embeddings_too(tmp_path):
     assert log[-1]["loss"] < 0.6 * log[0]["loss"]
     with pytest.raises(ConfigError, match="image_words_weight"):
         config(tmp_path / "x", "image_words_weight=-1")
+
+
+def test_states_of_earlier_versions_are_of_the_same_run():
+    data = {"kind": "aviary", "samples": 64, "seed": 0}
+    before = json.dumps([{"vision_width": 64}, data, 8])
+
+    def now(**changes):
+        settings = DataConfig(kind="aviary", samples=64, **changes).to_dict()
+        return _comparable(json.dumps([{"vision_width": 64}, settings, 8]))
+
+    assert _comparable(before) == now(variety="narrow")
+    assert _comparable(before) != now()
+    assert _comparable(before) != now(variety="narrow", seed=1)
