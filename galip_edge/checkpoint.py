@@ -30,6 +30,7 @@ from galip_edge.checkpoints.layouts import find_networks, flatten, looks_like_tr
 from galip_edge.checkpoints.published import indices, original_config
 from galip_edge.models import GALIP, CLIPConfig, ModelConfig
 from galip_edge.original import shortened
+from galip_edge.sharded import is_index, read_sharded, save_sharded
 from galip_edge.weights import read_weights
 from runtime.errors import CheckpointError
 from runtime.files import atomic_path, sha256_of
@@ -94,6 +95,27 @@ def save_checkpoint(
         dtype: float16 halves the size; the frozen CLIP was published in it anyway.
         extra: more metadata, as strings.
     """
+    tensors, metadata = _content(model, discriminator, dtype, extra)
+    with atomic_path(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def save_sharded_checkpoint(
+    model: GALIP,
+    folder: Path,
+    most: int,
+    *,
+    discriminator: bool = True,
+    dtype: torch.dtype = torch.float32,
+    extra: Mapping[str, str] | None = None,
+) -> Path:
+    """As `save_checkpoint`, in files of at most `most` bytes; returns the index to load."""
+    return save_sharded(*_content(model, discriminator, dtype, extra), folder, most)
+
+
+def _content(
+    model: GALIP, discriminator: bool, dtype: torch.dtype, extra: Mapping[str, str] | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = {
         name: tensor.to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for name, tensor in model_tensors(model, discriminator).items()
@@ -104,8 +126,16 @@ def save_checkpoint(
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps(model.config.to_dict()),
     }
-    with atomic_path(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata)
+    return tensors, metadata
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `path` is a checkpoint of ours. Raises CheckpointError if it cannot be read."""
+    return _read(path)[1].get("format") == FORMAT
+
+
+def _read(path: Path) -> tuple[Any, dict[str, str]]:
+    return read_sharded(path) if is_index(path) else read_weights(path)
 
 
 def load_checkpoint(
@@ -118,7 +148,8 @@ def load_checkpoint(
     """Load our own checkpoint or one of the authors' code, in any layout (`checkpoints.layouts`).
 
     Args:
-        path: `.safetensors` of ours, or the original's tensors as `.pth`, `.ckpt` or safetensors.
+        path: `.safetensors` of ours, or the `.safetensors.index.json` of several, or the original's
+            tensors as `.pth`, `.ckpt` or safetensors.
         clip: CLIP weights, for an original checkpoint, which has no text transformer inside; see
             `read_clip_weights`. Without it, open_clip's cache is used, or its download.
         config: dimensions of an original checkpoint; by default those that its shapes show.
@@ -129,7 +160,7 @@ def load_checkpoint(
             is missing, unexpected or of a wrong shape; every such tensor is named.
     """
     path = Path(path)
-    content, metadata = read_weights(path)
+    content, metadata = _read(path)
     if metadata.get("format") == FORMAT:
         if clip is not None:
             raise CheckpointError(f"{path} has its own CLIP inside: leave --clip out")

@@ -46,6 +46,11 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "export-web": ("export_web", "convert", "Write a bundle as a web page that needs no server."),
     "train": ("train", "train", "Train a model, or resume a run."),
     "train-clip": ("train_clip", "train", "Train a CLIP of one's own on captioned images."),
+    "export-checkpoint": (
+        "export_checkpoint",
+        "train",
+        "Write a run's model in float16, in one file or several.",
+    ),
     "data": ("data", "train", "Check training data before days are spent on it."),
     "evaluate": ("evaluate", "evaluate", "Measure the quality of a checkpoint or a bundle."),
     "train-classifier": (

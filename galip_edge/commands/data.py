@@ -1,4 +1,4 @@
-"""`galip-edge data`: validate training data; create it from icon sets."""
+"""`galip-edge data`: validate training data; draw icon sets and the demo data set."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import click
 
 from galip_edge.commands.console import counting_progress
 from galip_edge.commands.options import existing_path, json_option, settings_option
-from galip_edge.data import Report, check
+from galip_edge.data import DataConfig, Report, check
+from galip_edge.data.aviary import draw_ahead
 from galip_edge.data.icons import export_icons
 from galip_edge.training.config import load_config
+from runtime.cpu import available_cores
 
 
 @click.group("data")
 def command() -> None:
-    """Validate training data, or create it from icon sets."""
+    """Validate training data, or draw it: icon sets, or the demo data set."""
 
 
 @command.command("check")
@@ -109,3 +111,54 @@ def _lines(report: Report) -> list[str]:
     lines += [f"  {key}: {caption}" for key, caption in report.samples]
     lines.append(f"problems: {report.problems}" if report.problems.total else "no problems")
     return lines
+
+
+@command.command("draw")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--samples", type=click.IntRange(min=1), default=20_000, show_default=True)
+@click.option("--size", type=click.IntRange(min=16), default=128, show_default=True)
+@click.option("--captions", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--variety", type=click.Choice(["wide", "narrow"]), default="wide", show_default=True)
+@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=None, show_default="one per CPU core"
+)
+@json_option
+def draw_command(
+    folder: Path,
+    samples: int,
+    size: int,
+    captions: int,
+    variety: str,
+    split: str,
+    seed: int,
+    processes: int | None,
+    as_json: bool,
+) -> None:
+    """Draw images of the aviary, with captions, into FOLDER: data of kind `folder`.
+
+    Rerun the same command to resume, or with more --samples to add images.
+    """
+    config = DataConfig(
+        kind="aviary",
+        split=split,
+        samples=samples,
+        variety="wide" if variety == "wide" else "narrow",
+        seed=seed,
+        image_size=size,
+        resize=size,
+    )
+    with counting_progress() as progress:
+        task = progress.add_task("drawing", total=samples)
+        drawn = draw_ahead(
+            folder,
+            config,
+            captions,
+            processes or available_cores(),
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), "images": samples, "drawn": drawn}))
+    else:
+        click.echo(f"{folder}: {samples:,} images, {drawn:,} of them drawn now")

@@ -62,6 +62,25 @@ _DRAWN = 1000
     help="Weights of the TensorFlow FID's Inception; adds FID and KID.",
 )
 @click.option(
+    "--efficientnet",
+    is_flag=True,
+    help="Adds distances, precision, recall, density and coverage by EfficientNet-Lite1.",
+)
+@click.option(
+    "--midpoints",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Interpolations whose middle image is measured, such as 200.",
+)
+@click.option(
+    "--two-sample",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Real and generated images each, of which a network trained for it tells which is which.",
+)
+@click.option(
     "--statistics",
     type=input_path,
     help="Statistics of real images (.npz) for fid_published, GALIP's own protocol; needs "
@@ -110,6 +129,9 @@ def command(
     classifier: Path | None,
     inception_torchvision: str | None,
     inception_tf: str | None,
+    efficientnet: bool,
+    midpoints: int,
+    two_sample: int,
     statistics: Path | None,
     passes: int | None,
     per_caption: bool,
@@ -124,8 +146,11 @@ def command(
     """Measure MODEL, a checkpoint or a bundle, and with --reference compare it with another."""
     if (data is None) == (captions_file is None):
         raise click.UsageError("give either --data or --captions")
-    if captions_file and (inception_tf or inception_torchvision):
-        raise click.UsageError("FID and KID need real images: give --data")
+    extractors = inception_tf or inception_torchvision or efficientnet
+    if captions_file and (extractors or two_sample):
+        raise click.UsageError("distances and two-sample tests need real images: give --data")
+    if midpoints and not extractors:
+        raise click.UsageError("--midpoints are measured by features: add --efficientnet")
     if statistics and not inception_torchvision:
         raise click.UsageError("--statistics needs --inception-torchvision")
     if not statistics and (passes or per_caption):
@@ -143,6 +168,10 @@ def command(
     evaluated = open_model(model, clip, place, clip_activation)
     other = open_model(reference, clip, place, clip_activation) if reference else None
     inceptions = _inceptions({"torchvision": inception_torchvision, "tf": inception_tf}, place)
+    if efficientnet:
+        from galip_edge.evaluation.efficientnet import EfficientNetFeatures
+
+        inceptions["lite1"] = EfficientNetFeatures(place)
     judges = Judges(
         _scorer(scorer, clip, place, evaluated, other),
         load_classifier(classifier).to(place) if classifier else None,
@@ -165,9 +194,15 @@ def command(
             captions,
             judges,
             EvaluationOptions(
-                count or len(captions), seed, batch_size, min(diversity_captions, len(captions))
+                count or len(captions),
+                seed,
+                batch_size,
+                min(diversity_captions, len(captions)),
+                midpoints=midpoints,
+                two_sample=two_sample,
             ),
             real=real,
+            second=_second(aviary) if extractors else None,
             aviary=aviary,
             reference=other,
             progress=report,
@@ -291,6 +326,16 @@ def _inputs(data: str | None, captions_file: Path | None, size: int, count: int)
     )
 
 
+def _second(aviary: AviarySource | None) -> Callable[[int], np.ndarray] | None:
+    """Other real images of the aviary, to compare the model with what is possible."""
+    if aviary is None:
+        return None
+    import numpy as np
+
+    other = aviary.with_seed(1)
+    return lambda index: np.asarray(other.image(index))
+
+
 def _data_config(data: str, size: int, count: int) -> DataConfig:
     from galip_edge.data import DataConfig
     from galip_edge.training.config import load_config
@@ -319,10 +364,17 @@ def _lines(result: dict[str, Any]) -> list[str]:
             for attribute, found in value.items():
                 cells = [f"{column[name][attribute]['right']:10.1%}" for column in columns]
                 lines.append(f"{attribute:24}{''.join(cells)}  of {found['count']}")
+        elif name == "unstated":
+            for attribute, shares in value.items():
+                row = "  ".join(f"{v} {share:.1%}" for v, share in shares.items())
+                lines.append(f"unstated {attribute:15}{row}")
         elif isinstance(value, float):
             lines.append(f"{name:24}" + "".join(f"{column[name]:10.4f}" for column in columns))
         else:
             lines.append(f"{name}: {value}")
+    for name, value in result.get("second_real", {}).items():
+        if isinstance(value, float):
+            lines.append(f"{'second real set: ' + name:40}{value:10.4f}")
     for name, value in result.get("reference", {}).get("psnr_db", {}).items():
         lines.append(f"{'PSNR, dB, ' + name:24}{value:10.2f}")
     return lines

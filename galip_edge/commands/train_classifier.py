@@ -14,6 +14,7 @@ from galip_edge.data import DataConfig
 from galip_edge.data.aviary import AviarySource
 from galip_edge.devices import choose_device
 from galip_edge.evaluation.attributes import accuracy, save_classifier, train_classifier
+from galip_edge.training.precision import fastest_precision
 
 # It is used on other sizes too: pictures are brought to one size before they are judged.
 _IMAGE_SIZE = 128
@@ -30,7 +31,9 @@ _IMAGE_SIZE = 128
 @click.option("--samples", type=click.IntRange(min=64), default=20000, show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True)
 @click.option("--held-out", type=click.IntRange(min=1), default=2000, show_default=True)
-@click.option("--cache", help="Folder where drawn pictures are kept.")
+@click.option(
+    "--cache", help="Folder where drawn images are kept, or that `data draw` filled (wide, seed 0)."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @device_option
 @json_option
@@ -56,7 +59,7 @@ def command(
                 samples=count,
                 image_size=_IMAGE_SIZE,
                 resize=_IMAGE_SIZE,
-                cache=cache,
+                cache=cache if split == "train" else None,
             )
         )
         for split, count in (("train", samples), ("test", held_out))
@@ -71,6 +74,7 @@ def command(
                 task, description=stage, completed=done, total=total
             ),
             device=chosen,
+            precision=fastest_precision(chosen, "bfloat16"),
         )
     save_classifier(classifier, output)
     found = {name: asdict(value) for name, value in accuracy(classifier, test, held_out).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from galip_edge.data.errors import DataError
 
@@ -16,7 +16,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "cc12m": ("root", "split"),
     "folder": ("root", "split", "held_out"),
     "table": ("root", "split", "held_out", "table", "image_column", "caption_column"),
-    "aviary": ("split", "samples", "cache"),
+    "aviary": ("split", "samples", "variety", "cache"),
     "webdataset": ("root", "shards", "samples_per_epoch", "shuffle_block"),
 }
 _REQUIRED = ("root", "table")
@@ -52,7 +52,9 @@ class DataConfig:
         samples_per_epoch: how much of the shards is one epoch; by default what the
             `_stats.json` files say that img2dataset writes beside them.
         shuffle_block: consecutive samples of a shard that are shuffled in memory.
-        samples: for aviary, how many pictures there are.
+        samples: for aviary, how many images there are.
+        variety: for aviary, `wide`, where all that a caption leaves open varies freely, or
+            `narrow`, where only colour and background do, among a few.
         cache: for aviary, a folder where drawn pictures are kept for the next time.
     """
 
@@ -75,6 +77,7 @@ class DataConfig:
     samples_per_epoch: int | None = None
     shuffle_block: int = 1000
     samples: int = 20_000
+    variety: Literal["wide", "narrow"] = "wide"
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +85,8 @@ class DataConfig:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.split not in ("train", "test"):
             raise ValueError(f"split must be train or test, got {self.split!r}")
+        if self.variety not in ("wide", "narrow"):
+            raise ValueError(f"variety must be wide or narrow, got {self.variety!r}")
         for name, least in (
             ("image_size", 1),
             ("seed", 0),

@@ -13,13 +13,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from galip_edge.data.aviary import NOISE_DIM, AviarySource, Caption, draw, similar_scene
+from galip_edge.data.aviary import NOISE_DIM, AviarySource, Caption
 from galip_edge.evaluation.attributes import AttributeClassifier, agreement
 from galip_edge.evaluation.clip_space import CLIPScorer, clip_score, diversity, r_precision
 from galip_edge.evaluation.frechet import FeatureStatistics, frechet_distance
 from galip_edge.evaluation.kernel import cmmd, squared_mmd_polynomial
 from galip_edge.evaluation.manifold import manifold_metrics
 from galip_edge.evaluation.models import EvaluatedModel
+from galip_edge.evaluation.two_sample import two_sample_accuracy
+from galip_edge.evaluation.variety import layout_diversity, mixed_share, unstated_shares
 from runtime.errors import GalipEdgeError
 from runtime.version import __version__
 
@@ -28,6 +30,8 @@ Floats = npt.NDArray[np.float32]
 
 # Of the balls that precision, recall, density and coverage are measured with.
 _NEIGHBOURS = 3
+
+_INCEPTIONS = ("torchvision", "tf")
 
 
 class FeatureExtractor(Protocol):
@@ -48,6 +52,10 @@ class EvaluationOptions:
         batch_size: images at once; changes no result.
         diversity_captions, diversity_images: captions, and images of each, for `diversity`; 0
             captions leave it out.
+        midpoints: interpolations whose middle image is measured against real images, by every
+            feature extractor; 0 leaves them out.
+        two_sample: real and generated images each, for a classifier two-sample test; 0 leaves it
+            out.
     """
 
     count: int = 1000
@@ -55,6 +63,8 @@ class EvaluationOptions:
     batch_size: int = 16
     diversity_captions: int = 20
     diversity_images: int = 8
+    midpoints: int = 0
+    two_sample: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -63,9 +73,16 @@ class EvaluationOptions:
             ("batch_size", 1),
             ("diversity_captions", 0),
             ("diversity_images", 2),
+            ("midpoints", 0),
+            ("two_sample", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("midpoints", "two_sample"):
+            if getattr(self, name) > self.count:
+                raise ValueError(
+                    f"{name} must be at most count, {self.count}, got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -113,6 +130,7 @@ def evaluate(
     options: EvaluationOptions,
     *,
     real: Callable[[int], Images] | None = None,
+    second: Callable[[int], Images] | None = None,
     aviary: AviarySource | None = None,
     reference: EvaluatedModel | None = None,
     progress: Progress = lambda stage, done, total: None,
@@ -125,6 +143,8 @@ def evaluate(
         judges: what to measure with.
         options: how much.
         real: real image `i` (H,W,3), for distances between real and generated sets.
+        second: real image `i` of another set of the same kind; the distances that this set has
+            from the first are what a perfect model reaches.
         aviary: where captions and real images come from, if they are drawn; allows attributes to
             be checked, and diversity to be compared with real images of the same captions.
         reference: a second model, mostly the same in another precision; PSNR is between the two.
@@ -150,6 +170,9 @@ def evaluate(
         },
         "metrics": metrics,
     }
+    if second is not None and prepared.real is not None:
+        other = _real_pass(second, judges, options, progress, "second real set")
+        result["second_real"] = _distances(other, prepared.real)
     if reference is not None:
         metrics, theirs = measure(
             reference, prepared, judges, options, aviary=aviary, stage="reference",
@@ -225,13 +248,18 @@ def psnr(images: Images, reference: Images) -> dict[str, float]:
 
 
 def _real_pass(
-    real: Callable[[int], Images], judges: Judges, options: EvaluationOptions, progress: Progress
+    real: Callable[[int], Images],
+    judges: Judges,
+    options: EvaluationOptions,
+    progress: Progress,
+    stage: str = "real images",
 ) -> Pass:
     kept = Pass()
     for at in range(0, options.count, options.batch_size):
         rows = range(at, min(at + options.batch_size, options.count))
-        kept.add(np.stack([real(i) for i in rows]), judges)
-        progress("real images", rows.stop, options.count)
+        keep = rows.start < options.two_sample
+        kept.add(np.stack([real(i) for i in rows]), judges, keep)
+        progress(stage, rows.stop, options.count)
     return kept
 
 
@@ -261,8 +289,16 @@ def measure(
         metrics["r_precision"] = r_precision(embeddings, sentences, captions)
     if prepared.real is not None:
         metrics |= _distances(kept, prepared.real)
+        if options.midpoints:
+            metrics |= _midpoints(model, prepared, prepared.real, judges, options)
+        if options.two_sample:
+            metrics["two_sample_accuracy"] = _two_sample(prepared.real, pixels, options)
     if judges.classifier is not None and aviary is not None:
         metrics["attributes"] = _attributes(judges.classifier, pixels, captions, aviary)
+        described = [aviary.described(i)[0] for i in range(len(captions))]
+        found = judges.classifier.predict(pixels)
+        metrics["mixed"] = mixed_share(found)
+        metrics["unstated"] = unstated_shares(found, described)
     if options.diversity_captions:
         metrics |= _diversity(model, captions, judges, options, aviary)
     return metrics, pixels
@@ -277,11 +313,13 @@ def _distances(kept: Pass, real: Pass) -> dict[str, Any]:
     }
     for name in kept.features:
         ours, theirs = np.concatenate(kept.features[name]), np.concatenate(real.features[name])
-        metrics[f"fid_{name}"] = _frechet(ours, theirs)
-        metrics[f"kid_{name}"] = squared_mmd_polynomial(ours, theirs)
+        # Inception's distances have names of their own.
+        frechet, kernel = ("fid", "kid") if name in _INCEPTIONS else ("fd", "kd")
+        metrics[f"{frechet}_{name}"] = _frechet(ours, theirs)
+        metrics[f"{kernel}_{name}"] = squared_mmd_polynomial(ours, theirs)
         metrics |= {f"{key}_{name}": value for key, value in _overlap(ours, theirs).items()}
         if len(ours) < ours.shape[1]:
-            metrics[f"fid_{name}_warning"] = (
+            metrics[f"{frechet}_{name}_warning"] = (
                 f"{len(ours)} images for {ours.shape[1]} features: too few, the figure is biased"
             )
     return metrics
@@ -291,6 +329,37 @@ def _overlap(ours: Floats, theirs: Floats) -> dict[str, float]:
     if min(len(ours), len(theirs)) <= _NEIGHBOURS:
         return {}
     return asdict(manifold_metrics(theirs, ours, _NEIGHBOURS))
+
+
+def _midpoints(
+    model: EvaluatedModel,
+    prepared: Prepared,
+    real: Pass,
+    judges: Judges,
+    options: EvaluationOptions,
+) -> dict[str, float]:
+    """Precision of the images in the middle between two captions."""
+    starts, ends = prepared.captions, [*prepared.captions[1:], prepared.captions[0]]
+    features: dict[str, list[Floats]] = {}
+    for at in range(0, options.midpoints, options.batch_size):
+        rows = slice(at, min(at + options.batch_size, options.midpoints))
+        pixels = model.midpoints(starts[rows], ends[rows], options.seed)
+        for name, extractor in judges.inceptions.items():
+            features.setdefault(name, []).append(extractor(pixels))
+    return {
+        f"midpoint_precision_{name}": _overlap(
+            np.concatenate(rows), np.concatenate(real.features[name])
+        )["precision"]
+        for name, rows in features.items()
+        if options.midpoints > _NEIGHBOURS
+    }
+
+
+def _two_sample(real: Pass, generated: Images, options: EvaluationOptions) -> float:
+    count = options.two_sample
+    return two_sample_accuracy(
+        np.concatenate(real.pixels)[:count], generated[:count], seed=options.seed
+    )
 
 
 def _frechet(a: Floats, b: Floats) -> float:
@@ -317,22 +386,25 @@ def _diversity(
     judges: Judges,
     options: EvaluationOptions,
     aviary: AviarySource | None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     chosen, k = captions[: options.diversity_captions], options.diversity_images
     groups = [model.images([c] * k, range(k), options.seed) for c in chosen]
     embedding, rms = diversity(groups, judges.scorer)
-    metrics = {"diversity_clip": embedding, "diversity_pixels": rms}
+    metrics: dict[str, Any] = {"diversity_clip": embedding, "diversity_pixels": rms}
     if aviary is not None:
         rng, size = np.random.default_rng(options.seed), groups[0].shape[1]
         real_groups = []
         for i in range(len(chosen)):
-            states = aviary.described(i)[0].states
             noises = rng.standard_normal((k, NOISE_DIM), dtype=np.float32)
-            scenes = [similar_scene(aviary.scene(i), states, noise) for noise in noises]
-            pictures = [draw(scene, noise, size) for scene, noise in zip(scenes, noises)]
-            real_groups.append(np.stack([np.asarray(picture) for picture in pictures]))
+            drawn = [aviary.another(i, noise, size)[1] for noise in noises]
+            real_groups.append(np.stack([np.asarray(image) for image in drawn]))
         embedding, rms = diversity(real_groups, judges.scorer)
         metrics |= {"diversity_clip_real": embedding, "diversity_pixels_real": rms}
+        if judges.classifier is not None and judges.classifier.config.layout:
+            described = [aviary.described(i)[0] for i in range(len(chosen))]
+            for suffix, images in (("", groups), ("_real", real_groups)):
+                found = [judges.classifier.predict(pixels) for pixels in images]
+                metrics[f"diversity_layout{suffix}"] = layout_diversity(found, described)
     return metrics
 
 

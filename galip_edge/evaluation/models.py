@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,9 +14,11 @@ from torch import Tensor
 from galip_edge.checkpoint import load_checkpoint
 from galip_edge.checkpoints.clip_weights import Activation
 from galip_edge.tokenizer import build_tokenizer
+from runtime.latent import slerp
 from runtime.noise import draw_noise
 
 Images = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
 
 
 class EvaluatedModel(Protocol):
@@ -37,6 +39,10 @@ class EvaluatedModel(Protocol):
 
     def float_images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Tensor:
         """(len(prompts),3,H,W) in [-1,1], not rounded where the model does not round."""
+        ...
+
+    def midpoints(self, starts: Sequence[str], ends: Sequence[str], seed: int) -> Images:
+        """(len(starts),H,W,3) uint8, halfway between image 0 of a prompt and of another one."""
         ...
 
 
@@ -61,15 +67,49 @@ class CheckpointModel:
         """See EvaluatedModel."""
         return to_pixels(self.float_images(prompts, indices, seed))
 
-    @torch.inference_mode()
     def float_images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Tensor:
         """See EvaluatedModel."""
         size = self.model.config.noise_dim
-        noise = np.stack([draw_noise(seed, p, i, size) for p, i in zip(prompts, indices)])
+        return self._synthesize(noises(prompts, indices, seed, size), self._encode(prompts))
+
+    def midpoints(self, starts: Sequence[str], ends: Sequence[str], seed: int) -> Images:
+        """See EvaluatedModel."""
+        noise, sentence = halfway(starts, ends, seed, self.model.config.noise_dim, self._encode)
+        return to_pixels(self._synthesize(noise, sentence))
+
+    @torch.inference_mode()
+    def _encode(self, prompts: Sequence[str]) -> Floats:
         tokens = torch.from_numpy(self._tokenize(list(prompts)))
-        sentence = self.model.text_encoder(tokens.to(self.device))
-        image = self.model.generator(torch.from_numpy(noise).to(self.device), sentence)
-        return image.clamp(-1, 1)
+        return self.model.text_encoder(tokens.to(self.device)).cpu().numpy()
+
+    @torch.inference_mode()
+    def _synthesize(self, noise: Floats, sentence: Floats) -> Tensor:
+        latent = (torch.from_numpy(part).to(self.device) for part in (noise, sentence))
+        return self.model.generator(*latent).clamp(-1, 1)
+
+
+def noises(prompts: Sequence[str], indices: Sequence[int], seed: int, size: int) -> Floats:
+    """Noise (N,size) of an image of each prompt."""
+    return np.stack([draw_noise(seed, p, i, size) for p, i in zip(prompts, indices)])
+
+
+def halfway(
+    starts: Sequence[str],
+    ends: Sequence[str],
+    seed: int,
+    size: int,
+    encode: Callable[[Sequence[str]], Floats],
+) -> tuple[Floats, Floats]:
+    """Noise (N,size) and sentences (N,E) halfway on the arcs that `interpolate` follows."""
+    zeros = [0] * len(starts)
+    pairs = (
+        (noises(starts, zeros, seed, size), noises(ends, zeros, seed, size)),
+        (encode(starts), encode(ends)),
+    )
+    noise, sentence = (
+        np.stack([slerp(a, b, 0.5) for a, b in zip(first, second)]) for first, second in pairs
+    )
+    return noise, sentence
 
 
 def to_pixels(images: Tensor) -> Images:
@@ -91,9 +131,14 @@ class BundleModel:
 
     def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
         """See EvaluatedModel."""
-        size = self._pipeline.manifest.noise_dim
-        noise = np.stack([draw_noise(seed, p, i, size) for p, i in zip(prompts, indices)])
+        noise = noises(prompts, indices, seed, self._pipeline.manifest.noise_dim)
         return self._pipeline.synthesize(self._pipeline.encode(prompts), noise)
+
+    def midpoints(self, starts: Sequence[str], ends: Sequence[str], seed: int) -> Images:
+        """See EvaluatedModel."""
+        size = self._pipeline.manifest.noise_dim
+        noise, sentence = halfway(starts, ends, seed, size, self._pipeline.encode)
+        return self._pipeline.synthesize(sentence, noise)
 
     def float_images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Tensor:
         """See EvaluatedModel; a bundle rounds to 8 bits."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 # A figure's name up to its protocol, and whether lower values are better.
-_LOWER = ("fid_", "kid_", "fd_", "cmmd", "clip_fd")
+_LOWER = ("fid_", "kid_", "fd_", "kd_", "cmmd", "clip_fd", "mixed", "two_sample_accuracy")
 _HIGHER = (
     "clip_score", "r_precision", "clip_precision", "clip_recall", "clip_density", "clip_coverage",
-    "precision_", "recall_", "density_", "coverage_", "diversity_",
+    "precision_", "midpoint_precision_", "recall_", "density_", "coverage_", "diversity_",
 )  # fmt: skip
 
 

@@ -14,8 +14,10 @@ from galip_edge.data.aviary import NOISE_DIM
 from galip_edge.devices import DeviceName
 from galip_edge.evaluation.names import lower_is_better
 from galip_edge.models import PRESETS, ModelConfig
+from galip_edge.training.diff_augment import AugmentConfig
 from galip_edge.training.losses import LossConfig
 from galip_edge.training.precision import Precision
+from galip_edge.training.projected import ProjectedConfig
 from galip_edge.training.regression import RegressionConfig
 from galip_edge.training.settings import build, override, parse_toml
 from runtime.errors import GalipEdgeError
@@ -32,11 +34,19 @@ class ConfigError(GalipEdgeError):
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam for both networks. The defaults are the authors'."""
+    """Adam for both networks. The defaults are the authors'.
+
+    Attributes:
+        generator_rate, discriminator_rate: learning rates.
+        betas: of both.
+        generator_delay: steps of adversarial training before the generator's first update, for
+            discriminators that start untrained against a generator that does not.
+    """
 
     generator_rate: float = 1e-4
     discriminator_rate: float = 4e-4
     betas: tuple[float, float] = (0.0, 0.9)
+    generator_delay: int = 0
 
     def __post_init__(self) -> None:
         for name in ("generator_rate", "discriminator_rate"):
@@ -44,6 +54,7 @@ class OptimizerConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+        _at_least(self, 0, "generator_delay")
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,8 @@ class EvaluationConfig:
         data: held-out data, by default the `test` split of the training data. In a file, only
             settings that differ from those of the training data are needed.
         inception_torchvision, inception_tf: files of Inception weights; each adds FID and KID.
+        efficientnet: add the figures of EfficientNet-Lite1, such as `fd_lite1`; a package has its
+            weights, and no training reads it.
     """
 
     every: int = 0
@@ -96,6 +109,7 @@ class EvaluationConfig:
     data: DataConfig | None = None
     inception_torchvision: str | None = None
     inception_tf: str | None = None
+    efficientnet: bool = False
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "every", "diversity_captions")
@@ -136,7 +150,8 @@ class TrainConfig:
         data: what to train on.
         model: dimensions, and how pixels reach CLIP. In a file, `preset` names the ones to
             start from.
-        loss, regression, optimizer, checkpoint, log, evaluation: see there.
+        loss, projected, augmentation, regression, optimizer, checkpoint, log, evaluation: see
+            there.
         batch_size: samples per step, over all processes.
         micro_batch_size: samples that a process computes at once; by default its whole share of
             the batch. Smaller needs less memory and about a quarter more time, and changes no
@@ -160,7 +175,8 @@ class TrainConfig:
             configuration file it decides `model.clip`. `random` is only for tests and for trying
             out dimensions for which there is no CLIP.
         clip_activation: of that CLIP, if neither its file nor its folder states it.
-        start: checkpoint to start from, ours or an original .pth.
+        start: checkpoint to start from, ours or an original .pth. With `clip`, a checkpoint of ours
+            gets that CLIP instead of its own.
         text_cache: folder in which sentence embeddings are kept; by default the user's cache
             folder. `none` keeps none.
         channels_last: memory layout of the convolutions; mostly faster.
@@ -174,6 +190,8 @@ class TrainConfig:
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    projected: ProjectedConfig = field(default_factory=ProjectedConfig)
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -233,6 +251,10 @@ class TrainConfig:
         lower_is_better(metric)
         if not self.evaluation.every:
             raise ValueError(f"checkpoint.best = {metric!r} needs evaluation: set evaluation.every")
+        if metric.endswith("_lite1") and not self.evaluation.efficientnet:
+            raise ValueError(
+                f"checkpoint.best = {metric!r} needs EfficientNet: set evaluation.efficientnet"
+            )
         for name in ("torchvision", "tf"):
             if metric.endswith(f"_{name}") and not getattr(self.evaluation, f"inception_{name}"):
                 raise ValueError(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional as F
 
+from galip_edge.checkpoint import fill, is_ours, load_checkpoint, read_clip
 from galip_edge.data import CaptionedImages, DataConfig, Position, build_loader
 from galip_edge.data.samples import generator_for
 from galip_edge.devices import DeviceName, choose_device, compute_settings, default_threads
@@ -30,7 +31,7 @@ from galip_edge.training.frozen import with_fast_attention
 from galip_edge.training.precision import Precision, autocast, fastest_precision
 from galip_edge.training.sentences import sentence_embeddings
 from galip_edge.training.settings import build
-from galip_edge.training.words import WordsConfig, WordTeaching, endless_captions
+from galip_edge.training.words import WordReader, WordsConfig, WordTeaching, endless_captions
 from runtime.errors import CheckpointError
 from runtime.files import atomic_path, write_whole
 
@@ -53,6 +54,10 @@ class ContrastiveConfig:
         weight_decay: of matrices; norms, biases, embeddings and the logit scale have none.
         patch_dropout: share of the patches that are left out at random, but for the last tenth of
             the steps (Li et al. 2023): half of them take half of the time, and hardly matter.
+        image_words_weight: of a second loss: a linear layer reads the caption's words off the
+            image embedding (Joulin et al. 2016, https://arxiv.org/abs/1511.02251). In batches as
+            small as a CPU's, contrast alone teaches hardly any details. 0 leaves it out.
+        start: checkpoint or CLIP weights to start from, of the same dimensions.
         words: what follows, see there.
         precision, seed, device, threads: as for `galip-edge train`.
         save_every, log_every: in steps.
@@ -67,6 +72,8 @@ class ContrastiveConfig:
     warmup: int = 100
     weight_decay: float = 0.1
     patch_dropout: float = 0.0
+    image_words_weight: float = 0.0
+    start: str | None = None
     words: WordsConfig = field(default_factory=WordsConfig)
     precision: Precision = "bfloat16"
     seed: int = 0
@@ -87,8 +94,9 @@ class ContrastiveConfig:
             raise ValueError(f"patch_dropout must be in [0, 1), got {self.patch_dropout!r}")
         if self.words.steps and self.data.kind == "webdataset":
             raise ValueError("words are taught from captions by number: not from web shards")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay!r}")
+        for name in ("weight_decay", "image_words_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
 
 
 def load_contrastive_config(config: str, assignments: Iterable[str] = ()) -> ContrastiveConfig:
@@ -123,14 +131,25 @@ class _ContrastiveRun:
         self.scaler = GradScaler(device.type, enabled=self.precision == "float16")
         self.folder = Path(config.output)
         torch.manual_seed(config.seed)
-        self.clip: Any = build_clip(config.clip).requires_grad_(True).train().to(device)
+        self.clip: Any = build_clip(config.clip).requires_grad_(True).train()
+        if config.start:
+            self._start(Path(config.start))
+        self.clip.to(device)
         self.towers = with_fast_attention(self.clip)
+        self.reader: WordReader | None = None
+        if config.image_words_weight:
+            self.reader = WordReader(config.clip.embedding_dim).to(device)
         matrices = [p for n, p in self.clip.named_parameters() if _decays(n, p)]
         others = [p for n, p in self.clip.named_parameters() if not _decays(n, p)]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": config.weight_decay},
                 {"params": others, "weight_decay": 0.0},
+                *(
+                    [{"params": self.reader.parameters(), "weight_decay": 0.0}]
+                    if self.reader
+                    else []
+                ),
             ],
             lr=config.learning_rate,
             betas=(0.9, 0.98),
@@ -142,6 +161,14 @@ class _ContrastiveRun:
         self.taught = not config.words.steps
         self.teaching: WordTeaching | None = None
         self._resume()
+
+    def _start(self, path: Path) -> None:
+        """Take the weights of another CLIP, or of the one in a checkpoint."""
+        if is_ours(path):
+            tensors = load_checkpoint(path).model.clip.state_dict()
+        else:
+            tensors = read_clip(path, self.config.clip)
+        fill(self.clip, self.clip.state_dict(), tensors, str(path))
 
     def go(self) -> Path:
         console = Console(stderr=True)
@@ -169,6 +196,8 @@ class _ContrastiveRun:
                     )
                 same = equal_captions(batch.captions).to(self.device)
                 loss = contrastive_loss(image, text, self.clip.logit_scale.exp(), same)
+                if self.reader:
+                    loss = loss + self.config.image_words_weight * self.reader(image, tokens)
                 self.optimizer.zero_grad()
                 torch.autograd.backward(self.scaler.scale(loss))
                 self.scaler.unscale_(self.optimizer)
@@ -252,6 +281,7 @@ class _ContrastiveRun:
             "epoch": self.loader.position.epoch,
             "samples": self.loader.position.samples,
             "weights": weights,
+            "reader": self.reader.state_dict() if self.reader else {},
             "taught": self.taught,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -267,11 +297,13 @@ class _ContrastiveRun:
             return
         try:
             state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            if state["run"] != self._identity():
+            if _comparable(state["run"]) != _comparable(self._identity()):
                 raise CheckpointError(
                     f"{self.folder} holds another run: choose another output, or delete that folder"
                 )
             self.clip.load_state_dict(state["weights"])
+            if self.reader:
+                self.reader.load_state_dict(state["reader"])
             self.optimizer.load_state_dict(state["optimizer"])
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
@@ -338,6 +370,15 @@ def equal_captions(captions: Sequence[str]) -> Tensor:
 
 def _step_seed(seed: int, step: int) -> int:
     return int(generator_for("patch dropout", seed, step).integers(1 << 63))
+
+
+def _comparable(identity: str) -> tuple[Any, ...]:
+    """An identity without settings at their defaults, which states of earlier versions may lack."""
+    clip, data, batch_size = json.loads(identity)
+    if data["kind"] == "aviary":
+        data.setdefault("variety", "narrow")  # all that there was
+    defaults = DataConfig(kind="aviary").to_dict()
+    return clip, {k: v for k, v in data.items() if v != defaults.get(k)}, batch_size
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

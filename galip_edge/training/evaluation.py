@@ -18,6 +18,7 @@ from torch import Tensor
 from galip_edge.data import CaptionedImages, DataConfig, DataError, build_dataset
 from galip_edge.data.aviary import AviarySource
 from galip_edge.evaluation.clip_space import CLIPScorer
+from galip_edge.evaluation.efficientnet import EfficientNetFeatures
 from galip_edge.evaluation.evaluate import (
     EvaluationOptions,
     FeatureExtractor,
@@ -26,11 +27,10 @@ from galip_edge.evaluation.evaluate import (
     measure,
     prepare,
 )
-from galip_edge.evaluation.models import to_pixels
+from galip_edge.evaluation.models import halfway, noises, to_pixels
 from galip_edge.training.config import ConfigError, TrainConfig
 from galip_edge.training.sentences import SentenceEncoder
 from galip_edge.training.trainer import Trainer
-from runtime.noise import draw_noise
 
 Images = npt.NDArray[np.uint8]
 _log = logging.getLogger(__name__)
@@ -96,10 +96,20 @@ class TrainedModel:
 
     def float_images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Tensor:
         """See EvaluatedModel."""
+        noise = noises(prompts, indices, seed, self._trainer.model.config.noise_dim)
+        return self._sample(noise, self._encode(prompts))
+
+    def midpoints(self, starts: Sequence[str], ends: Sequence[str], seed: int) -> Images:
+        """See EvaluatedModel."""
         size = self._trainer.model.config.noise_dim
-        noise = np.stack([draw_noise(seed, p, i, size) for p, i in zip(prompts, indices)])
+        noise, sentence = halfway(
+            starts, ends, seed, size, lambda prompts: self._encode(prompts).cpu().numpy()
+        )
+        return to_pixels(self._sample(noise, torch.from_numpy(sentence)))
+
+    def _sample(self, noise: npt.NDArray[np.float32], sentence: Tensor) -> Tensor:
         device = self._trainer.world.device
-        return self._trainer.sample(torch.from_numpy(noise).to(device), self._encode(prompts))
+        return self._trainer.sample(torch.from_numpy(noise).to(device), sentence.to(device))
 
 
 class Evaluator:
@@ -132,13 +142,13 @@ class Evaluator:
             settings.diversity_images,
         )
         self._model = TrainedModel(trainer, encode)
-        self._judges = Judges(
-            CLIPScorer(trainer.model),
-            inceptions=_inceptions(
-                {"torchvision": settings.inception_torchvision, "tf": settings.inception_tf},
-                trainer.world.device,
-            ),
+        device = trainer.world.device
+        extractors = _inceptions(
+            {"torchvision": settings.inception_torchvision, "tf": settings.inception_tf}, device
         )
+        if settings.efficientnet:
+            extractors["lite1"] = EfficientNetFeatures(device)
+        self._judges = Judges(CLIPScorer(trainer.model), inceptions=extractors)
 
     @cached_property
     def _prepared(self) -> Prepared:

@@ -40,17 +40,24 @@ class Part:
     mismatch_weights: Tensor
     noise: Tensor
     shifts: Tensor
+    draws: Tensor
     share: float
     first: int
 
 
 class Network:
-    """A network in training: its trainable parameters by name, its optimizer and loss scale."""
+    """A network in training: trainable parameters and buffers by name, optimizer, loss scale."""
 
     def __init__(self, name: str, module: nn.Module, rate: float, config: TrainConfig) -> None:
         self.name = name
         self.parameters = {
             f"{name}.{key}": p for key, p in module.named_parameters() if p.requires_grad
+        }
+        frozen = {key for key, _ in module.named_parameters()}
+        self.buffers = {
+            f"{name}.{key}": tensor
+            for key, tensor in module.state_dict().items()
+            if key not in frozen
         }
         self.optimizer = torch.optim.Adam(
             self.parameters.values(), lr=rate, betas=config.optimizer.betas, fused=True

@@ -58,6 +58,11 @@ class RegressionConfig:
             raise ValueError(f"warmup_betas must be in [0, 1), got {self.warmup_betas}")
 
     @property
+    def steps(self) -> int:
+        """Steps before adversarial training begins."""
+        return self.autoencoder_steps + self.features_steps + self.warmup_steps
+
+    @property
     def encodes(self) -> bool:
         """Whether an encoder learns at the beginning."""
         return self.autoencoder_steps > 0

@@ -27,6 +27,7 @@ from galip_edge.evaluation.names import lower_is_better
 from galip_edge.training.config import ConfigError, TrainConfig
 from galip_edge.training.distributed import World, join_world
 from galip_edge.training.evaluation import Evaluator
+from galip_edge.training.heads import import_heads
 from galip_edge.training.network import StepReport
 from galip_edge.training.precision import fastest_precision
 from galip_edge.training.record import RunRecord
@@ -115,6 +116,8 @@ class _Run:
             else:
                 for network in self.trainer.networks:
                     load_moments(network, moments)
+                if config.start and self.trainer.projected:
+                    import_heads(self.trainer.projected, Path(config.start))
         with world.together():
             evaluates = config.evaluation.every and world.is_first
             self.evaluator = Evaluator(config, self.trainer, self.encode) if evaluates else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from galip_edge.checkpoint import fill, load_checkpoint, read_clip
+from galip_edge.checkpoint import fill, is_ours, load_checkpoint, read_clip
 from galip_edge.models import GALIP, ModelConfig
 from galip_edge.training.config import TrainConfig
 from galip_edge.training.original_state import original_moments
@@ -52,12 +52,13 @@ def build_model(config: TrainConfig, resuming: bool) -> tuple[GALIP, Moments]:
 
 
 def _started_model(config: TrainConfig, path: Path) -> tuple[GALIP, Moments]:
-    loaded = load_checkpoint(
-        path,
-        Path(config.clip) if config.clip else None,
-        config.model,
-        clip_activation=config.clip_activation,
-    )
+    clip = Path(config.clip) if config.clip else None
+    if clip and is_ours(path):
+        loaded = load_checkpoint(path)
+        tensors = read_clip(clip, config.model.clip, config.clip_activation)
+        fill(loaded.model.clip, loaded.model.clip.state_dict(), tensors, str(clip))
+    else:
+        loaded = load_checkpoint(path, clip, config.model, clip_activation=config.clip_activation)
     if differing := _differing(loaded.model.config, config.model):
         raise CheckpointError(f"{path} is of another model than the configuration: {differing}")
     if not loaded.has_discriminator:

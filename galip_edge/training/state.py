@@ -34,6 +34,7 @@ def trainer_state(trainer: Trainer) -> dict[str, Any]:
     """What training has changed: plain containers of tensors, by parameter name."""
     return {
         "parameters": {k: p.detach() for n in trainer.networks for k, p in n.parameters.items()},
+        "buffers": {k: b for n in trainer.networks for k, b in n.buffers.items()},
         "moments": {k: m for n in trainer.networks for k, m in _moments(n).items()},
         "scales": {n.name: n.scale.state() for n in trainer.networks},
         "stream": trainer.stream,
@@ -51,6 +52,8 @@ def load_trainer_state(trainer: Trainer, state: dict[str, Any]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(state["parameters"][name])
     for network in trainer.networks:
+        for name, buffer in network.buffers.items():
+            buffer.copy_(state["buffers"][name])
         load_moments(network, state["moments"])
         network.scale.load(state["scales"][network.name])
     if trainer.average:

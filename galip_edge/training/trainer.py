@@ -14,6 +14,7 @@ from torch import Tensor
 
 from galip_edge.models import GALIP
 from galip_edge.training.config import TrainConfig
+from galip_edge.training.diff_augment import augment, step_draws
 from galip_edge.training.distributed import World
 from galip_edge.training.ema import MovingAverage
 from galip_edge.training.frozen import use_training_copy
@@ -33,6 +34,8 @@ from galip_edge.training.network import (
     with_fitting_scale,
 )
 from galip_edge.training.precision import autocast
+from galip_edge.training.projected import TERMS as PROJECTED_TERMS
+from galip_edge.training.projected import ProjectedDiscriminator, ProjectedLoss
 from galip_edge.training.regression import pyramid_distance
 from galip_edge.training.translation import translate
 from galip_edge.training.warmup import WarmUp, phase_of
@@ -41,11 +44,18 @@ from runtime.noise import draw_noise_rows
 
 @dataclass(frozen=True)
 class _Generated:
-    """Images of a part, and what CLIP sees in them: the discriminator's input, the embedding."""
+    """Images of a part, and what the discriminators read of them.
+
+    Attributes:
+        images: as generated.
+        features, embedding: CLIP's, of the augmented images.
+        scales: features for the projected discriminator; empty without it.
+    """
 
     images: Tensor
     features: Tensor
     embedding: Tensor
+    scales: list[Tensor]
 
 
 class Trainer:
@@ -80,6 +90,20 @@ class Trainer:
         self._generator_loss = compiled(generator_loss)
         self.warmup = WarmUp(model, config, world, self.generator, self._generate)
         self.networks = (self.generator, self.discriminator, *self.warmup.networks)
+        self.projected: ProjectedDiscriminator | None = None
+        if config.projected.weight:
+            self.projected = ProjectedDiscriminator(
+                model.config.image_size,
+                model.config.clip.embedding_dim,
+                config.projected,
+                config.seed,
+            ).to(world.device)
+            if config.channels_last:
+                self.projected.to(memory_format=torch.channels_last)
+            self.heads = Network(
+                "projected", self.projected.heads, config.projected.learning_rate, config
+            )
+            self.networks = (*self.networks, self.heads)
         self.average = (
             MovingAverage(self.generator.parameters, config.ema_decay) if config.ema_decay else None
         )
@@ -113,8 +137,15 @@ class Trainer:
         first = with_fitting_scale(
             self.discriminator, lambda: self._update_discriminator(parts, kept)
         )
-        second = with_fitting_scale(self.generator, lambda: self._update_generator(parts, kept))
-        return self._averaging(report(first, second))
+        updates = [first]
+        if self.projected:
+            updates.append(with_fitting_scale(self.heads, lambda: self._update_heads(parts, kept)))
+        if number < self.config.regression.steps + usual.generator_delay:
+            return report(*updates)
+        updates.append(
+            with_fitting_scale(self.generator, lambda: self._update_generator(parts, kept))
+        )
+        return self._averaging(report(*updates))
 
     def _update_discriminator(self, parts: list[Part], kept: list[_Generated]) -> Update:
         """Phase 1. What was generated for a single part is put into `kept`."""
@@ -125,7 +156,7 @@ class Trainer:
         for part in parts:
             with self._autocast():
                 with torch.no_grad():
-                    real, _ = self._see(part.images, part.shifts[:, 0])
+                    real, _ = self._encode_images(self._show(part, part.images, 0))
                 with torch.set_grad_enabled(single):
                     generated = self._generate_part(part)
                 loss = self._discriminator_loss(
@@ -144,11 +175,35 @@ class Trainer:
                 kept.append(generated)
         return self.discriminator.update(self.world, values, _D_TERMS)
 
+    def _update_heads(self, parts: list[Part], kept: list[_Generated]) -> Update:
+        """Phase 1 of the projected discriminator, on the same images."""
+        assert self.projected is not None
+        self.projected.heads.requires_grad_(True)
+        self.projected.refine_norms()
+        values = torch.zeros(len(PROJECTED_TERMS), device=self.world.device)
+        for part in parts:
+            with self._autocast():
+                with torch.no_grad():
+                    real = self.projected.features(self._show(part, part.images, 0))
+                    generated = kept[0] if kept else self._generate_part(part)
+                loss = self.projected.discriminator_loss(
+                    real, generated.scales, part.sentence, part.mismatched, part.mismatch_weights
+                )
+            backward(loss.total, part.share * self.heads.scale.value)
+            values += part.share * _values(loss, PROJECTED_TERMS)
+        return self.heads.update(self.world, values, PROJECTED_TERMS)
+
     def _update_generator(self, parts: list[Part], kept: list[_Generated]) -> Update:
         """Phase 2, against the discriminator as it is now. What is in `kept` is used up."""
         self.model.discriminator.requires_grad_(False)
         weight = self.config.regression.weight
-        terms = (*_G_TERMS, "regression") if weight else _G_TERMS
+        terms = (
+            *_G_TERMS,
+            *(("projected",) if self.projected else ()),
+            *(("regression",) if weight else ()),
+        )
+        if self.projected:
+            self.projected.heads.requires_grad_(False)
         values = torch.zeros(len(terms), device=self.world.device)
         for part in parts:
             with self._autocast():
@@ -160,7 +215,11 @@ class Trainer:
                     part.sentence,
                     self.config.loss,
                 )
-            total, found = loss.total, _values(loss, _G_TERMS)
+                total, found = loss.total, _values(loss, _G_TERMS)
+                if self.projected:
+                    score = self.projected.adversarial(generated.scales, part.sentence)
+                    total = total + self.config.projected.weight * score
+                    found = torch.cat([found, score.detach()[None]])
             if weight:
                 distance = pyramid_distance(generated.images, part.images)
                 total = total + weight * distance
@@ -190,13 +249,16 @@ class Trainer:
 
     def _generate_part(self, part: Part) -> _Generated:
         images = self._generate(part.noise, part.sentence).float()
-        return _Generated(images, *self._see(images, part.shifts[:, 1]))
+        shown = self._show(part, images, 1)
+        features, embedding = self._encode_images(shown)
+        scales = self.projected.features(shown) if self.projected else []
+        return _Generated(images, features, embedding, scales)
 
-    def _see(self, images: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+    def _show(self, part: Part, images: Tensor, kind: int) -> Tensor:
+        """Images as the discriminators are shown them; `kind` is 0 for real, 1 for generated."""
         if self.config.translation:
-            images = translate(images, shifts)
-        seen: tuple[Tensor, Tensor] = self._encode_images(images)
-        return seen
+            images = translate(images, part.shifts[:, kind])
+        return augment(images, part.draws[:, kind], self.config.augmentation)
 
     def _split(
         self, number: int, images: Tensor, sentence: Tensor, noise: Tensor | None
@@ -226,6 +288,7 @@ class Trainer:
         furthest = round(self.config.translation * images.shape[-1])
         draw_shifts = step_shifts if self.stream > 1 else step_shifts_1
         shifts = draw_shifts(self.config.seed, number, first, count, furthest)
+        draws = step_draws(self.config.seed, number, first, count).to(device)
         size = self.config.micro_batch_size or count
         return [
             Part(
@@ -235,6 +298,7 @@ class Trainer:
                 weights[at : at + size],
                 noise[at : at + size],
                 shifts[at : at + size],
+                draws[at : at + size],
                 share=min(size, count - at) / total,
                 first=first + at,
             )
@@ -303,5 +367,7 @@ _D_TERMS = tuple(f.name for f in fields(DiscriminatorLoss))
 _G_TERMS = tuple(f.name for f in fields(GeneratorLoss))
 
 
-def _values(loss: DiscriminatorLoss | GeneratorLoss, terms: tuple[str, ...]) -> Tensor:
+def _values(
+    loss: DiscriminatorLoss | GeneratorLoss | ProjectedLoss, terms: tuple[str, ...]
+) -> Tensor:
     return torch.stack([getattr(loss, term).detach().mean() for term in terms])

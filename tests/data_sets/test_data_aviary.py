@@ -1,19 +1,26 @@
 """The aviary: what is drawn is what is said, always the same, and never the same twice."""
 
+import hashlib
+import json
 import re
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from galip_edge.data import DataConfig, build_dataset
+from galip_edge.cli import main
+from galip_edge.data import DataConfig, DataError, build_dataset
 from galip_edge.data.aviary import (
     ATTRIBUTES,
     NOISE_DIM,
     AviarySource,
     Scene,
     draw,
+    draw_ahead,
     imagined_scene,
+    layout_of,
     random_scene,
     similar_scene,
     to_svg,
@@ -138,7 +145,7 @@ def test_captions_are_varied_from_terse_to_detailed():
 
 
 def test_a_similar_scene_keeps_what_it_shall(scene):
-    others = [similar_scene(scene, ("body", "pose"), some_noise(i)) for i in range(40)]
+    others = [similar_scene(scene, ("body", "pose"), some_noise(i), "narrow") for i in range(40)]
     assert {(o.body, o.pose) for o in others} == {(scene.body, scene.pose)}
     assert {o.background for o in others} == {"sky", "forest"}
     assert {o.perch for o in others} <= set(PERCHES[scene.pose])
@@ -185,6 +192,10 @@ def test_it_is_data_for_training_like_any_other():
 def test_settings_of_the_aviary_are_checked():
     with pytest.raises(ValueError, match="validation"):
         DataConfig(kind="aviary", split="validation")
+    with pytest.raises(ValueError, match="variety must be wide or narrow, got 'broad'"):
+        DataConfig(kind="aviary", variety="broad")
+    with pytest.raises(ValueError, match="variety='narrow' has no effect"):
+        DataConfig(kind="folder", root="x", variety="narrow")
     with pytest.raises(ValueError, match="samples"):
         DataConfig(kind="aviary", samples=0)
 
@@ -196,15 +207,134 @@ def test_svg_can_be_looked_at_by_itself(scene, noise):
     assert svg == to_svg(scene, noise)
 
 
-def test_noise_and_stated_attributes_give_the_picture():
+@pytest.mark.parametrize(
+    ("variety", "complete"), [("narrow", imagined_scene), ("wide", random_scene)]
+)
+def test_noise_and_stated_attributes_give_the_picture(variety, complete):
     # What a generator gets, sentence and noise, must decide on all that is in the image.
-    aviary = source()
+    aviary = source(variety=variety)
     for i in range(20):
         (caption,) = aviary.described(i)
         noise = aviary.noise(i)
         stated = {name: getattr(aviary.scene(i), name) for name in caption.states}
-        again = draw(imagined_scene(noise, stated), noise, 64)
+        again = draw(complete(noise, stated), noise, 64, variety)
         assert (pixels(again) == pixels(aviary.image(i))).all()
+
+
+def test_narrow_images_are_what_they_were():
+    # The default model learned from them, and its figures refer to them.
+    aviary, digest = source(variety="narrow"), hashlib.sha256()
+    for i in range(60):
+        digest.update(aviary.image(i).tobytes() + aviary.captions(i)[0].encode())
+    assert digest.hexdigest() == "32bda2c7afdc264db51b3c5cebb137bce3a3e6493e3606a2c539a767251d561f"
+
+
+def test_wide_scenes_take_every_value_where_the_caption_leaves_it_open():
+    scenes = [random_scene(some_noise(i), {"pose": "perched"}) for i in range(600)]
+    for name in ("species", "body", "belly", "wing", "beak", "size", "background"):
+        shares = [np.mean([getattr(s, name) == v for s in scenes]) for v in ATTRIBUTES[name]]
+        assert min(shares) > 0.05, (name, shares)
+    # A body of which nothing is said can be told from parts of which something is.
+    given = [random_scene(some_noise(i), {"wing": "red", "belly": "blue"}) for i in range(300)]
+    bodies = {scene.body for scene in given}
+    assert bodies == set(ATTRIBUTES["body"]) - {"red", "blue"}
+
+
+def test_wide_birds_face_both_ways_and_may_be_anywhere():
+    given = {"body": "red", "belly": "plain", "wing": "plain", "size": "small",
+             "species": "magpie", "pose": "perched", "perch": "branch"}  # fmt: skip
+    right, centres = 0, []
+    for i in range(60):
+        noise = some_noise(i)
+        both = [
+            pixels(draw(random_scene(noise, {**given, "body": body}), noise, 64))
+            for body in ("red", "blue")
+        ]
+        columns = (np.abs(both[0] - both[1]).sum(2) > 100).sum(0)
+        assert columns.sum() > 20
+        middle = (columns * np.arange(64)).sum() / columns.sum()
+        centres.append(middle)
+        heaviest = columns.argmax()  # the tail of a magpie is long and thin
+        right += heaviest > (np.flatnonzero(columns).min() + np.flatnonzero(columns).max()) / 2
+    assert 0.3 < right / 60 < 0.7
+    assert np.std(centres) > 7
+    assert min(centres) < 20
+    assert max(centres) > 44
+
+
+def test_the_layout_is_where_the_bird_is():
+    given = {"belly": "plain", "wing": "plain", "size": "large", "species": "songbird",
+             "pose": "perched"}  # fmt: skip
+    for i in range(20):
+        noise = some_noise(i)
+        red, blue = (
+            pixels(draw(random_scene(noise, {**given, "body": body}), noise, 64))
+            for body in ("red", "blue")
+        )
+        layout = layout_of(random_scene(noise, {**given, "body": "red"}), noise)
+        rows, columns = np.nonzero(np.abs(red - blue).sum(2) > 100)
+        assert abs(columns.mean() / 64 - layout.x) < 0.12
+        assert abs(rows.mean() / 64 - layout.y) < 0.12
+    facings = [source().layout(i).facing for i in range(60)]
+    assert 18 < facings.count("left") < 42
+    assert {source(variety="narrow").layout(i).facing for i in range(9)} == {"right"}
+
+
+def test_each_background_has_several_compositions():
+    for background in ATTRIBUTES["background"]:
+        images = [
+            pixels(draw(random_scene(some_noise(1), {"background": background, "pose": "flying"}),
+                        noise, 48))
+            for noise in map(some_noise, range(24))
+        ]  # fmt: skip
+        apart = [np.abs(a - b).mean() for i, a in enumerate(images) for b in images[:i]]
+        assert np.quantile(apart, 0.75) > 1.2 * np.quantile(apart, 0.05), background
+        assert min(apart) > 1, background
+
+
+def test_images_drawn_ahead_are_the_data_sets_own(tmp_path):
+    folder = tmp_path / "drawn"
+    config = DataConfig(kind="aviary", image_size=32, resize=32, samples=260)
+    reports = []
+    assert draw_ahead(folder, config, 3, 1, lambda *counts: reports.append(counts)) == 260
+    assert reports == [(0, 260), (250, 260), (260, 260)]
+    drawn = build_dataset(DataConfig(kind="folder", root=str(folder), image_size=32, augment=False))
+    assert len(drawn) == 260
+    aviary = AviarySource(config)
+    for i in (0, 255):
+        assert (pixels(drawn.source.image(i)) == pixels(aviary.image(i))).all()
+        captions = drawn.source.captions(i)
+        assert captions[0] == aviary.captions(i)[0]
+        assert len(set(captions)) == len(captions) <= 3
+    # It is also the cache of the aviary itself, which knows noise and scenes.
+    cached = AviarySource(replace(config, cache=str(folder)))
+    Image.new("RGB", (32, 32), "red").save(folder / "00000/0000007.png")
+    assert (pixels(cached.image(7)) == (255, 0, 0)).all()
+    assert (pixels(cached.image(8)) == pixels(aviary.image(8))).all()
+    assert (pixels(AviarySource(replace(config, cache=str(folder), samples=999)).image(300)) ==
+            pixels(aviary.image(300))).all()  # fmt: skip
+    with pytest.raises(DataError, match="variety was wide, is now narrow"):
+        AviarySource(replace(config, cache=str(folder), variety="narrow"))
+    # What exists is kept; more can be added; a partial block is drawn again.
+    assert draw_ahead(folder, config, 3) == 0
+    assert draw_ahead(folder, replace(config, samples=300), 3) == 50
+    (folder / "00000/0000249.txt").unlink()
+    assert draw_ahead(folder, replace(config, samples=300), 3) == 250
+    with pytest.raises(DataError, match="seed was 0, is now 1"):
+        draw_ahead(folder, replace(config, seed=1), 3)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    with pytest.raises(DataError, match="other files"):
+        draw_ahead(tmp_path / "other", config, 3)
+
+
+def test_the_command_draws_with_processes_and_resumes(tmp_path, capsys):
+    for drawn in (500, 0):
+        with pytest.raises(SystemExit) as exit_:
+            main(["data", "draw", str(tmp_path / "drawn"), "--samples", "500", "--size", "16",
+                  "--processes", "2", "--json"])  # fmt: skip
+        assert exit_.value.code == 0
+        assert json.loads(capsys.readouterr().out)["drawn"] == drawn
 
 
 def test_what_nobody_speaks_of_is_as_usual():
@@ -224,11 +354,13 @@ def test_what_nobody_speaks_of_is_as_usual():
 
 def test_less_variety_stays_near_a_usual_number():
     whole = [Chances(some_noise(i), "place").uniform(0, 1) for i in range(500)]
-    near = [Chances(some_noise(i), "place", 0.2, usual=4).uniform(0, 1) for i in range(500)]
+    near = [Chances(some_noise(i), "place", variety=0.2, usual=4).uniform(0, 1) for i in range(500)]
     assert 0.01 < np.std(near) < 0.4 * np.std(whole)
-    other = Chances(some_noise(0), "place", 0.0, usual=5).uniform(0, 1)
+    other = Chances(some_noise(0), "place", variety=0.0, usual=5).uniform(0, 1)
     assert abs(other - np.mean(near)) > 0.02
-    (same,) = {Chances(some_noise(i), "place", 0.0, usual=4).uniform(0, 1) for i in range(5)}
+    (same,) = {
+        Chances(some_noise(i), "place", variety=0.0, usual=4).uniform(0, 1) for i in range(5)
+    }
     assert same == pytest.approx(np.mean(near), abs=0.05)
 
 

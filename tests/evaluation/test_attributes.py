@@ -1,6 +1,7 @@
 """The judge of attributes: it learns, is kept, and counts only what captions state."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from galip_edge.data import DataConfig
 from galip_edge.data.aviary import ATTRIBUTES, AviarySource, Caption
 from galip_edge.evaluation.attributes import (
     AttributeClassifier,
+    ClassifierConfig,
     accuracy,
     agreement,
     load_classifier,
@@ -23,12 +25,12 @@ from runtime.errors import CheckpointError
 
 def source(samples, split="train") -> AviarySource:
     return AviarySource(DataConfig(kind="aviary", image_size=64, samples=samples, split=split,
-                                   augment=False))  # fmt: skip
+                                   variety="narrow", augment=False))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def classifier() -> AttributeClassifier:
-    return train_classifier(source(600), epochs=6, batch_size=32)
+    return train_classifier(source(600), epochs=6, batch_size=32, config=ClassifierConfig())
 
 
 def test_it_learns_from_a_few_pictures_what_is_plain_to_see(classifier):
@@ -69,6 +71,19 @@ def test_saved_and_loaded_it_judges_the_same(classifier, tmp_path):
     assert np.mean([whole[name] == pieces[name] for name in ATTRIBUTES]) > 0.99
 
 
+def test_dimensions_are_kept_with_the_weights(tmp_path):
+    path = tmp_path / "judge.safetensors"
+    config = ClassifierConfig(32, (4, 6, 8), layout=True)
+    save_classifier(AttributeClassifier(config), path)
+    loaded = load_classifier(path)
+    assert loaded.config == config
+    found = loaded.predict(np.zeros((2, 16, 16, 3), np.uint8))
+    assert found["place"].shape == (2, 2)
+    assert found["facing"].sum(1) == pytest.approx([1, 1], abs=1e-3)
+    # Files of earlier versions do not tell theirs.
+    load_classifier(Path(__file__).parents[2] / "models/aviary-classifier.safetensors")
+
+
 def test_files_that_are_no_classifier_are_refused(classifier, tmp_path):
     path = tmp_path / "judge.safetensors"
     with pytest.raises(CheckpointError, match=r"judge\.safetensors"):
@@ -79,7 +94,11 @@ def test_files_that_are_no_classifier_are_refused(classifier, tmp_path):
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="other attributes"):
         load_classifier(path)
-    save_file({"x": torch.zeros(1)}, path, {"attributes": json.dumps(ATTRIBUTES)})
+    known = {"attributes": json.dumps(ATTRIBUTES)}
+    save_file({"x": torch.zeros(1)}, path, {**known, "config": '{"size": "x"}'})
+    with pytest.raises(CheckpointError, match=r"judge\.safetensors"):
+        load_classifier(path)
+    save_file({"x": torch.zeros(1)}, path, known)
     with pytest.raises(CheckpointError, match="does not fit"):
         load_classifier(path)
 
@@ -92,6 +111,6 @@ def test_the_command_trains_writes_and_tests(tmp_path, capsys):
     assert exit_.value.code == 0
     result = json.loads(capsys.readouterr().out)
     assert result["output"] == str(path)
-    assert set(result["held_out"]) == set(ATTRIBUTES)
+    assert set(result["held_out"]) == {*ATTRIBUTES, "facing"}
     assert result["held_out"]["pose"]["count"] == 20
     load_classifier(path)

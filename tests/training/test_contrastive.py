@@ -10,12 +10,14 @@ from safetensors.torch import load_file
 
 from galip_edge.checkpoint import read_clip
 from galip_edge.cli import main
+from galip_edge.data import DataConfig
 from galip_edge.models import CLIPConfig
 from galip_edge.models.clip import build_clip
 from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.config import ConfigError
 from galip_edge.training.contrastive import (
     ContrastiveConfig,
+    _comparable,
     _ContrastiveRun,
     contrastive_loss,
     equal_captions,
@@ -37,7 +39,7 @@ SETTINGS = [
 
 def config(folder, *changes) -> ContrastiveConfig:
     settings = [*SETTINGS, f"output={folder}", f"data.cache={folder.parent / 'cache'}", *changes]
-    return load_contrastive_config("aviary", settings)
+    return load_contrastive_config("aviary-narrow", settings)
 
 
 @pytest.fixture
@@ -226,6 +228,53 @@ def test_an_unknown_configuration_lists_the_known_ones():
 def test_the_command_prints_where_the_weights_are(tmp_path, capsys):
     settings = [*SETTINGS, f"output={tmp_path}/run", f"data.cache={tmp_path}/cache"]
     with pytest.raises(SystemExit) as exit_:
-        main(["train-clip", "aviary", *(f"--set={s}" for s in settings)])
+        main(["train-clip", "aviary-narrow", *(f"--set={s}" for s in settings)])
     assert exit_.value.code == 0
     assert capsys.readouterr().out.strip() == f"{tmp_path}/run/clip.safetensors"
+
+
+def test_it_starts_from_other_weights(tmp_path, small):
+    first = train_clip(config(tmp_path / "first", "steps=2"))
+    second = train_clip(
+        config(tmp_path / "second", "steps=1", "learning_rate=1e-9", f"start={first}")
+    )
+    before, after = load_file(first), load_file(second)
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    with pytest.raises(CheckpointError, match=r"text_width 64 \(not 128\)"):
+        train_clip(
+            config(tmp_path / "third", f"start={first}", "clip.text_width=128", "clip.text_heads=2")
+        )
+
+
+def test_words_are_read_off_image_embeddings_too(tmp_path):
+    changes = (
+        "steps=60",
+        "data.samples=8",
+        "learning_rate=2e-3",
+        "warmup=5",
+        "log_every=1",
+        "save_every=60",
+        "patch_dropout=0",
+        "data.augment=false",
+        "image_words_weight=1",
+    )
+    train_clip(config(tmp_path / "run", *changes))
+    log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    contrast = np.log(8)  # what undecided embeddings have
+    assert log[0]["loss"] > contrast + 3  # words, of which none is known
+    assert log[-1]["loss"] < 0.6 * log[0]["loss"]
+    with pytest.raises(ConfigError, match="image_words_weight"):
+        config(tmp_path / "x", "image_words_weight=-1")
+
+
+def test_states_of_earlier_versions_are_of_the_same_run():
+    data = {"kind": "aviary", "samples": 64, "seed": 0}
+    before = json.dumps([{"vision_width": 64}, data, 8])
+
+    def now(**changes):
+        settings = DataConfig(kind="aviary", samples=64, **changes).to_dict()
+        return _comparable(json.dumps([{"vision_width": 64}, settings, 8]))
+
+    assert _comparable(before) == now(variety="narrow")
+    assert _comparable(before) != now()
+    assert _comparable(before) != now(variety="narrow", seed=1)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+# How much varies that a caption does not state. `wide`: every attribute, direction, place, size,
+# stance and scenery. `narrow`: colour and background only, among four and two; the rest hardly.
+Variety = Literal["wide", "narrow"]
+
 # The values of every attribute, in the order of a classifier's outputs.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "species": ("songbird", "magpie", "parrot", "duck", "heron"),

@@ -51,7 +51,8 @@ def hills(
     return path(outline, fill=colour)
 
 
-def _cloud(x: float, y: float, scale: float, opacity: float) -> str:
+def cloud(x: float, y: float, scale: float, opacity: float) -> str:
+    """A cloud around (x, y), 30 `scale` wide."""
     puffs = [(-9, 1.5, 6), (-3, -2, 8), (5, -1, 7), (11, 2, 5)]
     parts = [
         ellipse(x + dx * scale, y + dy * scale, r * scale, r * scale * 0.75, fill=WHITE)
@@ -65,7 +66,7 @@ def _sky(chances: Chances) -> str:
     parts = [_fill((0, "#4ba3e3"), (1, "#cfeafc"))]
     for column in range(3):
         x, y = _in_column(chances, column, 3), chances.uniform(8, 80)
-        parts.append(_cloud(x, y, chances.uniform(0.5, 1.5), 0.88))
+        parts.append(cloud(x, y, chances.uniform(0.5, 1.5), 0.88))
     return "".join(parts)
 
 
@@ -111,7 +112,8 @@ def _sunset(chances: Chances) -> str:
     return "".join(parts)
 
 
-def _pine(x: float, base: float, height: float, colour: Colour, snow: bool) -> str:
+def pine(x: float, base: float, height: float, colour: Colour, snow: bool) -> str:
+    """A conifer whose trunk ends at (x, base)."""
     parts = []
     for tier in range(3):
         top, half = base - height * (1 - 0.22 * tier), height * (0.16 + 0.09 * tier)
@@ -132,7 +134,7 @@ def _snow(chances: Chances) -> str:
     parts.append(hills(chances, 84, 6, hex_colour("#cfdde8")))
     for column in range(5):
         x, base = _in_column(chances, column, 5), chances.uniform(84, 98)
-        parts.append(_pine(x, base, chances.uniform(22, 42), hex_colour("#5d8072"), snow=True))
+        parts.append(pine(x, base, chances.uniform(22, 42), hex_colour("#5d8072"), snow=True))
     parts.append(hills(chances, 100, 4, hex_colour("#f4f8fb")))
     for i, (x, y) in enumerate(scattered(28, seed=1)):
         parts.append(circle(x * SIZE, y * SIZE, 0.6 + 0.2 * (i % 4), fill=WHITE, opacity=0.9))
@@ -153,7 +155,8 @@ def _night(chances: Chances) -> str:
     return "".join(parts)
 
 
-def _peak(x: float, top: float, half: float, colour: Colour) -> str:
+def peak(x: float, top: float, half: float, colour: Colour) -> str:
+    """A mountain with snow on its top at (x, top), 2 `half` wide below."""
     base, drop = 130.0, 0.28
 
     def flank(side: float, share: float) -> Point:
@@ -177,9 +180,9 @@ def _peak(x: float, top: float, half: float, colour: Colour) -> str:
 def _mountains(chances: Chances) -> str:
     parts = [_fill((0, "#8fd0d6"), (0.75, "#f6ead2"), (1, "#f6ead2"))]
     for x in (18.0, 106.0, 62.0):
-        peak = lighter(hex_colour("#7c7f9e"), chances.uniform(-0.08, 0.12))
+        rock = lighter(hex_colour("#7c7f9e"), chances.uniform(-0.08, 0.12))
         parts.append(
-            _peak(x + chances.normal(0, 7), chances.uniform(24, 58), chances.uniform(38, 58), peak)
+            peak(x + chances.normal(0, 7), chances.uniform(24, 58), chances.uniform(38, 58), rock)
         )
     parts.append(hills(chances, 106, 4, hex_colour("#7da453")))
     parts.append(hills(chances, 117, 3, hex_colour("#5f8a3f")))

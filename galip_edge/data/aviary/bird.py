@@ -12,9 +12,7 @@ from galip_edge.data.aviary.svg import (
     Colour,
     Point,
     circle,
-    element,
     ellipse,
-    group,
     hex_colour,
     lighter,
     line,
@@ -70,38 +68,63 @@ SHAPES: dict[str, Shape] = {
 
 
 @dataclass(frozen=True)
+class Stance:
+    """How a bird holds itself, and how much chance may change.
+
+    Attributes:
+        proportions: largest relative change of depth, head, tail and beak.
+        sweep: range of a spread wing's lean, in spans; from backward to forward.
+        tilt: standard deviation of the body's angle in degrees.
+        lift: height of a spread wing relative to a fully raised one.
+        tail: angle of the tail in degrees, upwards.
+    """
+
+    proportions: float = 0.06
+    sweep: tuple[float, float] = (-0.15, 0.35)
+    tilt: float = 3.0
+    lift: float = 1.0
+    tail: float = 0.0
+
+
+@dataclass(frozen=True)
 class Figure:
     """A drawn bird.
 
     Attributes:
         svg: its elements, around the body's centre at (0, 0).
-        feet: how far below the centre its feet are.
+        feet: distance of its feet below the centre.
+        front, back, top: distances of beak, tail and highest point from the centre.
     """
 
     svg: str
     feet: float
+    front: float
+    back: float
+    top: float
 
 
-def draw_bird(scene: Scene, chances: Chances) -> Figure:
-    """Draw the scene's bird; `chances` varies proportions and shades."""
-    return _Bird(scene, chances).figure()
+def draw_bird(scene: Scene, chances: Chances, stance: Stance = Stance()) -> Figure:
+    """Draw the scene's bird; `chances` varies proportions and shades within `stance`."""
+    return _Bird(scene, chances, stance).figure()
 
 
 class _Bird:
     """The parts of one bird, which share its measures."""
 
-    def __init__(self, scene: Scene, chances: Chances) -> None:
+    def __init__(self, scene: Scene, chances: Chances, stance: Stance) -> None:
         self.scene = scene
+        self.stance = stance
         self.shape = SHAPES[scene.species]
         self.r = (17.0 if scene.size == "small" else 25.0) * chances.uniform(0.88, 1.12)
         if scene.species == "heron":
             self.r *= 0.86
-        vary = [chances.uniform(0.94, 1.06) for _ in range(4)]
+        change = stance.proportions
+        vary = [chances.uniform(1 - change, 1 + change) for _ in range(4)]
         self.depth = self.r * self.shape.depth * vary[0]
         self.head_r = self.r * self.shape.head * vary[1]
         self.tail = self.r * self.shape.tail * vary[2]
         self.beak = self.r * self.shape.beak * vary[3]
-        self.flap = chances.uniform(-0.15, 0.35)
+        self.sweep = chances.uniform(*stance.sweep)
         shade = {"hue": chances.normal(0, 0.006), "saturation": chances.uniform(0.9, 1.08),
                  "value": chances.uniform(0.92, 1.05)}  # fmt: skip
         self.body = shifted(hex_colour(COLOURS[scene.body]), **shade)
@@ -118,7 +141,7 @@ class _Bird:
         rim = 0.45 if scene.body == "black" else -0.45
         self.outline = lighter(self.body, rim)
         tilt = {"perched": 30, "standing": 16, "swimming": 3, "flying": 8}[scene.pose]
-        self.tilt = np.radians(tilt + chances.normal(0, 3))
+        self.tilt = np.radians(tilt + chances.normal(0, stance.tilt))
 
     def _part(self, name: str, plain: Colour) -> Colour:
         return plain if name == "plain" else hex_colour(COLOURS[name])
@@ -144,7 +167,16 @@ class _Bird:
         parts += [legs, self._tail(), self._beak(), self._body()]
         parts.append(self._spread_wing(far=False) if self.scene.pose == "flying" else self._wing())
         parts.append(self._eye())
-        return Figure("".join(parts), feet)
+        x, y = self.head
+        crown = self.head_r * (1.75 if self.shape.crest else 1.0)
+        spread = 1.5 * self.r * self.stance.lift if self.scene.pose == "flying" else 0.0
+        return Figure(
+            "".join(parts),
+            feet,
+            front=x + self.head_r * 0.78 + self.beak,
+            back=self.r * 0.72 + self.tail,
+            top=max(crown - y, spread + 0.42 * self.depth),
+        )
 
     def _silhouette(self, **style: object) -> str:
         """Body, neck and head as overlapping shapes."""
@@ -198,6 +230,9 @@ class _Bird:
             self.at(-end * 1.02, -spread - drop + lift),
             self.at(-self.r * 0.6, -root * 0.8),
         ]
+        if self.stance.tail:
+            pivot = self.at(-self.r * 0.6, 0.0)
+            points = [_turned(point, pivot, self.stance.tail) for point in points]
         return polygon(
             points, fill=self.wing, stroke=self.outline, stroke_width=1.1, stroke_linejoin="round"
         )
@@ -222,14 +257,16 @@ class _Bird:
 
     def _spread_wing(self, far: bool) -> str:
         """A raised wing, seen from the side; the far one is darker and further forward."""
-        r, lean = self.r, self.flap + (0.42 if far else 0.0)
+        r, lean = self.r, self.sweep + (0.42 if far else 0.0)
         span, chord = r * (1.75 if not far else 1.6), r * 0.62
         root = self.at(r * (0.30 if far else 0.12), self.depth * 0.42)
+
+        height = 0.86 * self.stance.lift
 
         def out(share: float, back: float) -> Point:
             """`share` of the span outwards, `back` chords behind the leading edge."""
             x = span * share * (lean - 0.35) - chord * back
-            return (root[0] + x, root[1] - span * share * 0.86 + chord * back * 0.25)
+            return (root[0] + x, root[1] - span * share * height + chord * back * 0.25)
 
         points = [out(0, -0.45), out(0.35, -0.55), out(0.75, -0.25), out(1.0, 0.25),
                   out(0.86, 0.55), out(0.70, 0.66), out(0.52, 0.92), out(0.34, 1.0),
@@ -302,4 +339,11 @@ class _Bird:
         return max(colour) < 0.35
 
 
-__all__ = ["COLOURS", "SHAPES", "Figure", "Shape", "draw_bird", "element", "group"]
+def _turned(point: Point, pivot: Point, degrees: float) -> Point:
+    """`point` rotated around `pivot`; positive lifts what is to its left."""
+    c, s = float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))
+    x, y = point[0] - pivot[0], point[1] - pivot[1]
+    return (pivot[0] + x * c - y * s, pivot[1] + x * s + y * c)
+
+
+__all__ = ["COLOURS", "SHAPES", "Figure", "Shape", "Stance", "draw_bird"]

@@ -1,7 +1,7 @@
-"""What is left to chance in a picture, as a noise vector like the generator's.
+"""What captions leave to chance, as a noise vector like the generator's.
 
-Which entries decide what is the same in every scene, and the picture follows them without jumps
-where it can. So a generator can be shown, for its own noise, the picture that it should make.
+The same entries decide the same thing in every scene, and the image follows them without jumps
+where it can. So a generator can be given, for its own noise, the image that it should generate.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ Noise = npt.NDArray[np.float32]
 ENTRIES: dict[str, int] = {
     **{name: len(values) for name, values in ATTRIBUTES.items()},
     "perch": max(map(len, PERCHES.values())),
-    # Drawing:
+    # Drawing; layout is of wide scenes only: direction, composition, and how the bird holds itself.
     "bird": 10,
     "place": 2,
     "floor": 16,
-    "scenery": 28,
+    "scenery": 22,
+    "layout": 6,
 }
 NOISE_DIM = sum(ENTRIES.values())
 
@@ -53,18 +54,20 @@ def choose(
 
 
 class Chances:
-    """Numbers of wanted distributions, from the entries of `name` one after the other.
+    """Numbers of wanted distributions, from the entries of `names` one after the other.
 
     There are as many as ENTRIES says; asking for more raises StopIteration.
 
     Args:
+        noise: (NOISE_DIM,).
+        names: of ENTRIES.
         variety: 1 for numbers of the whole distribution. Smaller, they stay near one of its
             members, the same in every picture, so that there is less for a generator to learn.
         usual: chooses that member.
     """
 
-    def __init__(self, noise: Noise, name: str, variety: float = 1.0, usual: int = 0) -> None:
-        own = entries(noise, name)
+    def __init__(self, noise: Noise, *names: str, variety: float = 1.0, usual: int = 0) -> None:
+        own = [entry for name in names for entry in entries(noise, name)]
         member = np.random.default_rng(usual).standard_normal(len(own)).tolist()
         stays = math.sqrt(1 - variety**2)
         self._uniform = (_NORMAL.cdf(variety * a + stays * b) for a, b in zip(own, member))

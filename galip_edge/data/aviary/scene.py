@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
-from galip_edge.data.aviary.attributes import ATTRIBUTES, PERCHES
+from galip_edge.data.aviary.attributes import ATTRIBUTES, PERCHES, Variety
 from galip_edge.data.aviary.chance import Noise, choose
 
 # So much is added to the noise of what shall be more frequent: half of all parts are plain, and
@@ -74,6 +74,8 @@ def random_scene(noise: Noise, given: Mapping[str, str] = MappingProxyType({})) 
 
     Colours are such that every part can be told from the body, unless that is given otherwise.
     """
+    # A body of which nothing is said has none of the colours that its parts are said to have.
+    parts = {given[name]: -100.0 for name in ("belly", "wing") if name in given}
 
     def pick(name: str, values: tuple[str, ...], bonus: Mapping[str, float]) -> str:
         return given.get(name) or choose(noise, name, values, bonus)
@@ -81,7 +83,7 @@ def random_scene(noise: Noise, given: Mapping[str, str] = MappingProxyType({})) 
     def part(name: str) -> str:
         return pick(name, ATTRIBUTES[name], {"plain": _PLAIN, body: -100.0})
 
-    body = pick("body", ATTRIBUTES["body"], {})
+    body = pick("body", ATTRIBUTES["body"], parts)
     pose = pick("pose", ATTRIBUTES["pose"], {})
     return Scene(
         species=pick("species", ATTRIBUTES["species"], {"duck": _DUCK * (pose == "swimming")}),
@@ -96,22 +98,25 @@ def random_scene(noise: Noise, given: Mapping[str, str] = MappingProxyType({})) 
     )
 
 
-def similar_scene(scene: Scene, keep: Iterable[str], noise: Noise) -> Scene:
+def similar_scene(
+    scene: Scene, keep: Iterable[str], noise: Noise, variety: Variety = "wide"
+) -> Scene:
     """Another scene that has `keep`, names of attributes, in common with `scene`.
 
-    What a caption states may be kept, so that it describes both; see `imagined_scene` for the
-    rest. Raises ValueError for an unknown name.
+    What a caption states may be kept, so that it describes both. The rest is `random_scene`'s, or
+    for narrow variety `imagined_scene`'s. Raises ValueError for an unknown name.
     """
     kept = set(keep)
     if unknown := kept - set(ATTRIBUTES):
         raise ValueError(f"unknown attributes {', '.join(sorted(unknown))}")
     if "perch" in kept:  # it is possible in one pose only
         kept.add("pose")
-    return imagined_scene(noise, {name: getattr(scene, name) for name in kept})
+    given = {name: getattr(scene, name) for name in kept}
+    return random_scene(noise, given) if variety == "wide" else imagined_scene(noise, given)
 
 
 def imagined_scene(noise: Noise, told: Mapping[str, str]) -> Scene:
-    """The scene of one who is `told` these attributes only, and imagines the usual beside them.
+    """The usual scene with the attributes `told`, for narrow variety.
 
     Noise decides where more than one value is usual: on colour and background. The fewer such
     choices there are, the sooner a generator learns which it is (docs/embedded-model.md).

@@ -1,0 +1,68 @@
+"""`galip-edge export-checkpoint`: a run's model as it is published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import torch
+
+from galip_edge.checkpoint import load_checkpoint, save_checkpoint, save_sharded_checkpoint
+from galip_edge.commands.options import existing_path, json_option
+from galip_edge.training.heads import export_heads
+from runtime.errors import CheckpointError
+
+
+@click.command("export-checkpoint")
+@click.argument("source", type=existing_path)
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--half", is_flag=True, help="Store float16: half the size.")
+@click.option(
+    "--file-size",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="Split into files of at most so many MiB; OUTPUT is then a folder.",
+)
+@click.option(
+    "--discriminator/--no-discriminator",
+    default=True,
+    show_default=True,
+    help="Needed to continue training, not to convert.",
+)
+@json_option
+def command(
+    source: Path,
+    output: Path,
+    half: bool,
+    file_size: int | None,
+    discriminator: bool,
+    as_json: bool,
+) -> None:
+    """Write the model of SOURCE, a checkpoint or the folder of a training run, to OUTPUT.
+
+    OUTPUT is a .safetensors file, or with --file-size a folder, whose
+    model.safetensors.index.json other commands take as a checkpoint. A run's averaged weights are
+    exported and, into a folder, also the heads of its projected discriminator: training with
+    start=OUTPUT/model.safetensors.index.json continues from both.
+    """
+    run = source if source.is_dir() else None
+    loaded = load_checkpoint(source / "model.safetensors" if run else source)
+    if discriminator and not loaded.has_discriminator:
+        raise CheckpointError(f"{source} has no discriminator: give --no-discriminator")
+    dtype = torch.float16 if half else torch.float32
+    if file_size is None:
+        if output.suffix != ".safetensors":
+            raise click.UsageError("OUTPUT must end in .safetensors, unless --file-size is given")
+        save_checkpoint(loaded.model, output, discriminator=discriminator, dtype=dtype)
+        written = output
+    else:
+        written = save_sharded_checkpoint(
+            loaded.model, output, file_size * 2**20, discriminator=discriminator, dtype=dtype
+        )
+        if run and discriminator:
+            export_heads(run, output, dtype)
+    if as_json:
+        click.echo(json.dumps({"checkpoint": str(written)}))
+    else:
+        click.echo(written)

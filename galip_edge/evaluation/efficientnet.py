@@ -1,0 +1,32 @@
+"""Features of EfficientNet-Lite1, for figures whose names end in `lite1`.
+
+Training may use Lite0 (`[projected]`), so a model can be selected or trained to please that one;
+Lite1 takes no part in training.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from galip_edge.models.efficientnet import EfficientNetLite
+
+VARIANT = 1
+NAME = f"lite{VARIANT}"
+
+
+class EfficientNetFeatures:
+    """Pooled features before the classifier, of images resized to 224 pixels.
+
+    Raises GalipEdgeError if its packages are not installed.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device or torch.device("cpu")
+        self._network = EfficientNetLite(VARIANT).to(self._device)
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """uint8 images (N,H,W,3) -> (N,1280)."""
+        images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self._network.pooled(images).cpu().numpy()

@@ -1,0 +1,47 @@
+"""The projected discriminator's heads next to an exported checkpoint, to continue training from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from galip_edge.checkpoint import fill
+from galip_edge.training.projected import ProjectedDiscriminator
+from galip_edge.training.state import newest_state
+from galip_edge.weights import read_weights
+from runtime.files import atomic_path
+
+HEADS = "projected.safetensors"
+
+
+def export_heads(run: Path, folder: Path, dtype: torch.dtype) -> Path | None:
+    """Write the heads of the newest state of `run` to `folder`; None if it has none.
+
+    Raises GalipEdgeError if the state is damaged, or the file cannot be written.
+    """
+    state = newest_state(run / "checkpoints") or {"parameters": {}, "buffers": {}}
+    tensors = {**state["parameters"], **state.get("buffers", {})}
+    heads = {
+        name.removeprefix("projected."): tensor.to(dtype).contiguous()
+        for name, tensor in tensors.items()
+        if name.startswith("projected.")
+    }
+    if not heads:
+        return None
+    with atomic_path(folder / HEADS) as temporary:
+        save_file(heads, temporary)
+    return folder / HEADS
+
+
+def import_heads(projected: ProjectedDiscriminator, checkpoint: Path) -> bool:
+    """Load the heads that `export_heads` wrote next to `checkpoint`; False if there are none.
+
+    Raises CheckpointError if they do not fit.
+    """
+    path = checkpoint.parent / HEADS
+    if not path.is_file():
+        return False
+    fill(projected.heads, projected.heads.state_dict(), read_weights(path)[0], str(path))
+    return True

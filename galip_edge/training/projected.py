@@ -1,0 +1,191 @@
+"""A second discriminator, on frozen features of a network that was trained on ImageNet.
+
+A small CLIP overlooks much: a ViT with patches of 16 projects 768 pixel values to 192, and what it
+does not see, no discriminator behind it can tell. So heads on the features of EfficientNet-Lite0 at
+four scales look at the same images (projected GANs, Sauer et al. 2021,
+https://arxiv.org/abs/2111.01007; conditional as in StyleGAN-T, https://arxiv.org/abs/2301.09515).
+It is a setting of training, `[projected]`, and not a part of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
+
+from galip_edge.models.efficientnet import EfficientNetLite
+from galip_edge.training.losses import hinge
+
+_SLOPE = 0.2
+_GRID = 4  # cells along one side that a head's scores refer to, where its features have as many
+
+
+@dataclass(frozen=True)
+class ProjectedConfig:
+    """The discriminator on frozen features. The default leaves it out, as published.
+
+    Attributes:
+        weight: of its score in the generator's loss; the CLIP-based discriminator's is 1.
+        learning_rate: of the heads.
+        width, projection: channels of each head, and of the fixed random projection before it.
+    """
+
+    weight: float = 0.0
+    learning_rate: float = 2e-4
+    width: int = 96
+    projection: int = 64
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"weight must not be negative, got {self.weight!r}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
+        for name in ("width", "projection"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class ProjectedLoss:
+    """The heads' loss and its terms, scalars: means over samples, positions and heads."""
+
+    total: Tensor
+    real: Tensor
+    mismatch: Tensor
+    fake: Tensor
+
+
+class _Head(nn.Module):
+    """Features at one scale and a sentence embedding to a grid of scores."""
+
+    def __init__(self, channels: int, grid: int, sentence: int, config: ProjectedConfig) -> None:
+        super().__init__()
+        projection = torch.randn(config.projection, channels, 1, 1) / math.sqrt(channels)
+        self.register_buffer("projection", projection)
+        width, halvings = config.width, max(0, (grid // _GRID).bit_length() - 1)
+        layers: list[nn.Module] = []
+        before = config.projection
+        for kernel, stride in (*[(4, 2)] * min(2, halvings), (3, 1)):
+            layers.append(spectral_norm(nn.Conv2d(before, width, kernel, stride, 1)))
+            layers.append(nn.LeakyReLU(_SLOPE))
+            before = width
+        self.layers = nn.Sequential(*layers)
+        self.to_score = spectral_norm(nn.Conv2d(width, 1, 1))
+        self.to_direction = spectral_norm(nn.Linear(sentence, width))
+        self.projection: Tensor
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B,C,h,w) -> (B,width,h',w')."""
+        found: Tensor = self.layers(nn.functional.conv2d(features, self.projection))
+        return found
+
+    def score(self, found: Tensor, sentence: Tensor) -> Tensor:
+        """What `forward` returned, and (B,E) sentence embeddings -> (B,1,h',w')."""
+        direction = self.to_direction(sentence)[:, :, None, None]
+        matching = (found * direction).sum(1, keepdim=True) / math.sqrt(found.shape[1])
+        score: Tensor = self.to_score(found) + matching
+        return score
+
+
+class _Heads(nn.ModuleList):
+    """Heads from the finest scale to the coarsest."""
+
+    def __iter__(self) -> Iterator[_Head]:
+        return cast(Iterator[_Head], super().__iter__())
+
+
+class ProjectedDiscriminator(nn.Module):
+    """Heads on the frozen features of EfficientNet-Lite0 at strides 4, 8, 16 and 32.
+
+    Spectral norms are estimated once a step (`refine_norms`), not in every forward pass, so that a
+    step does not depend on how its batch is divided.
+
+    Args:
+        image_size: side of the images, a multiple of 32.
+        sentence: length of sentence embeddings.
+        config: sizes.
+        seed: of the first weights and the fixed projections.
+
+    Raises:
+        GalipEdgeError: EfficientNet-Lite0 is not installed.
+        ValueError: `image_size` is no multiple of 32.
+    """
+
+    def __init__(self, image_size: int, sentence: int, config: ProjectedConfig, seed: int) -> None:
+        super().__init__()
+        if image_size % 32:
+            raise ValueError(
+                f"projected.weight needs images whose side is a multiple of 32, got {image_size}"
+            )
+        self.backbone = EfficientNetLite(0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.heads = _Heads(
+                _Head(channels, image_size >> (2 + scale), sentence, config)
+                for scale, channels in enumerate(self.backbone.channels)
+            )
+        self.eval()
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Images (B,3,H,W) in [-1,1] -> features at four scales; gradients reach the images."""
+        return self.backbone.scales(images)
+
+    @torch.no_grad()
+    def refine_norms(self) -> None:
+        """One power iteration for every spectral norm."""
+        self.heads.train()
+        for layer in self.heads.modules():
+            if is_parametrized(layer):
+                _ = layer.weight  # computing it iterates
+        self.heads.eval()
+
+    def discriminator_loss(
+        self,
+        real: Sequence[Tensor],
+        fake: Sequence[Tensor],
+        sentence: Tensor,
+        mismatched: Tensor,
+        mismatch_weights: Tensor | None = None,
+    ) -> ProjectedLoss:
+        """Hinge losses, as of the CLIP-based discriminator but for the gradient penalty.
+
+        Args:
+            real, fake: features at four scales; histories are cut.
+            sentence, mismatched: (B,E) sentence embeddings of both, and of other images.
+            mismatch_weights: (B,), 0 for samples without a mismatched sentence; by default all 1.
+        """
+        terms = []
+        for head, a, b in zip(self.heads, real, fake):
+            found = head(a.detach())
+            other = head.score(found, mismatched)
+            weights = mismatch_weights
+            if weights is not None:
+                weights = weights.repeat_interleave(other[0].numel())
+            terms.append(
+                torch.stack(
+                    [
+                        hinge(head.score(found, sentence), real=True),
+                        hinge(other, real=False, weights=weights),
+                        hinge(head.score(head(b.detach()), sentence), real=False),
+                    ]
+                )
+            )
+        matched, mismatch, generated = torch.stack(terms).mean(0)
+        return ProjectedLoss(matched + (mismatch + generated) / 2, matched, mismatch, generated)
+
+    def adversarial(self, fake: Sequence[Tensor], sentence: Tensor) -> Tensor:
+        """The generator's loss: minus the mean score of generated images, a scalar."""
+        scores = [
+            head.score(head(features), sentence).float().mean()
+            for head, features in zip(self.heads, fake)
+        ]
+        return -torch.stack(scores).mean()
+
+
+TERMS = tuple(f.name for f in fields(ProjectedLoss))

