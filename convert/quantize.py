@@ -54,7 +54,7 @@ class Scheme:
     keep_float: tuple[str, ...] = ()
 
 
-# The parts with the most decibels per millisecond at full size, until 3 % of the time is spent
+# The parts that win the most decibels for their share of the multiply-adds, 3 % in all
 # (`benchmarks/precision.py --parts`, docs/performance.md). A model may lack some of them.
 GENERATOR_SCHEME = Scheme(keep_float=("noise_projection", "bridge", "gamma", "beta", "shortcut"))
 TEXT_ENCODER_SCHEME = Scheme(keep_float=("text_projection", "out_proj"))

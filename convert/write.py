@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +36,7 @@ from runtime.bundle import (
 from runtime.errors import ConversionError
 from runtime.golden import tolerance, write_golden
 from runtime.graphs import write_graph
+from runtime.memory import release_free_memory
 from runtime.openvino_core import openvino_core
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.tokenizer import Tokenizer
@@ -229,10 +228,8 @@ def _with_nncf(model: Any, *arguments: Any) -> tuple[Any, list[npt.NDArray[Any]]
 
 
 def _release_memory() -> None:
-    """Return freed memory to the system, which the allocator would keep for later."""
     gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    release_free_memory()
 
 
 def _read_onnx(file: Path, keep: bool) -> Any:

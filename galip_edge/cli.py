@@ -64,11 +64,11 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
 
 def _missing_extra(command: str, error: ModuleNotFoundError) -> GalipEdgeError | None:
     """The error that names the extra which brings a missing package; None if none does."""
-    extra = COMMANDS[command][1]
-    if extra is None or (error.name or "").split(".")[0] in ("galip_edge", "runtime"):
+    extra, package = COMMANDS[command][1], (error.name or "").split(".")[0]
+    if extra is None or package in ("galip_edge", "runtime"):
         return None
     return GalipEdgeError(
-        f"galip-edge {command} needs {error.name}, which is not installed: "
+        f"galip-edge {command} needs {package}, which is not installed: "
         f"pip install 'galip-edge[{extra}]'"
     )
 

@@ -89,13 +89,13 @@ def tiny_bundles(tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
     from convert.progress import Progress
     from convert.write import read_source, write_bundle
 
-    captions, onnx = read_captions(None, 20), tmp_path_factory.mktemp("onnx")
+    captions, onnx = read_captions(None, 100), tmp_path_factory.mktemp("onnx")
     source = read_source(tiny_checkpoint, None, captions, onnx, Progress())
     folder = tmp_path_factory.mktemp("bundles")
     bundles = {precision: folder / precision for precision in ("fp32", "fp16", "bf16", "int8")}
     for precision, path in bundles.items():
         path.mkdir()
-        write_bundle(source, ConvertOptions(precision, samples=20), path, Progress())
+        write_bundle(source, ConvertOptions(precision, samples=100), path, Progress())
     return bundles
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from galip_edge.checkpoint import load_checkpoint
 from galip_edge.checkpoints.clip_weights import Activation
 from galip_edge.tokenizer import build_tokenizer
-from runtime.latent import slerp
 from runtime.noise import draw_noise
 
 Images = npt.NDArray[np.uint8]
@@ -101,6 +100,8 @@ def halfway(
     encode: Callable[[Sequence[str]], Floats],
 ) -> tuple[Floats, Floats]:
     """Noise (N,size) and sentences (N,E) halfway on the arcs that `interpolate` follows."""
+    from runtime.latent import slerp  # not above: it needs OpenVINO, which training does not
+
     zeros = [0] * len(starts)
     pairs = (
         (noises(starts, zeros, seed, size), noises(ends, zeros, seed, size)),

@@ -17,8 +17,10 @@ _FLOOR, _RESET = 64.0, 16384.0
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context of a forward pass; does nothing for float32."""
-    dtype = getattr(torch, precision)
-    return torch.autocast(device.type, dtype, enabled=precision != "float32")
+    dtype, kind = getattr(torch, precision), device.type
+    if kind not in ("cpu", "cuda"):  # which autocast may not know, such as meta
+        kind, dtype, precision = "cpu", torch.bfloat16, "float32"
+    return torch.autocast(kind, dtype, enabled=precision != "float32")
 
 
 def fastest_precision(

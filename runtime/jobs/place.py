@@ -376,6 +376,8 @@ def _failed(what: str, said: str) -> str:
     words = said.lower()
     if any(word in words for word in ("expired",)):
         return f"{what}: the credentials expired ({first}); renew them"
+    if "bad request" in words:  # all that the answer to a HEAD request says of an expired token
+        return f"{what}: the credentials expired or are invalid ({first}); renew them"
     if any(word in words for word in _DENIED):
         return f"{what}: access was denied ({first}); check the credentials and their permissions"
     if any(word in words for word in _BUSY):

@@ -61,12 +61,12 @@ def test_the_official_client_gets_an_image(tiny_bundles):
         assert message in failed.content[0].text
 
 
-def test_a_missing_sdk_is_named(monkeypatch):
-    from galip_edge.cli import galip_edge
-    from runtime.errors import GalipEdgeError
+def test_a_missing_sdk_is_named(monkeypatch, capsys):
+    from galip_edge.cli import main
 
     monkeypatch.setitem(sys.modules, "mcp.server.mcpserver", None)
     monkeypatch.setitem(sys.modules, "mcp", None)
     monkeypatch.delitem(sys.modules, "galip_edge.commands.mcp", raising=False)
-    with pytest.raises(GalipEdgeError, match="galip-edge mcp needs mcp"):
-        galip_edge.get_command(None, "mcp")
+    with pytest.raises(SystemExit):
+        main(["mcp"])
+    assert "galip-edge mcp needs mcp, which is not installed" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from convert.workspace import publish, workspace, workspace_of
 from galip_edge.cli import main
 from runtime.bundle import is_bundle, read_manifest
 from runtime.errors import ConversionError
+from runtime.graphs import write_graph
 
 FP32 = ConvertOptions(precision="fp32")
 
@@ -122,10 +123,23 @@ def test_a_folder_that_appears_meanwhile_is_not_lost(tmp_path):
     assert os.listdir(tmp_path) == ["bundle"]
 
 
-@pytest.mark.parametrize("size", ["1m", "12m"])
-def test_a_full_output_disk_is_named(size, tiny_checkpoint, tmpfs):
-    """Once while ONNX is written, once while OpenVINO writes the bundle."""
-    disk = tmpfs("disk", size)
+def test_a_disk_that_is_full_while_onnx_is_written_is_named(tiny_checkpoint, tmpfs):
+    disk = tmpfs("disk", "1m")
+    with pytest.raises(ConversionError, match=f"the disk of {disk} is full: free some space"):
+        convert(tiny_checkpoint, disk / "bundle", FP32)
+    assert os.listdir(disk) == []
+
+
+def test_a_disk_that_is_full_while_the_bundle_is_written_is_named(
+    tiny_checkpoint, tmpfs, monkeypatch
+):
+    disk = tmpfs("disk", "64m")
+
+    def write_to_a_full_disk(model, graph, *settings):
+        (graph.parent / "filling").write_bytes(bytes(shutil.disk_usage(disk).free - (1 << 20)))
+        write_graph(model, graph, *settings)
+
+    monkeypatch.setattr("convert.write.write_graph", write_to_a_full_disk)
     with pytest.raises(ConversionError, match=f"the disk of {disk} is full: free some space"):
         convert(tiny_checkpoint, disk / "bundle", FP32)
     assert os.listdir(disk) == []

@@ -36,7 +36,7 @@ def test_resize_follows_the_image_size(settings: dict[str, Any], shorter_side: i
         ({"kind": "cub", "root": "x", "image_size": 0}, "image_size .* got 0"),
         ({"kind": "cub", "root": "x", "resize": 200}, "resize .* at least 256, got 200"),
         ({"kind": "cub", "root": "x", "workers": -1}, "workers .* got -1"),
-        ({"kind": "folder", "root": "x", "split": "test"}, "split='test' has no effect"),
+        ({"kind": "folder", "root": "x", "split": "test"}, "has a test split only with held_out"),
         ({"kind": "coco", "root": "x", "shards": "a.tar"}, "shards='a.tar' has no effect"),
         ({"kind": "cub", "root": "x", "samples_per_epoch": 5}, "samples_per_epoch=5 has no"),
     ],

@@ -148,7 +148,7 @@ def test_everything_is_computed_on_the_device_that_is_asked_for(
     assert json.loads(text)["metrics"].keys() >= {"clip_score", "cmmd", "attributes"}
     assert (6, 64, 64, 3) in elsewhere  # images
     assert (6, 32) in elsewhere  # embeddings
-    assert (6,) in elsewhere  # attributes
+    assert (6, 5) in elsewhere  # probabilities of the species
 
 
 def test_the_classifier_is_trained_on_the_device_that_is_asked_for(capsys, elsewhere, tmp_path):

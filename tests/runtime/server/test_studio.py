@@ -305,7 +305,8 @@ def test_pngs_that_are_not_ours(page, pipeline, tmp_path):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "cut.png").write_bytes((tmp_path / "other.png").read_bytes()[:60])
-    end = Keyframe("a dog", 1)
+    end, wrong = Keyframe("a dog", 1), Keyframe("a dog", 2)
+    object.__setattr__(wrong, "seed", "y")  # which `Keyframe` itself refuses
     odd = {
         "seed": replace(recipe, seed="x"),
         "index": replace(recipe, index=-1),
@@ -315,7 +316,7 @@ def test_pngs_that_are_not_ours(page, pipeline, tmp_path):
         "beyond": replace(recipe, psi=7.5),
         "share": replace(recipe, end=end, sentence_share="x"),
         "null": replace(recipe, end=end, noise_share=None),
-        "end": replace(recipe, end=Keyframe("a dog", "y")),
+        "end": replace(recipe, end=wrong),
     }
     for name, each in odd.items():
         save_png(image, tmp_path / f"{name}.png", each)
