@@ -156,4 +156,4 @@ def test_the_classifier_is_trained_on_the_device_that_is_asked_for(capsys, elsew
         main(["train-classifier", str(tmp_path / "judge.safetensors"), "--samples", "64",
               "--epochs", "1", "--held-out", "2", "--device", "cuda"])  # fmt: skip
     assert exit_.value.code == 0, capsys.readouterr().err
-    assert (24, 3, 3, 3) in elsewhere  # its weights, to be saved
+    assert (16, 3, 3, 3) in elsewhere  # its weights, to be saved

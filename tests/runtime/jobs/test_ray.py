@@ -134,11 +134,23 @@ def held_cluster(cluster):
 
 def test_a_signal_ends_a_job_that_waits_for_room(held_cluster, start, tmp_path):
     job = start(tmp_path / "out")
-    wait_until((tmp_path / "out" / ".job" / "lock").exists)
+    folder = tmp_path / "out" / ".job"
+    wait_until(lambda: (folder / "job.json").exists() and reads_tables(job.pid, folder))
     job.send_signal(signal.SIGINT)
     _, error = job.communicate(timeout=PATIENCE)
     assert job.returncode == 130, error
     assert "201 of 201 are left" in error
+
+
+def reads_tables(process, folder):
+    """Whether a process has a job's tables of rows open, as it does while it runs."""
+    for number in Path(f"/proc/{process}/fd").iterdir():
+        try:
+            if number.readlink().is_relative_to(folder / "rows"):
+                return True
+        except FileNotFoundError:  # closed meanwhile
+            continue
+    return False
 
 
 def test_no_room_for_long_is_told(held_cluster, prompts, bundle, tmp_path):
