@@ -2,7 +2,7 @@
 
     python benchmarks/conversion.py CHECKPOINT [--clip CLIP] [--precision int8] [--json]
 
-The command runs in a process of its own, and its output is removed afterwards. To compare two
+The command runs in a separate process, and its output is removed afterwards. To compare two
 versions, run the script of each in turns on the same machine.
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/gpu.py                                # on a CUDA machine
     python benchmarks/gpu.py --device cpu --preset small    # rehearsal without one
 
-Needs torch and open_clip, not OpenVINO, NNCF or ONNX. Each part runs in a process of its own under
+Needs torch and open_clip, not OpenVINO, NNCF or ONNX. Each part runs in a separate process under
 its own time limit and prints JSON lines as they are measured, so that a part that hangs or crashes
 costs only what it had not measured yet. On CUDA, `results/gpu.json` is written for
 `cpu_latency.py` and README; a rehearsal prints only. docs/gpu.md says how to pack and run it.

@@ -42,7 +42,7 @@ def _astral(draw: random.Random) -> str:
 
 
 def _short_words(draw: random.Random) -> str:
-    """Hundreds of words that nobody used before."""
+    """Hundreds of words, none used before."""
     return " ".join(
         "".join(chr(draw.randrange(0x3400, 0x9FFF)) for _ in range(5)) for _ in range(330)
     )

@@ -369,7 +369,7 @@ def read_clip(
         )
     wanted = "quick_gelu" if config.quick_gelu else "gelu"
     if activation is None and weights.activation is None and not config.quick_gelu:
-        activation = "gelu"  # not the default, so somebody chose it
+        activation = "gelu"  # not the default, so it was chosen
     if (found := weights.resolve_activation(activation)) != wanted:
         raise CheckpointError(
             f"{weights.path} was trained with the activation {found}, and model.clip configures "

@@ -181,7 +181,7 @@ def _sentence(error: BaseException) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 if all is well, 1 on an error, 2 on wrong usage."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # It reports that there is no CUDA runtime, which nobody here asked for.
+    # It reports that there is no CUDA runtime, which is irrelevant here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     state: dict[str, Any] = {"debug": False}
     try:

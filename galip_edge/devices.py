@@ -20,7 +20,7 @@ def choose_device(wanted: str = "auto", process: int = 0) -> torch.device:
 
     Args:
         wanted: `cpu`, `cuda`, or `auto` for CUDA where it is available.
-        process: number of the process on this machine, from 0; each one has a GPU of its own.
+        process: number of the process on this machine, from 0; each one has its own GPU.
 
     Raises:
         GalipEdgeError: CUDA is not available, or there are fewer GPUs than processes.

@@ -44,7 +44,7 @@ def save_sharded(
     weight_map: dict[str, str] = {}
     for part in dict.fromkeys(name.split(".")[0] for name in tensors):
         mine = {name: t for name, t in tensors.items() if name.split(".")[0] == part}
-        # The header needs room of its own.
+        # The header needs separate space.
         room = most - 200 * len(mine) - 4096
         shards = split_torch_state_dict_into_shards(
             mine, filename_pattern=part + "{suffix}.safetensors", max_shard_size=room

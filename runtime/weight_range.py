@@ -2,7 +2,7 @@
 
 Without VNNI a CPU adds two products of an unsigned and a signed byte in 16 bits, which overflow
 where weights use their whole range. A bundle stores the whole range, which is nearer to float, and
-it is halved when the bundle is loaded on such a CPU: nobody else pays.
+it is halved when the bundle is loaded on such a CPU only.
 """
 
 from __future__ import annotations

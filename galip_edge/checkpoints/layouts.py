@@ -150,7 +150,7 @@ def _generator(groups: Iterable[tuple[str, str]]) -> str | None:
     if len(choices) > 1:
         raise CheckpointError(
             f"holds several generators ({shortened(p or 'the top level' for p in choices)}): save "
-            "the one to use in a file of its own"
+            "the one to use in a separate file"
         )
     if averages and len(prefixes) > 1:
         others = [prefix for prefix in prefixes if prefix not in averages]

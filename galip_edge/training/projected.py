@@ -153,7 +153,7 @@ class ProjectedDiscriminator(nn.Module):
         mismatched: Tensor,
         mismatch_weights: Tensor | None = None,
     ) -> ProjectedLoss:
-        """Hinge losses, as of the CLIP-based discriminator but for the gradient penalty.
+        """Hinge losses, as of the CLIP-based discriminator, without the gradient penalty.
 
         Args:
             real, fake: features at four scales; histories are cut.

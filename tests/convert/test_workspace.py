@@ -117,9 +117,9 @@ def test_a_folder_that_appears_meanwhile_is_not_lost(tmp_path):
     message = "cannot write .*it appeared during"
     with pytest.raises(ConversionError, match=message), workspace(out) as folder:
         (folder / "bundle").mkdir()
-        out.write_text("of somebody else")
+        out.write_text("foreign")
         publish(folder / "bundle", out, replace=False)
-    assert out.read_text() == "of somebody else"
+    assert out.read_text() == "foreign"
     assert os.listdir(tmp_path) == ["bundle"]
 
 
