@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -43,7 +42,7 @@ PARTS: dict[str, tuple[Part, float]] = {
 def run_part(name: str, arguments: list[str], limit: float) -> list[dict[str, Any]]:
     """Records of a part, from a child process; each is printed as it comes."""
     command = [sys.executable, __file__, *arguments, "--part", name]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     timer = threading.Timer(limit, child.kill)
     timer.start()
     records = []

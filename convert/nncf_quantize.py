@@ -1,8 +1,7 @@
 """INT8 by NNCF's post-training quantization, as an alternative to `convert.quantize`.
 
 NNCF decides what is quantized; parts of `Scheme.keep_float` are its ignored scope. It takes several
-passes over the calibration prompts and holds all statistics, so that it needs about three times as
-long (docs/conversion.md).
+passes over the calibration prompts.
 """
 
 from __future__ import annotations

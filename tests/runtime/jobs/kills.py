@@ -53,7 +53,7 @@ def start(
 ) -> subprocess.Popen:
     arguments = [prompts, bundle, out, form, workers, milliseconds, int(update), part]
     command = [sys.executable, plain_model.__file__, *map(str, arguments)]
-    # A group of its own, to be killed with all of its processes.
+    # A separate process group, to be killed as a whole.
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
 
 
