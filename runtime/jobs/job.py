@@ -282,6 +282,7 @@ class Job:
             "image format": options.image_format.name,
             "quality": options.image_format.quality,
             "part size": options.part,
+            "precision": options.pipeline.precision,
         }
 
     def _discard(self) -> None:

@@ -37,7 +37,10 @@ _VERSION = 2
 # What must be the same for a job to continue.
 _FIXED = (
     *("seed", "carried columns", "model", "output form", "image format", "quality", "part size"),
+    "precision",
 )
+# What a job that was recorded before a setting existed was run with.
+_FORMER = {"precision": "auto"}
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ class Preparation:
 
     def other(self, known: State) -> list[str]:
         """What is not as in the state."""
-        return [name for name in _FIXED if known.facts.get(name) != self._facts[name]]
+        facts = _FORMER | known.facts
+        return [name for name in _FIXED if facts.get(name) != self._facts[name]]
 
     def state(self, known: State | None) -> State:
         """The state to continue with, which is written where it changed.

@@ -14,12 +14,13 @@ from left import MANIFEST, entries, made, orphans
 from PIL import Image
 from plain_model import PlainPipeline
 
-from runtime import Job, JobError, JobOptions, Pipeline, PromptFile
+from runtime import Job, JobError, JobOptions, Pipeline, PipelineOptions, PromptFile
 from runtime.bundle import Manifest
 from runtime.errors import GalipEdgeError
 from runtime.images import read_metadata
 from runtime.jobs import outputs
 from runtime.jobs.encoding import ImageFormat
+from runtime.jobs.state import STATE_FILE, State
 
 FORMS = ("folder", "tar", "parquet")
 
@@ -219,6 +220,7 @@ def test_too_many_failures_end_it(bundle, tmp_path, plain_model):
         ({"part": 11}, "part size"),
         ({"form": "tar"}, "output form"),
         ({"image_format": ImageFormat("jpeg")}, "image format"),
+        ({"pipeline": PipelineOptions(precision="f32")}, "precision"),
     ],
 )
 def test_another_job_in_the_same_folder_is_refused(
@@ -233,6 +235,18 @@ def test_another_job_in_the_same_folder_is_refused(
     assert (tmp_path / "out" / "notes.txt").read_text() == "the user's"
     (tmp_path / "out" / "notes.txt").unlink()
     assert made(tmp_path / "out") == made(tmp_path / "other")
+
+
+def test_a_job_recorded_before_precision_was_continues(prompts, bundle, tmp_path, plain_model):
+    whole = run(prompts, bundle, tmp_path / "out").progress
+    path = tmp_path / "out" / STATE_FILE
+    state = State.from_bytes(path.read_bytes())
+    assert state.facts.pop("precision") == "auto"
+    path.write_bytes(state.to_bytes())
+    assert run(prompts, bundle, tmp_path / "out").progress.kept == whole.items
+    path.write_bytes(state.to_bytes())
+    with pytest.raises(JobError, match="holds a job with other precision"):
+        run(prompts, bundle, tmp_path / "out", pipeline=PipelineOptions(precision="bf16"))
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/tmp/outside.png", "00000000/../../x.png"])
