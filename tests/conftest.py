@@ -1,12 +1,38 @@
 """What many tests need: a cache of their own, small models, and the reference weights."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
-import pytest
+from workers import built_once, default_workers, share_cores
+
+share_cores()  # before the libraries start their threads
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 DATA = Path(__file__).parent / "data"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    return default_workers()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let `full_size` imply `slow`, and start the files with most slow tests first."""
+    for item in items:
+        if item.get_closest_marker("full_size"):
+            item.add_marker("slow")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # that of `--dist loadfile`: by number of tests
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,10 +49,13 @@ def parity() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def full_size_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The reference weights as published: `galip`, `galip_ddp` and `clip`."""
+    folder = built_once(tmp_path_factory, "full-size", write_full_size_files)
+    return {name: folder / f"{name}.pth" for name in ("galip", "galip_ddp", "clip")}
+
+
+def write_full_size_files(folder: Path) -> None:
     import make_weights
     import torch
-
-    folder = tmp_path_factory.mktemp("full-size")
 
     def tensors(part: str, prefix: str = "") -> dict[str, torch.Tensor]:
         half = {True: torch.float16, False: torch.float32}
@@ -37,13 +66,12 @@ def full_size_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
     parts = {part: tensors(part) for part in ("netG", "netD", "netC")}
     prefixed = {p: {f"module.{k}": v for k, v in t.items()} for p, t in parts.items()}
-    files = {name: folder / f"{name}.pth" for name in ("galip", "galip_ddp", "clip")}
     # Optimizers and an epoch come with the published files and must not disturb.
     optimizers = {"optimizer_G": {"state": {}, "param_groups": []}}
-    torch.save({"model": parts, "epoch": 7}, files["galip"])
-    torch.save({"model": prefixed, "optimizers": optimizers, "epoch": 7}, files["galip_ddp"])
-    torch.save(tensors("clip"), files["clip"])
-    return files
+    torch.save({"model": parts, "epoch": 7}, folder / "galip.pth")
+    ddp = {"model": prefixed, "optimizers": optimizers, "epoch": 7}
+    torch.save(ddp, folder / "galip_ddp.pth")
+    torch.save(tensors("clip"), folder / "clip.pth")
 
 
 @pytest.fixture(scope="session")
@@ -76,27 +104,31 @@ def tiny_model():
 def tiny_checkpoint(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from galip_edge.checkpoint import save_checkpoint
 
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    save_checkpoint(tiny_model, path)
-    return path
+    def save(folder: Path) -> None:
+        save_checkpoint(tiny_model, folder / "tiny.safetensors")
+
+    return built_once(tmp_path_factory, "checkpoint", save) / "tiny.safetensors"
 
 
 @pytest.fixture(scope="session")
 def tiny_bundles(tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny model in every precision; do not change them, copy them."""
-    from convert import ConvertOptions
-    from convert.calibration import read_captions
-    from convert.progress import Progress
-    from convert.write import read_source, write_bundle
 
-    captions, onnx = read_captions(None, 100), tmp_path_factory.mktemp("onnx")
-    source = read_source(tiny_checkpoint, None, captions, onnx, Progress())
-    folder = tmp_path_factory.mktemp("bundles")
-    bundles = {precision: folder / precision for precision in ("fp32", "fp16", "bf16", "int8")}
-    for precision, path in bundles.items():
-        path.mkdir()
-        write_bundle(source, ConvertOptions(precision, samples=100), path, Progress())
-    return bundles
+    def convert_all(folder: Path) -> None:
+        from convert import ConvertOptions
+        from convert.calibration import read_captions
+        from convert.progress import Progress
+        from convert.write import read_source, write_bundle
+
+        captions, onnx = read_captions(None, 100), tmp_path_factory.mktemp("onnx")
+        source = read_source(tiny_checkpoint, None, captions, onnx, Progress())
+        for precision in PRECISIONS:
+            (folder / precision).mkdir()
+            options = ConvertOptions(precision, samples=100)
+            write_bundle(source, options, folder / precision, Progress())
+
+    folder = built_once(tmp_path_factory, "bundles", convert_all)
+    return {precision: folder / precision for precision in PRECISIONS}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A bounded run of the bundle's fuzzer (tests/fuzz/fuzz_bundle.py runs longer)."""
+"""A bounded run of the bundle's fuzzer (tests/fixtures/fuzz_bundle.py runs longer)."""
 
 import pytest
 from fuzz_bundle import EMBEDDED, Fuzzer
