@@ -42,7 +42,7 @@ from runtime.graph_check import checked_graph
 from runtime.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
-EMBEDDED = ROOT / "galip_edge" / "default_model"
+EMBEDDED = ROOT / "runtime" / "default_model"
 # No outcome may take longer, in seconds of this process.
 SLOW = 10
 

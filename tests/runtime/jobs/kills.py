@@ -124,7 +124,7 @@ def assert_equal(found: dict[str, bytes], wanted: dict[str, bytes]) -> None:
 
 
 def main() -> None:
-    from galip_edge.commands.options import default_model
+    from runtime.bundle import default_bundle
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
@@ -138,7 +138,7 @@ def main() -> None:
             kills = -(-options.kills // len(kinds))
             began = time.monotonic()
             found = kill_and_compare(
-                form, workers, kills, options.seed, default_model(), Path(name)
+                form, workers, kills, options.seed, default_bundle(), Path(name)
             )
         total += found.kills
         seconds = time.monotonic() - began
