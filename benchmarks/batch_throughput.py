@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from environment import environment
-from prepared import default_bundle
+from prepared import full_size_bundle
 from turns import Variant
 
 from runtime import Job, JobOptions, Pipeline, PipelineOptions, PromptFile
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--constant", action="append", choices=KINDS, help="default: all")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     args = parser.parse_args()
-    bundle = args.bundle or default_bundle()
+    bundle = args.bundle or full_size_bundle()
     results = {
         "images_per_second": measure(bundle, args.n, args.runs) if args.runs else {},
         "items": args.items,

@@ -23,8 +23,8 @@ from typing import Any
 
 from environment import environment
 
-from galip_edge.commands.options import default_model
 from runtime import Job, JobOptions, PromptFile
+from runtime.bundle import default_bundle
 from runtime.jobs.encoding import ImageFormat
 from runtime.jobs.ray_engine import Ray
 
@@ -70,7 +70,7 @@ def measure(nodes: list[int], rate: float, seconds: float) -> list[dict[str, flo
             options = JobOptions(
                 form="tar", image_format=ImageFormat("jpeg"), part=max(1, int(rate))
             )
-            job = Job(PromptFile(prompts), default_model(), f"{name}/out", options, Ray(count))
+            job = Job(PromptFile(prompts), default_bundle(), f"{name}/out", options, Ray(count))
             started, first = 0.0, 0
             for index, _ in enumerate(job, 1):
                 if not started and index >= 0.2 * images:  # all nodes have begun

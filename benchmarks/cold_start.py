@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from environment import environment
-from prepared import default_bundle
+from prepared import full_size_bundle
 
 PROMPT = "a bird on a branch"
 MEMORY = "peak memory"
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7, help="processes of each kind")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     args = parser.parse_args()
-    results, env = measure(args.bundle or default_bundle(), args.runs), environment()
+    results, env = measure(args.bundle or full_size_bundle(), args.runs), environment()
     if args.json:
         print(json.dumps({"environment": env, "seconds": results}, indent=1))
     else:

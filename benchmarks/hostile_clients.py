@@ -31,7 +31,7 @@ from environment import environment
 from serving import Server
 from turns import percentile
 
-from galip_edge.commands.options import default_model
+from runtime.bundle import default_bundle
 
 CLIENTS = 8
 
@@ -213,7 +213,7 @@ def main() -> None:
     args = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    server = Server(args.bundle or default_model())
+    server = Server(args.bundle or default_bundle())
     results = {
         "soak": soak(server, args.minutes),
         "slow_connections": slow_connections(server, args.connections, args.seconds),

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from cpu_latency import prompt_of, timed
 from environment import environment
-from prepared import default_bundle, work_folder
+from prepared import full_size_bundle, work_folder
 from turns import Variant
 
 from runtime.compiled import has_bf16
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15, help="measurements of each")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     args = parser.parse_args()
-    results, env = measure(args.bundle or default_bundle(), args.runs), environment()
+    results, env = measure(args.bundle or full_size_bundle(), args.runs), environment()
     if args.json:
         print(json.dumps({"environment": env, "results": results}, indent=1))
     else:

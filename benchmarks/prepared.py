@@ -206,6 +206,6 @@ def work_folder(path: Path | None = None) -> Path:
     return path
 
 
-def default_bundle() -> Path:
+def full_size_bundle() -> Path:
     """Our INT8 bundle of the untrained model."""
     return Prepared().bundle("int8")

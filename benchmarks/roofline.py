@@ -21,7 +21,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 from environment import environment
-from prepared import default_bundle
+from prepared import full_size_bundle
 
 from runtime.bundle import GENERATOR, Bundle
 from runtime.compiled import CompileOptions, read_model, supported_precision
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=15, help="slowest layers to show")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     args = parser.parse_args()
-    results, env = measure(args.bundle or default_bundle(), args.runs), environment()
+    results, env = measure(args.bundle or full_size_bundle(), args.runs), environment()
     if args.json:
         print(json.dumps({"environment": env, **results}, indent=1))
     else:

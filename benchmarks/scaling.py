@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from environment import environment
-from prepared import Prepared, default_bundle
+from prepared import Prepared, full_size_bundle
 from turns import Variant, peak_memory
 
 from runtime.cpu import available_cores
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="measurements of each setting")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     args = parser.parse_args()
-    bundle = args.bundle or default_bundle()
+    bundle = args.bundle or full_size_bundle()
     results = {
         "settings": over_settings(bundle, args.n, args.runs),
         "counts": over_counts(bundle, args.most),

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from environment import environment
-from prepared import default_bundle
+from prepared import full_size_bundle
 from turns import Variant, percentile
 
 from runtime import Pipeline
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of the crowd")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     args = parser.parse_args()
-    bundle = args.bundle or default_bundle()
+    bundle = args.bundle or full_size_bundle()
     results = measure(bundle, args.n, args.runs, args.clients, args.seconds)
     if args.json:
         print(json.dumps({"environment": environment(), **results}, indent=1))

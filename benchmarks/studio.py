@@ -22,12 +22,11 @@ from typing import Any
 
 from environment import environment
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from prepared import default_bundle
+from prepared import full_size_bundle
 from serving import Server
 from turns import percentile
 
-from galip_edge.commands.options import default_model
-from runtime.bundle import read_manifest
+from runtime.bundle import default_bundle, read_manifest
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
@@ -120,7 +119,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="single steps")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     args = parser.parse_args()
-    bundles = args.bundles or [default_model(), default_bundle()]
+    bundles = args.bundles or [default_bundle(), full_size_bundle()]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         results = [measure(browser, bundle, args.seconds, args.steps) for bundle in bundles]

@@ -25,7 +25,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from studio import CHROMIUM, FLAGS, drag
 
 from convert.web import export_web
-from galip_edge.commands.options import default_model
+from runtime.bundle import default_bundle
 
 FIRST_IMAGE_MS = 600_000
 
@@ -106,7 +106,7 @@ def main() -> None:
     args = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        bundles = args.bundles or [default_model()]
+        bundles = args.bundles or [default_bundle()]
         results = [measure(browser, bundle, args.seconds) for bundle in bundles]
         browser.close()
     env = environment()

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from galip_edge.own_packages import ForeignPackageError, require_own_package
 from runtime.errors import GalipEdgeError
 from runtime.version import __version__
 
@@ -61,6 +62,9 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "init": ("init", "convert", "Make an untrained checkpoint of any size, for tests and latency."),
 }
 
+# Commands that import the package `convert`.
+_USING_CONVERT = ("convert", "export-web")
+
 
 def _missing_extra(command: str, error: ModuleNotFoundError) -> GalipEdgeError | None:
     """The error that names the extra which brings a missing package; None if none does."""
@@ -84,6 +88,8 @@ class CommandGroup(click.Group):
         """Import the command's module."""
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in _USING_CONVERT:
+            require_own_package("convert")
         loaded = importlib.import_module(f"galip_edge.commands.{COMMANDS[cmd_name][0]}")
         command: click.Command = loaded.command
         if not any(parameter.name == "debug" for parameter in command.params):
@@ -164,7 +170,7 @@ def galip_edge() -> None:
 
 def _sentence(error: BaseException) -> str:
     """What went wrong, for a user, in one sentence."""
-    if isinstance(error, GalipEdgeError):
+    if isinstance(error, (GalipEdgeError, ForeignPackageError)):
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full: free some space and run the command again"

@@ -1,11 +1,6 @@
-"""Text-to-image on a CPU, without torch.
+"""Text-to-image on a CPU, without torch: pipeline, batch jobs, server.
 
-    from runtime import Pipeline
-
-    pipeline = Pipeline.from_bundle("my-bundle")
-    images = pipeline.generate(["a bird on a branch"], n=8, seed=0)  # (8,H,W,3) uint8
-
-Names are imported when first used, so that `import runtime` costs nothing.
+Users import from `galip_edge`. Names are imported on first use, so `import runtime` is free.
 """
 
 import sys
@@ -14,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.version import __version__
 
 if TYPE_CHECKING:
+    from runtime.bundle import default_bundle
     from runtime.errors import BundleError, GalipEdgeError, JobError, PromptError
     from runtime.jobs.job import Job, JobOptions
     from runtime.jobs.prompt_file import PromptFile
@@ -21,8 +17,8 @@ if TYPE_CHECKING:
     from runtime.pipeline import Generated, Pipeline, PipelineOptions
     from runtime.tokenizer import Tokenizer
 
-# OpenVINO and NNCF report each import over the network if they find this package, which OpenVINO's
-# wheel brings. Nothing of ours tells anybody anything, so they find none; both provide for that.
+# No telemetry: OpenVINO and NNCF report each import over the network if they find this package,
+# which comes with OpenVINO's wheel. Both run without it.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _HOME = {
@@ -37,6 +33,7 @@ _HOME = {
     "PromptError": "errors",
     "PromptFile": "jobs.prompt_file",
     "Tokenizer": "tokenizer",
+    "default_bundle": "bundle",
     "draw_noise": "noise",
 }
 
@@ -53,6 +50,7 @@ __all__ = [
     "PromptFile",
     "Tokenizer",
     "__version__",
+    "default_bundle",
     "draw_noise",
 ]
 

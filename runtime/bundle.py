@@ -323,6 +323,17 @@ def save_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
+def default_bundle() -> Path:
+    """Folder of the embedded model. Raises BundleError if this installation has none."""
+    folder = Path(__file__).with_name("default_model")
+    if not (folder / MANIFEST).is_file():
+        raise BundleError(
+            "this installation has no embedded model: give a bundle with --model "
+            "(galip-edge convert creates one from a checkpoint)"
+        )
+    return folder
+
+
 def is_bundle(folder: str | Path) -> bool:
     """Whether `folder` looks like a bundle, whole or not."""
     folder = Path(folder)

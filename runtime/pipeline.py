@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from runtime.bundle import GENERATOR, GOLDEN, MERGES, RUN_PRECISIONS, TEXT_ENCODER, Bundle
+from runtime.bundle import (
+    GENERATOR,
+    GOLDEN,
+    MERGES,
+    RUN_PRECISIONS,
+    TEXT_ENCODER,
+    Bundle,
+    default_bundle,
+)
 from runtime.cache import Stamps, cache_folder, compiled_model_folder
 from runtime.checks import checked_integer, checked_path, checked_share, require_booleans
 from runtime.compiled import CompiledModel, CompileOptions, ModelFile, chosen_precision
@@ -113,18 +121,26 @@ class Pipeline:
         self._sentences: OrderedDict[bytes, Floats] = OrderedDict()  # by the prompt's hash
 
     @classmethod
-    def from_bundle(cls, path: str | Path, options: PipelineOptions | None = None) -> Pipeline:
-        """The bundle in folder `path`, after every file's hash was checked.
+    def from_bundle(
+        cls, path: str | Path | None = None, options: PipelineOptions | None = None
+    ) -> Pipeline:
+        """Open a bundle and verify the hash of every file.
 
-        What is needed is compiled when it is first needed, and may raise a BundleError then, if
-        OpenVINO cannot read or compile it, or computes other numbers than the golden ones.
+        Models are compiled on first use. That raises BundleError if OpenVINO cannot read or compile
+        them, or if their output differs too much from the golden numbers.
+
+        Args:
+            path: folder of the bundle; None for the embedded model.
+            options: use of the CPU.
 
         Raises:
-            BundleError: it is missing or damaged, or the CPU has no bfloat16 that was asked for.
+            BundleError: the bundle is missing or damaged, or `options` require bfloat16 and the CPU
+                does not support it.
         """
         options = options or PipelineOptions()
         stamps = Stamps(cache_folder()) if options.cache else None
-        return cls(Bundle.open(checked_path(path), stamps), options)
+        folder = default_bundle() if path is None else checked_path(path)
+        return cls(Bundle.open(folder, stamps), options)
 
     @cached_property
     def golden(self) -> Golden | None:

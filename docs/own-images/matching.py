@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from galip_edge import Pipeline
 from galip_edge.data.sources import open_source
 from galip_edge.training.config import load_config
-from runtime import Pipeline
 
 
 def main() -> None:

@@ -22,12 +22,12 @@ from galip_edge.commands.console import console
 from galip_edge.commands.options import (
     RenamedOption,
     cache_option,
-    default_model,
     json_option,
     model_option,
     precision_option,
     threads_option,
 )
+from runtime.bundle import default_bundle
 from runtime.errors import GalipEdgeError
 from runtime.jobs.encoding import SUFFIXES, ImageFormat
 from runtime.jobs.engine import Engine, InProcess
@@ -211,7 +211,7 @@ def command(
         force=force,
         pipeline=PipelineOptions(threads, streams, cache, precision),
     )
-    bundle = model or default_model()
+    bundle = model or default_bundle()
     with _prompt_file(prompts, input_format) as path:
         file = PromptFile(path, input_format, count, seed, carry, prompt_column, encoding)
         source = "standard input" if str(prompts) == "-" else prompts

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from galip_edge.commands.options import default_model, existing_path, json_option
-from runtime.bundle import MANIFEST, Manifest, read_manifest
+from galip_edge.commands.options import existing_path, json_option
+from runtime.bundle import MANIFEST, Manifest, default_bundle, read_manifest
 from runtime.errors import BundleError
 
 
@@ -21,7 +21,7 @@ def command(bundle: Path | None, as_json: bool) -> None:
 
     By default of the embedded model.
     """
-    folder = bundle or default_model()
+    folder = bundle or default_bundle()
     manifest = read_manifest(folder)
     if as_json:
         click.echo(json.dumps({"model_hash": manifest.model_hash, **asdict(manifest)}, indent=1))

@@ -207,14 +207,3 @@ def with_setting(assignments: tuple[str, ...], name: str, value: str | None) -> 
 def with_device(assignments: tuple[str, ...], device: str | None) -> tuple[str, ...]:
     """Assignments of `--set`, with `--device` if it is given."""
     return assignments if device is None else (*assignments, f"device={device}")
-
-
-def default_model() -> Path:
-    """The bundle that comes with the package."""
-    folder = Path(__file__).parent.parent / "default_model"
-    if not folder.is_dir():
-        raise GalipEdgeError(
-            "this version comes without a default model: give a bundle with --model "
-            "(galip-edge convert makes one from a checkpoint)"
-        )
-    return folder

@@ -15,10 +15,10 @@ import uvicorn
 from galip_edge.commands.console import console
 from galip_edge.commands.options import (
     cache_option,
-    default_model,
     precision_option,
     threads_option,
 )
+from runtime.bundle import default_bundle
 from runtime.errors import GalipEdgeError
 from runtime.pipeline import PipelineOptions
 from runtime.server.access import is_loopback
@@ -228,7 +228,7 @@ def model_sources(models: tuple[str, ...], options: PipelineOptions) -> dict[str
         GalipEdgeError: a name is given twice, or a bundle is missing or damaged.
     """
     found: dict[str, ModelSource] = {}
-    for each in models or (str(default_model()),):
+    for each in models or (str(default_bundle()),):
         name, separator, path = each.partition("=")
         if not separator or Path(each).is_dir():
             name, path = "", each

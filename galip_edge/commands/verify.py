@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from galip_edge.commands.console import console
-from galip_edge.commands.options import default_model, existing_path, precision_option
+from galip_edge.commands.options import existing_path, precision_option
+from runtime.bundle import default_bundle
 from runtime.verification import verify_bundle
 
 
@@ -21,5 +22,5 @@ def command(bundle: Path | None, precision: str) -> None:
     numbers that PyTorch computed, and generates one image. The cache is not used.
     """
     with console().status("verifying"):
-        for step in verify_bundle(bundle or default_model(), precision):
+        for step in verify_bundle(bundle or default_bundle(), precision):
             click.echo(f"{step.name:12}{step.result}")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from galip_edge.commands.options import default_model
+from runtime.bundle import default_bundle
 
 
 def batch(*arguments, stdin=None) -> subprocess.CompletedProcess:
@@ -30,7 +30,7 @@ def lines(out) -> list[dict]:
 
 def test_a_job_from_a_file(prompts, tmp_path):
     out = tmp_path / "out"
-    command = (prompts, "--out", out, "--model", default_model(), "--keep-column", "note")
+    command = (prompts, "--out", out, "--model", default_bundle(), "--keep-column", "note")
     done = batch(*command)
     assert done.stdout.strip() == str(out / "__manifest__" / "manifest.jsonl")
     assert done.returncode == 1
@@ -59,7 +59,7 @@ def test_a_job_from_a_file(prompts, tmp_path):
 
 def test_a_job_grows_with_its_file_and_is_verified(prompts, tmp_path):
     out = tmp_path / "out"
-    command = (prompts, "--out", out, "--model", default_model(), "--json")
+    command = (prompts, "--out", out, "--model", default_bundle(), "--json")
     prompts.write_text("Caption;n\na bird;2\n")
     first = batch(*command)
     assert first.returncode == 0, first.stderr
@@ -86,7 +86,7 @@ def test_a_job_grows_with_its_file_and_is_verified(prompts, tmp_path):
 def test_former_spellings_of_options(prompts, tmp_path):
     new = ("--output-format", "tar", "--shard-size", 2, "--image-format", "webp")
     old = ("--as", "tar", "--part", 2, "--image", "webp")
-    command = (prompts, "--out", tmp_path / "out", "--model", default_model(), "--json")
+    command = (prompts, "--out", tmp_path / "out", "--model", default_bundle(), "--json")
     assert json.loads(batch(*command, *new, "--keep-column", "note").stdout)["done"] == 3
     assert json.loads(batch(*command, *old, "--carry", "note").stdout)["kept"] == 4
     shown = batch("--help").stdout
@@ -103,7 +103,7 @@ def test_standard_input(tmp_path):
         "--out",
         tmp_path / "out",
         "--model",
-        default_model(),
+        default_bundle(),
         "--image-format",
         "jpeg",
     )
@@ -117,7 +117,7 @@ def test_standard_input(tmp_path):
 
 
 def test_a_dry_run_makes_nothing(prompts, tmp_path):
-    command = (prompts, "--out", tmp_path / "out", "--model", default_model(), "--dry-run")
+    command = (prompts, "--out", tmp_path / "out", "--model", default_bundle(), "--dry-run")
     done = batch(*command, "--json")
     told = json.loads(done.stdout)
     assert (told["rows"], told["images"], told["refused"]) == (3, 3, 1)

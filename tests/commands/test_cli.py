@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from galip_edge.commands import options
-from runtime.errors import GalipEdgeError
+from runtime import bundle
+from runtime.errors import BundleError
 from runtime.images import read_metadata
 
 
@@ -153,9 +153,9 @@ def test_without_a_model_the_embedded_one_is_used(tmp_path):
 
 
 def test_where_none_is_embedded_the_way_to_one_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(options, "__file__", str(tmp_path / "commands/options.py"))
-    with pytest.raises(GalipEdgeError, match="--model .*galip-edge convert"):
-        options.default_model()
+    monkeypatch.setattr(bundle, "__file__", str(tmp_path / "bundle.py"))
+    with pytest.raises(BundleError, match="--model .*galip-edge convert"):
+        bundle.default_bundle()
 
 
 def test_output_folder_that_is_a_file(tiny_bundles, tmp_path):

@@ -6,29 +6,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from galip_edge.commands.options import default_model
 from galip_edge.data import DataConfig
 from galip_edge.data.aviary import AviarySource
 from galip_edge.evaluation.attributes import agreement, load_classifier
 from runtime import Pipeline
+from runtime.bundle import default_bundle
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
 COUNT = 150
 
 pytestmark = pytest.mark.skipif(
-    not (ROOT / "galip_edge/default_model").is_dir(),
+    not (ROOT / "runtime/default_model").is_dir(),
     reason="the embedded model is still in training: docs/embedded-model.md",
 )
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    return Pipeline.from_bundle(default_model())
+    return Pipeline.from_bundle(default_bundle())
 
 
 def test_it_is_small_enough_to_come_with_the_package(pipeline):
-    files = list(default_model().iterdir())
+    files = list(default_bundle().iterdir())
     assert sum(file.stat().st_size for file in files) <= 15 * 2**20
     packed = sum(len(zlib.compress(file.read_bytes())) for file in files)  # as in the wheel
     assert packed <= 15e6

@@ -29,7 +29,7 @@ from runtime.images import read_metadata
 from runtime.noise import MAX_SEED, draw_noise
 
 ROOT = Path(__file__).parent.parent.parent
-EMBEDDED = ROOT / "galip_edge" / "default_model"
+EMBEDDED = ROOT / "runtime" / "default_model"
 CAPTIONS = (ROOT / "convert" / "captions.txt").read_text().splitlines()
 CHROMIUM = shutil.which("chromium")
 FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic")

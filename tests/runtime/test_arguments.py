@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from galip_edge.commands.options import default_model
 from runtime import Job, JobOptions, Pipeline, PipelineOptions, PromptFile, draw_noise
+from runtime.bundle import default_bundle
 from runtime.errors import BundleError, PromptError
 from runtime.images import ImageMetadata, read_metadata, save_each, save_png, save_sheet
 from runtime.jobs.encoding import ImageFormat
@@ -17,7 +17,7 @@ from runtime.noise import truncated
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    return Pipeline.from_bundle(str(default_model()))
+    return Pipeline.from_bundle(str(default_bundle()))
 
 
 NUMBERS = [
@@ -116,7 +116,7 @@ def test_synthesize(sentence, noise, message, pipeline):
         (lambda: PipelineOptions(threads=True), "threads must be an integer"),
         (lambda: PipelineOptions(streams=1.0), "streams must be an integer"),
         (lambda: PipelineOptions(cache="no"), "cache must be True or False"),
-        (lambda: Pipeline.from_bundle(None), "path must be a path, got None"),
+        (lambda: Pipeline.from_bundle(3), "path must be a path, got 3"),
         (lambda: Pipeline.from_bundle(5), "path must be a path, got 5"),
         (lambda: Pipeline.from_bundle(""), "path must be a path, got ''"),
         (lambda: draw_noise(1.5, "a", 0, 4), "seed must be an integer"),
@@ -171,7 +171,7 @@ def test_paths_may_be_text(pipeline, tmp_path, monkeypatch):
     ]
     save_sheet(image, "sheet.png")
     Path("prompts.txt").write_text("a bird\n")
-    job = Job(PromptFile("prompts.txt"), str(default_model()), "out")
+    job = Job(PromptFile("prompts.txt"), str(default_bundle()), "out")
     assert [entry["status"] for entry in job] == ["done"]
     with pytest.raises(BundleError):
         Pipeline.from_bundle("nowhere")

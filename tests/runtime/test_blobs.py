@@ -38,11 +38,12 @@ def test_a_model_is_compiled_once(precision, cache, tiny_bundles, monkeypatch):
 
 
 def test_it_holds_no_weights(cache):
-    from galip_edge.commands.options import default_model
+    from runtime.bundle import default_bundle
 
-    picture(default_model())
+    picture(default_bundle())
     for name, blob in kept(cache).items():
-        assert blob.stat().st_size < weights_file(default_model() / f"{name}.xml.gz").stat().st_size
+        weights = weights_file(default_bundle() / f"{name}.xml.gz")
+        assert blob.stat().st_size < weights.stat().st_size
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from plain_model import PlainPipeline
 
-from galip_edge.commands.options import default_model
+from runtime.bundle import default_bundle
 from runtime.jobs import worker
 
 
@@ -17,4 +17,4 @@ def plain_model(monkeypatch):
 @pytest.fixture(scope="session")
 def bundle() -> Path:
     """The embedded model; most jobs have a plain model instead, which reads its manifest only."""
-    return default_model()
+    return default_bundle()

@@ -1,0 +1,151 @@
+"""The package as programs import it, and foreign modules that hide its packages."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import galip_edge
+
+ROOT = Path(__file__).parents[1]
+
+# As an editable install: our packages are found after everything on the search path.
+EDITABLE = f"""
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import spec_from_file_location
+class Editable:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in ("galip_edge", "convert", "runtime"):
+            folder = {str(ROOT)!r} + "/" + name
+            return spec_from_file_location(
+                name, folder + "/__init__.py", submodule_search_locations=[folder])
+sys.meta_path.insert(sys.meta_path.index(PathFinder) + 1, Editable)
+"""
+
+
+def run(*arguments: str, cwd: Path, path: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(path)},
+    )
+
+
+def module(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.py"
+    path.write_text("print('the foreign module ran')")
+    return path
+
+
+def package(folder: Path, name: str) -> Path:
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text("print('the foreign module ran')")
+    return folder / name
+
+
+def assert_names(result: subprocess.CompletedProcess, path: Path, *words: str) -> None:
+    assert result.returncode == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Error: {path} hides the package")
+    for word in words:
+        assert word in line
+
+
+def test_every_public_name_exists():
+    for name in galip_edge.__all__:
+        assert getattr(galip_edge, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'pictures'"):
+        galip_edge.pictures  # noqa: B018
+
+
+def test_convert_is_the_function_and_no_package():
+    from convert.pipeline import convert
+    from galip_edge import convert as public
+
+    assert public is convert
+
+
+def test_the_api_generates_without_torch(tmp_path):
+    code = """
+import sys
+from galip_edge import Job, Pipeline
+image = Pipeline.from_bundle().generate("a bird on a branch")
+print(image.shape, Job.__name__, {"torch", "onnx", "nncf"} & set(sys.modules))
+"""
+    result = run("-c", code, cwd=tmp_path)
+    assert result.stdout.splitlines() == ["(1, 128, 128, 3) Job set()"], result.stderr
+
+
+def test_importing_the_package_costs_nothing(tmp_path):
+    code = "import galip_edge, sys; print({'numpy', 'openvino', 'click'} & set(sys.modules))"
+    assert run("-c", code, cwd=tmp_path).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("make", [module, package])
+def test_a_foreign_runtime_is_named_and_not_run(make, tmp_path):
+    path = make(tmp_path, "runtime")
+    result = run("-m", "galip_edge", "--version", cwd=tmp_path)
+    assert_names(result, path, "'runtime'", "run galip-edge instead of python -m galip_edge")
+
+
+@pytest.mark.parametrize("make", [module, package])
+def test_a_foreign_convert_disturbs_only_what_needs_it(make, tmp_path):
+    path = make(tmp_path, "convert")
+    result = run("-m", "galip_edge", "convert", "galip.pth", cwd=tmp_path)
+    assert_names(result, path, "'convert'", "run galip-edge instead of python -m galip_edge")
+    assert run("-m", "galip_edge", "info", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(("name", "command"), [("runtime", "info"), ("convert", "convert")])
+def test_a_folder_hides_the_packages_of_an_editable_install(name, command, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(EDITABLE)
+    (tmp_path / "work" / name).mkdir(parents=True)
+    cwd = tmp_path / "work"
+    result = run("-m", "galip_edge", command, "x", cwd=cwd, path=tmp_path / "site")
+    assert_names(result, cwd / name, repr(name))
+
+
+def test_the_console_script_names_a_foreign_module_on_the_search_path(tmp_path):
+    path = module(tmp_path, "runtime")
+    script = "from galip_edge.__main__ import main; main()"
+    result = run("-c", script, cwd=tmp_path.parent, path=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert_names(result, path, f"remove {tmp_path} from Python's search path")
+    entry = (ROOT / "pyproject.toml").read_text()
+    assert 'galip-edge = "galip_edge.__main__:main"' in entry
+
+
+def test_a_program_gets_an_import_error_that_names_the_module(tmp_path):
+    for name, wanted in (("runtime", "Pipeline"), ("convert", "convert")):
+        path = module(tmp_path, name)
+        result = run("-c", f"from galip_edge import {wanted}", cwd=tmp_path)
+        assert f"Error: {path} hides the package {name!r}" in result.stderr.splitlines()[-1]
+        assert result.stdout == ""
+        path.unlink()
+
+
+def test_torchrun_names_a_foreign_module(tmp_path):
+    path = module(tmp_path, "runtime")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "-m", "galip_edge", "train", "x")
+    result = run(*torchrun, cwd=tmp_path)
+    assert f"Error: {path} hides the package 'runtime'" in result.stderr
+    assert "galip_edge/" not in result.stderr  # no traceback of ours
+
+
+def test_commands_that_import_convert_are_known():
+    from galip_edge.cli import _USING_CONVERT, COMMANDS
+
+    for name, (file, _, _) in COMMANDS.items():
+        text = (ROOT / "galip_edge/commands" / f"{file}.py").read_text()
+        imports = any(
+            line.startswith(("from convert", "import convert")) for line in text.split("\n")
+        )
+        assert imports == (name in _USING_CONVERT), name
