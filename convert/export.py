@@ -10,10 +10,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from convert.errors import ConversionError
 from convert.quiet import quiet
 from convert.rewrite import deployed, dynamic_text_length
 from galip_edge.models import GALIP
-from runtime.errors import ConversionError
 from runtime.openvino_core import openvino_core
 
 OPSET = 18
