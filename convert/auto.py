@@ -9,13 +9,13 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from convert.errors import ConversionError
 from convert.fidelity import PROMPTS
 from convert.options import ConvertOptions
 from convert.progress import Progress
 from convert.write import Source, write_bundle
 from runtime.bundle import Manifest, save_manifest
 from runtime.compiled import has_bf16
-from runtime.errors import ConversionError
 from runtime.pipeline import Pipeline, PipelineOptions
 
 # Differences below are the machine's moods: the more faithful candidate is chosen then.

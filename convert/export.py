@@ -10,10 +10,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from convert.errors import ConversionError
 from convert.quiet import quiet
-from convert.rewrite import deployed, read_any_length
+from convert.rewrite import deployed, dynamic_text_length
 from galip_edge.models import GALIP
-from runtime.errors import ConversionError
 from runtime.openvino_core import openvino_core
 
 OPSET = 18
@@ -65,7 +65,7 @@ def export_text_encoder(model: GALIP, folder: Path, *, rewritten: bool = True) -
     dimensions = {0: _batch()}
     text_encoder: nn.Module = model.text_encoder
     if rewritten:
-        text_encoder = read_any_length(model.text_encoder)
+        text_encoder = dynamic_text_length(model.text_encoder)
         dimensions |= {1: torch.export.Dim("length", min=2, max=length)}
     path = folder / TEXT_ENCODER_ONNX
     _export(text_encoder.eval(), {"tokens": (tokens, dimensions)}, "sentence", path)

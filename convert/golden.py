@@ -12,12 +12,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from convert.errors import ConversionError
 from convert.fidelity import make_reference
 from convert.write import measured_tolerance, write_reference
 from galip_edge.checkpoint import load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
 from runtime.bundle import GOLDEN, Bundle, FileEntry, Manifest, save_manifest
-from runtime.errors import ConversionError, GalipEdgeError
+from runtime.errors import GalipEdgeError
 from runtime.files import atomic_folder, sha256_of
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.calibration import read_captions
+from convert.errors import ConversionError
 from convert.options import ConvertOptions
 from convert.progress import OnCount, OnStep, Progress
 from convert.workspace import publish, workspace
 from runtime.bundle import Manifest, is_bundle
-from runtime.errors import ConversionError
 
 if TYPE_CHECKING:  # it imports torch, and a mistyped path is reported before that
     from galip_edge.checkpoints.clip_weights import Activation

@@ -111,7 +111,7 @@ class PhaseConvolution(nn.Module):
 
 
 class PhasedBlock(nn.Module):
-    """An upsampling block that doubles the size. Made by `convolve_before_doubling`."""
+    """An upsampling block that doubles the size. Made by `fold_upsample_into_conv`."""
 
     def __init__(self, block: UpsamplingBlock) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class PhasedBlock(nn.Module):
         return block.resize(block.shortcut(x)) + residual
 
 
-def convolve_before_doubling(generator: Generator) -> Generator:
+def fold_upsample_into_conv(generator: Generator) -> Generator:
     """Use `PhaseConvolution` in each block that doubles the size; others stay as they are."""
     generator = _copy(generator)
     sizes = (generator.config.clip.grid, *generator.config.block_sizes)
@@ -136,8 +136,8 @@ def convolve_before_doubling(generator: Generator) -> Generator:
     return generator
 
 
-class LeanViT(nn.Module):
-    """A prompted ViT that computes no token which nobody reads. Made by `read_tokens_only`."""
+class PrunedViT(nn.Module):
+    """A prompted ViT that computes no token which nobody reads. Made by `prune_unused_tokens`."""
 
     def __init__(self, vit: PromptedViT) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class LeanViT(nn.Module):
         blocks = visual.transformer.resblocks
         # Nobody reads the prompt token again, nor, in the end, the class token, which is first.
         self.attentions = nn.ModuleList(
-            LeanAttention(block.attn, first=1 if block is blocks[-1] else 0) for block in blocks
+            PrunedAttention(block.attn, first=1 if block is blocks[-1] else 0) for block in blocks
         )
 
     def forward(self, bridge: Tensor, prompts: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class LeanViT(nn.Module):
         return features.reshape(*features.shape[:2], *bridge.shape[2:])
 
 
-class LeanAttention(nn.Module):
+class PrunedAttention(nn.Module):
     """What some tokens take from all. Its matrices are layers of their own, not slices of one:
     NNCF leaves the product with a slice in floating point."""
 
@@ -199,15 +199,15 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return layer
 
 
-def read_tokens_only(generator: Generator) -> Generator:
+def prune_unused_tokens(generator: Generator) -> Generator:
     """Compute only those tokens of the ViT that somebody reads."""
     generator = _copy(generator)
-    generator.vit = LeanViT(generator.vit)  # type: ignore[assignment]
+    generator.vit = PrunedViT(generator.vit)  # type: ignore[assignment]
     return generator
 
 
-class ShortTextEncoder(nn.Module):
-    """A text encoder for as many tokens as there are. Made by `read_any_length`."""
+class DynamicLengthTextEncoder(nn.Module):
+    """A text encoder for as many tokens as there are. Made by `dynamic_text_length`."""
 
     def __init__(self, text_encoder: CLIPTextEncoder) -> None:
         super().__init__()
@@ -224,14 +224,14 @@ class ShortTextEncoder(nn.Module):
         return sentence
 
 
-def read_any_length(text_encoder: CLIPTextEncoder) -> ShortTextEncoder:
+def dynamic_text_length(text_encoder: CLIPTextEncoder) -> DynamicLengthTextEncoder:
     """Let the text encoder read fewer than 77 tokens: none sees those that come after it."""
-    return ShortTextEncoder(text_encoder).eval()
+    return DynamicLengthTextEncoder(text_encoder).eval()
 
 
 def deployed(generator: Generator) -> nn.Module:
     """The generator with all rewrites: noise (B,Z), sentence (B,E) -> images (B,3,H,W)."""
-    return merge_affines(read_tokens_only(convolve_before_doubling(generator)))
+    return merge_affines(prune_unused_tokens(fold_upsample_into_conv(generator)))
 
 
 def _copy(generator: Generator) -> Generator:

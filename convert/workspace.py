@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from runtime.errors import ConversionError
+from convert.errors import ConversionError
 
 # Folder of the workspace with the output that is being replaced, between two renames.
 _OLD = "old"

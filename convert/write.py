@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from convert.calibration import BUILT_IN, generator_samples, text_samples
+from convert.errors import ConversionError
 from convert.export import export_generator, export_text_encoder, to_openvino
 from convert.fidelity import PROMPTS, Fidelity, Reference, compare, make_reference
 from convert.options import ConvertOptions
@@ -33,7 +34,6 @@ from runtime.bundle import (
     save_manifest,
     write_manifest,
 )
-from runtime.errors import ConversionError
 from runtime.golden import tolerance, write_golden
 from runtime.graphs import write_graph
 from runtime.memory import release_free_memory

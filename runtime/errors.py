@@ -20,9 +20,5 @@ class CheckpointError(GalipEdgeError):
     """A checkpoint is missing, damaged, unsafe, or does not fit the model."""
 
 
-class ConversionError(GalipEdgeError):
-    """A conversion step failed or its result is too far from PyTorch's."""
-
-
 class JobError(GalipEdgeError):
     """A batch job cannot be started or go on; what it has made stays."""

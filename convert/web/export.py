@@ -19,10 +19,10 @@ from typing import Any
 import onnx
 
 import runtime.server
+from convert.errors import ConversionError
 from convert.web.onnx_graph import to_onnx
 from convert.web.text_tables import text_tables
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest
-from runtime.errors import ConversionError
 from runtime.files import atomic_folder
 from runtime.graphs import read_graph
 from runtime.openvino_core import keep_locale

@@ -18,7 +18,7 @@ import onnx
 import openvino as ov
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.errors import ConversionError
+from convert.errors import ConversionError
 
 OPSET = 18
 IR_VERSION = 9

@@ -4,8 +4,8 @@ import pytest
 
 from convert import ConvertOptions, convert
 from convert.auto import Candidate, choose
+from convert.errors import ConversionError
 from runtime import Pipeline
-from runtime.errors import ConversionError
 
 FAST, SLOW = Candidate("int8", 31.0, 0.10), Candidate("bf16", 50.0, 0.20)
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from convert import ConvertOptions, convert
+from convert.errors import ConversionError
 from convert.fidelity import PROMPTS, make_reference, psnr_db
 from convert.quantize import is_quantized
 from galip_edge.tokenizer import build_tokenizer
 from runtime import Pipeline
 from runtime.bundle import Bundle, read_manifest
-from runtime.errors import CheckpointError, ConversionError, GalipEdgeError
+from runtime.errors import CheckpointError, GalipEdgeError
 from runtime.graphs import read_graph
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from convert import rewrite
-from convert.rewrite import PhaseConvolution, PhasedBlock, read_any_length
+from convert.rewrite import PhaseConvolution, PhasedBlock, dynamic_text_length
 from galip_edge.models import GALIP, PRESETS
 
 TINY = PRESETS["tiny"]
@@ -39,7 +39,7 @@ def random_generator(config):
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize(
-    "name", ["merge_affines", "convolve_before_doubling", "read_tokens_only", "deployed"]
+    "name", ["merge_affines", "fold_upsample_into_conv", "prune_unused_tokens", "deployed"]
 )
 def test_the_generator_computes_the_same(config, name):
     generator = random_generator(config)
@@ -65,23 +65,23 @@ def test_a_convolution_by_phases(size, bias):
 
 
 def test_only_blocks_that_double_change():
-    blocks = rewrite.convolve_before_doubling(random_generator(CONFIGS[2])).upsampling
+    blocks = rewrite.fold_upsample_into_conv(random_generator(CONFIGS[2])).upsampling
     assert [isinstance(block, PhasedBlock) for block in blocks] == [True, False, True, False]
 
 
 def test_products_are_saved():
     counted = {}
-    for name in ("convolve_before_doubling", "read_tokens_only"):
+    for name in ("fold_upsample_into_conv", "prune_unused_tokens"):
         generator = random_generator(TINY)
         for which, module in (("before", generator), ("after", getattr(rewrite, name)(generator))):
             with FlopCounterMode(display=False) as counter:
                 module(torch.zeros(1, 16).double(), torch.zeros(1, 32).double())
             counted[name, which] = counter.get_total_flops()
     assert (
-        counted["convolve_before_doubling", "after"]
-        < 0.8 * counted["convolve_before_doubling", "before"]
+        counted["fold_upsample_into_conv", "after"]
+        < 0.8 * counted["fold_upsample_into_conv", "before"]
     )
-    assert counted["read_tokens_only", "after"] < counted["read_tokens_only", "before"]
+    assert counted["prune_unused_tokens", "after"] < counted["prune_unused_tokens", "before"]
 
 
 @pytest.mark.parametrize("length", [3, 9, 40, 77])
@@ -93,4 +93,4 @@ def test_text_may_be_short(length):
         tokens[row, : end + 1] = torch.arange(1, end + 2)
         tokens[row, end] = 49407
     with torch.no_grad():
-        same(read_any_length(encoder)(tokens[:, :length]), encoder(tokens))
+        same(dynamic_text_length(encoder)(tokens[:, :length]), encoder(tokens))

@@ -17,13 +17,13 @@ from openvino import opset13 as ops
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+from convert.errors import ConversionError
 from convert.web import export_web
 from convert.web.export import onnx_model
 from convert.web.onnx_graph import to_onnx
 from galip_edge.cli import main
 from runtime import Pipeline
 from runtime.bundle import GENERATOR, TEXT_ENCODER, Bundle
-from runtime.errors import ConversionError
 from runtime.graphs import read_graph
 from runtime.images import read_metadata
 from runtime.noise import MAX_SEED, draw_noise

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from convert import ConvertOptions, convert
+from convert.errors import ConversionError
 from convert.workspace import publish, workspace, workspace_of
 from galip_edge.cli import main
 from runtime.bundle import is_bundle, read_manifest
-from runtime.errors import ConversionError
 from runtime.graphs import write_graph
 
 FP32 = ConvertOptions(precision="fp32")

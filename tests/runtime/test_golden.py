@@ -192,8 +192,8 @@ def test_conversion_writes_what_pytorch_computes(tiny_bundles, tiny_checkpoint, 
 
 
 def test_golden_numbers_of_another_checkpoint_are_refused(tiny_checkpoint, bundle):
+    from convert.errors import ConversionError
     from convert.golden import add_golden_numbers
-    from runtime.errors import ConversionError
 
     with pytest.raises(ConversionError, match="was made from another checkpoint"):
         add_golden_numbers(tiny_checkpoint, bundle)
