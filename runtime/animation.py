@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from runtime.credentials import MEDIA_TYPES, Signer
 from runtime.errors import GalipEdgeError
 from runtime.files import atomic_path
 from runtime.images import Images
+from runtime.recipes import Recipe, save_options, with_packet, xmp_packet
 
 ENDINGS = (".gif", ".webp", ".mp4")
 
 
 def save_animation(
-    frames: Iterable[Images], path: str | Path, frames_per_second: float = 24.0, loop: bool = True
+    frames: Iterable[Images],
+    path: str | Path,
+    frames_per_second: float = 24.0,
+    loop: bool = True,
+    recipe: Recipe | None = None,
+    signer: Signer | None = None,
 ) -> None:
     """Write an animation, whole or not at all.
 
@@ -25,6 +33,8 @@ def save_animation(
         path: ending in one of `ENDINGS`, which decides the format; MP4 needs PyAV.
         frames_per_second: GIF rounds to hundredths of a second a frame.
         loop: whether GIF and WebP begin again at their end.
+        recipe: stored in the file.
+        signer: signs the file, if there is one.
 
     Raises:
         GalipEdgeError: PyAV is missing, or the file cannot be written.
@@ -36,19 +46,37 @@ def save_animation(
     with atomic_path(path) as temporary:
         if path.suffix.lower() == ".mp4":
             _save_mp4(frames, temporary, frames_per_second)
-            return
-        first, *rest = (Image.fromarray(frame) for frame in frames)
-        kind = path.suffix[1:].upper()
-        settings = {"quality": 90, "method": 4} if kind == "WEBP" else {}
-        first.save(
-            temporary,
-            kind,
-            save_all=True,
-            append_images=rest,
-            duration=round(1000 / frames_per_second),
-            **({"loop": 0} if loop else {}),
-            **settings,
-        )
+        else:
+            _save_images(
+                frames, temporary, path.suffix[1:].lower(), frames_per_second, loop, recipe
+            )
+        if path.suffix.lower() != ".webp":
+            temporary.write_bytes(with_packet(temporary.read_bytes(), xmp_packet(recipe)))
+        if signer is not None:
+            media_type = MEDIA_TYPES[path.suffix.lower()]
+            temporary.write_bytes(signer.sign(temporary.read_bytes(), media_type))
+
+
+def _save_images(
+    frames: Iterable[Images],
+    path: Path,
+    kind: str,
+    frames_per_second: float,
+    loop: bool,
+    recipe: Recipe | None,
+) -> None:
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    settings: dict[str, Any] = {"loop": 0} if loop else {}
+    if kind == "webp":
+        settings |= {"quality": 90, "method": 4, **save_options(kind, first.size, recipe)}
+    first.save(
+        path,
+        kind.upper(),
+        save_all=True,
+        append_images=rest,
+        duration=round(1000 / frames_per_second),
+        **settings,
+    )
 
 
 def _save_mp4(frames: Iterable[Images], path: Path, frames_per_second: float) -> None:

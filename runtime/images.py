@@ -1,31 +1,33 @@
-"""PNG files that say how they were made, their names, and contact sheets."""
+"""PNG files with their recipes, their names, and contact sheets."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
-from runtime.files import atomic_path
+from runtime.credentials import Signer
+from runtime.files import write_whole
 from runtime.keyframes import Blend, Keyframe
+from runtime.recipes import Recipe, read_recipe, save_options
 from runtime.version import __version__
 
 Images = npt.NDArray[np.uint8]
 
-# Key of the text chunk with our JSON; `parameters` is the one that other image tools read.
-JSON_CHUNK = "galip-edge"
+# Characters of a model's name, hash or version in a recipe.
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,30 @@ class ImageMetadata:
         start, shares = blend.start, (blend.sentence_share, blend.noise_share)
         identity = (start.prompt, start.seed, start.index, model, model_hash, __version__)
         return cls(*identity, blend.psi, blend.end, *shares)
+
+    @classmethod
+    def of_recorded(cls, values: Mapping[str, Any]) -> ImageMetadata:
+        """Inverse of `recorded`, for values that a stranger may have written.
+
+        Raises:
+            ValueError: they are no recipe of an image.
+        """
+        try:
+            found = cls(**values)
+            end = None if found.end is None else Keyframe(**values["end"])
+        except (TypeError, ValueError) as error:
+            raise ValueError("no recipe of an image") from error
+        start, shares = Keyframe(found.prompt, found.seed, found.index), found.sentence_share
+        blend = Blend(start, end, shares, found.noise_share, found.psi)
+        for text in (found.model, found.model_hash, found.version):
+            if not isinstance(text, str) or len(text) > _LONGEST_NAME:
+                raise ValueError("no recipe of an image: model and version must be short texts")
+        return replace(cls.of_blend(blend, found.model, found.model_hash), version=found.version)
+
+    @property
+    def caption(self) -> str:
+        """The prompts, in lines."""
+        return self.prompt if self.end is None else f"{self.prompt}\n{self.end.prompt}"
 
     def parameters(self, size: tuple[int, int]) -> str:
         """The line format that image tools share: the prompt, then settings."""
@@ -102,26 +128,35 @@ def file_name(metadata: ImageMetadata) -> str:
     return f"{words or 'image'}-{identity[:12]}-{numbers}.png"
 
 
-def save_png(image: Images, path: str | Path, metadata: ImageMetadata) -> None:
-    """Write one image (H,W,3) with its metadata, whole or not at all.
+def save_png(
+    image: Images, path: str | Path, recipe: Recipe | None, signer: Signer | None = None
+) -> None:
+    """Write one image (H,W,3) with its recipe, whole or not at all.
 
     Raises GalipEdgeError if it cannot be written.
     """
-    path = Path(path)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        write_png(image, file, metadata)
+    write_whole(path, png_file(image, recipe, signer))
 
 
-def write_png(image: Images, file: BinaryIO, metadata: ImageMetadata) -> None:
-    """Write one image (H,W,3) with its metadata to an open file."""
+def png_file(image: Images, recipe: Recipe | None, signer: Signer | None = None) -> bytes:
+    """Content of a PNG file of one image (H,W,3) with its recipe."""
+    buffer = io.BytesIO()
+    write_png(image, buffer, recipe)
+    content = buffer.getvalue()
+    return signer.sign(content, "image/png") if signer else content
+
+
+def write_png(image: Images, file: BinaryIO, recipe: Recipe | None) -> None:
+    """Write one image (H,W,3) with its recipe to an open file."""
     picture = Image.fromarray(image)
-    info = PngInfo()
-    info.add_text("parameters", metadata.parameters(picture.size))
-    info.add_text(JSON_CHUNK, json.dumps(metadata.recorded()))
-    picture.save(file, format="PNG", pnginfo=info, **_PNG)
+    picture.save(file, format="PNG", **save_options("png", picture.size, recipe), **_PNG)
 
 
-def save_each(images: Iterable[tuple[Images, ImageMetadata]], folder: str | Path) -> Iterator[Item]:
+def save_each(
+    images: Iterable[tuple[Images, ImageMetadata]],
+    folder: str | Path,
+    signer: Signer | None = None,
+) -> Iterator[Item]:
     """Write images to `folder` under their names; each is given on once its file is there.
 
     Files are written beside the work of whoever makes `images`, which is to take a little longer.
@@ -131,7 +166,7 @@ def save_each(images: Iterable[tuple[Images, ImageMetadata]], folder: str | Path
 
     def save(image: Images, metadata: ImageMetadata) -> Item:
         path = folder / file_name(metadata)
-        save_png(image, path, metadata)
+        save_png(image, path, metadata, signer)
         return image, metadata, path
 
     with ThreadPoolExecutor(1) as writer:
@@ -145,15 +180,14 @@ def save_each(images: Iterable[tuple[Images, ImageMetadata]], folder: str | Path
 
 
 def read_metadata(path: str | Path) -> ImageMetadata | None:
-    """The metadata of a PNG that `save_png` wrote, or None if it has none."""
-    with Image.open(path) as picture:
-        text = getattr(picture, "text", {}).get(JSON_CHUNK)
+    """The recipe in a PNG, JPEG or WebP file of one image; None if it has none.
+
+    Raises GalipEdgeError if the file cannot be read.
+    """
+    recorded = read_recipe(Path(path)).recorded
     try:
-        found = json.loads(text or "null")
-        if found and found.get("end"):
-            found["end"] = Keyframe(**found["end"])
-        return ImageMetadata(**found) if found else None
-    except (AttributeError, ValueError, TypeError):
+        return None if recorded is None else ImageMetadata.of_recorded(recorded)
+    except ValueError:
         return None
 
 
@@ -189,10 +223,3 @@ def labelled(image: Images, text: str) -> Images:
     font = ImageFont.load_default(size)
     ImageDraw.Draw(strip).text((width / 2, strip.height / 2), text, "black", font, anchor="mm")
     return np.concatenate([image, np.asarray(strip)])
-
-
-def save_sheet(sheet: Images, path: str | Path) -> None:
-    """Write a contact sheet, whole or not at all."""
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        Image.fromarray(sheet).save(temporary, format="PNG", **_PNG)

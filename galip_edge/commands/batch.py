@@ -25,9 +25,11 @@ from galip_edge.commands.options import (
     json_option,
     model_option,
     precision_option,
+    signing_options,
     threads_option,
 )
 from runtime.bundle import default_bundle
+from runtime.credentials import Signer
 from runtime.errors import GalipEdgeError
 from runtime.jobs.encoding import SUFFIXES, ImageFormat
 from runtime.jobs.engine import Engine, InProcess
@@ -162,6 +164,7 @@ from runtime.pipeline import PipelineOptions
 )
 @cache_option
 @precision_option
+@signing_options
 @json_option
 def command(
     prompts: Path,
@@ -191,6 +194,7 @@ def command(
     cache: bool,
     precision: str,
     as_json: bool,
+    signer: Signer | None,
 ) -> None:
     """Generate images of all prompts in a file; the same command again resumes.
 
@@ -202,7 +206,7 @@ def command(
     """
     options = JobOptions(
         form=form,
-        image_format=ImageFormat(image_format, quality),
+        image_format=ImageFormat(image_format, quality, signer),
         part=part,
         retry_failed=retry_failed,
         max_errors=max_errors,

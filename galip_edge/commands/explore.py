@@ -13,15 +13,20 @@ from galip_edge.commands.options import (
     cache_option,
     json_option,
     model_option,
+    overwrite_option,
     precision_option,
+    refuse_existing,
+    signing_options,
     threads_option,
     truncation_option,
 )
-from runtime.images import contact_sheet, labelled, save_sheet
+from runtime.credentials import Signer
+from runtime.images import contact_sheet, labelled, save_png
 from runtime.keyframes import Keyframe
 from runtime.latent import latent_of
 from runtime.noise import MAX_SEED
 from runtime.pipeline import PipelineOptions
+from runtime.reproduce import SeriesRecipe
 
 
 @click.command("explore")
@@ -44,9 +49,11 @@ from runtime.pipeline import PipelineOptions
     default=Path("seeds.png"),
     show_default=True,
 )
+@overwrite_option
 @threads_option
 @cache_option
 @precision_option
+@signing_options
 @json_option
 def command(
     prompt: str,
@@ -56,15 +63,19 @@ def command(
     psi: float,
     model: Path | None,
     out: Path,
+    force: bool,
     threads: int,
     cache: bool,
     precision: str,
     as_json: bool,
+    signer: Signer | None,
 ) -> None:
     """Write a sheet of PROMPT's pictures for `-n` seeds, labelled with their seeds.
 
-    Each is what `galip-edge generate PROMPT --seed SEED` makes first.
+    Each is what `galip-edge generate PROMPT --seed SEED` makes first. `galip-edge info` prints the
+    command that is stored in the sheet.
     """
+    refuse_existing(out, force)
     seeds = range(seed, seed + count)
     if seeds[-1] > MAX_SEED:
         raise click.UsageError(f"the last seed would be above {MAX_SEED}")
@@ -76,5 +87,9 @@ def command(
         for each, image in zip(seeds, pipeline.synthesize_each(latents, count)):
             pictures.append(labelled(image, str(each)))
             progress.advance(task)
-    save_sheet(contact_sheet(pictures, columns), out)
+    manifest, options = pipeline.manifest, {"n": count, "columns": columns, "psi": psi}
+    recipe = SeriesRecipe(
+        "explore", (prompt,), (seed,), manifest.name, manifest.model_hash, options
+    )
+    save_png(contact_sheet(pictures, columns), out, recipe, signer)
     click.echo(json.dumps({"path": str(out), "seeds": list(seeds)}) if as_json else out)

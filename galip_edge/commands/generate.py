@@ -19,16 +19,19 @@ from galip_edge.commands.options import (
     json_option,
     model_option,
     precision_option,
+    signing_options,
     threads_option,
     truncation_option,
 )
+from runtime.credentials import Signer
 from runtime.errors import GalipEdgeError, PromptError
 from runtime.files import write_whole
-from runtime.images import ImageMetadata, Images, contact_sheet, file_name, save_each, save_sheet
+from runtime.images import ImageMetadata, Images, contact_sheet, file_name, save_each, save_png
 from runtime.jobs.encoding import SUFFIXES, ImageFormat
 from runtime.noise import MAX_SEED
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.prompts import checked_prompt
+from runtime.reproduce import SeriesRecipe
 
 # By the ending of a single file.
 _FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg": "jpeg"}
@@ -65,6 +68,7 @@ _FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg":
 )
 @cache_option
 @precision_option
+@signing_options
 @json_option
 def command(
     prompts: tuple[str, ...],
@@ -79,14 +83,16 @@ def command(
     cache: bool,
     precision: str,
     as_json: bool,
+    signer: Signer | None,
 ) -> None:
     """Generate images from prompts, as PNG files whose paths are printed.
 
     PROMPT - reads prompts from standard input, one per line. The same model, prompt, seed and image
-    number give the same image, whatever else is asked for. Each file carries its prompt and seed.
+    number give the same image, whatever else is asked for. Each file carries its recipe, which
+    `galip-edge info` prints, and a mark that a model generated it (IPTC, XMP).
     """
     prompts = tuple(_all_prompts(prompts))
-    single = _single_format(out)
+    single = _single_format(out, signer)
     if single is not None:
         _check_single(out, len(prompts) * count, grid, as_json)
     options = PipelineOptions(threads, streams, cache, precision)
@@ -106,14 +112,17 @@ def command(
     images: list[Images] = []
     with counting_progress() as progress:
         task = progress.add_task("generating", total=len(prompts) * count)
-        for image, metadata, path in save_each(generated, out):
+        for image, metadata, path in save_each(generated, out, signer):
             _print_path(path, metadata, as_json)
             progress.advance(task)
             if grid:
                 images.append(image)
     if grid:
         sheet = out / _sheet_name(prompts, count, seed, psi, manifest.model_hash)
-        save_sheet(contact_sheet(images, count if len(prompts) > 1 else _columns(count)), sheet)
+        columns = count if len(prompts) > 1 else _columns(count)
+        settings = {"n": count, "psi": psi, "grid": True}
+        recipe = SeriesRecipe("generate", prompts, (seed,), *identity, settings)
+        save_png(contact_sheet(images, columns), sheet, recipe, signer)
         click.echo(json.dumps({"grid": str(sheet)}) if as_json else sheet)
 
 
@@ -146,13 +155,13 @@ def _lines_of_stdin() -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if line]
 
 
-def _single_format(out: Path) -> ImageFormat | None:
+def _single_format(out: Path, signer: Signer | None) -> ImageFormat | None:
     """The format of a single file, or None if `out` is a folder."""
     if str(out) == "-":
-        return ImageFormat("png")
+        return ImageFormat("png", signer=signer)
     if out.is_dir() or out.suffix.lower() not in _FORMATS:
         return None
-    return ImageFormat(_FORMATS[out.suffix.lower()])
+    return ImageFormat(_FORMATS[out.suffix.lower()], signer=signer)
 
 
 def _check_single(out: Path, count: int, grid: bool, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`galip-edge info`: what a bundle holds."""
+"""`galip-edge info`: what a bundle or an image holds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from pathlib import Path
 import click
 
 from galip_edge.commands.options import existing_path, json_option
+from galip_edge.image_info import ImageInfo
 from runtime.bundle import MANIFEST, Manifest, default_bundle, read_manifest
+from runtime.credentials import MEDIA_TYPES
 from runtime.errors import BundleError
 
 
 @click.command("info")
-@click.argument("bundle", type=existing_path, required=False)
+@click.argument("path", type=existing_path, required=False)
 @json_option
-def command(bundle: Path | None, as_json: bool) -> None:
-    """Show model, precision, provenance and measured fidelity of BUNDLE.
+def command(path: Path | None, as_json: bool) -> None:
+    """Show what a bundle or an image holds. PATH is by default the embedded model.
 
-    By default of the embedded model.
+    Of a bundle: model, precision, provenance and measured fidelity. Of an image (.png, .jpg, .webp,
+    .gif, .mp4): its recipe, and the command that makes it again.
     """
-    folder = bundle or default_bundle()
+    folder = path or default_bundle()
+    if folder.is_file() and folder.suffix.lower() in MEDIA_TYPES:
+        image = ImageInfo.of(folder)
+        click.echo(json.dumps(image.values()) if as_json else "\n".join(image.lines()))
+        return
     manifest = read_manifest(folder)
     if as_json:
         click.echo(json.dumps({"model_hash": manifest.model_hash, **asdict(manifest)}, indent=1))

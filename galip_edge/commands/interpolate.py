@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,17 +15,23 @@ from galip_edge.commands.options import (
     cache_option,
     json_option,
     model_option,
+    overwrite_option,
     precision_option,
+    refuse_existing,
+    signing_options,
     threads_option,
     truncation_option,
 )
 from runtime.animation import ENDINGS, save_animation
 from runtime.bundle import Manifest
-from runtime.images import ImageMetadata, Images, contact_sheet, save_png, save_sheet
+from runtime.credentials import Signer
+from runtime.errors import GalipEdgeError
+from runtime.images import ImageMetadata, Images, contact_sheet, save_png
 from runtime.keyframes import Blend, Keyframe
 from runtime.latent import pictures, style_grid, way
 from runtime.noise import MAX_SEED
 from runtime.pipeline import PipelineOptions
+from runtime.reproduce import SeriesRecipe
 
 
 @click.command("interpolate")
@@ -57,9 +64,11 @@ from runtime.pipeline import PipelineOptions
 @click.option("--fps", type=click.FloatRange(0.1, 100), default=24, show_default=True)
 @truncation_option
 @click.option("--grid", metavar="ROWSxCOLUMNS", help="A grid between four pictures, as PNG.")
+@overwrite_option
 @threads_option
 @cache_option
 @precision_option
+@signing_options
 @json_option
 def command(
     prompts: tuple[str, ...],
@@ -71,20 +80,24 @@ def command(
     fps: float,
     psi: float,
     grid: str | None,
+    force: bool,
     threads: int,
     cache: bool,
     precision: str,
     as_json: bool,
+    signer: Signer | None,
 ) -> None:
     """Move from picture to picture: between prompts, seeds, or both.
 
     One prompt and many seeds, many prompts and one seed, or as many of both. The pictures
-    themselves are those of `galip-edge generate`.
+    themselves are those of `galip-edge generate`. `galip-edge info` prints the command that is
+    stored in the file.
     """
     keyframes = _keyframes(prompts, seeds)
     shape = _shape(grid) if grid else None
     if shape and out.suffix.lower() != ".png":
         out = out.with_suffix(".png")
+    _refuse_existing(out, force)
     pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache, precision=precision))
     if shape:
         blends = None
@@ -103,9 +116,17 @@ def command(
                 yield frame
 
         if out.suffix or blends is None:
-            _save(counted(), out, shape[1] if shape else total, fps)
+            options: dict[str, Any] = {"psi": psi}
+            if grid:
+                options |= {"grid": grid.lower()}
+            else:
+                options |= {"steps": steps, "loop": loop, "fps": fps}
+            manifest = pipeline.manifest
+            identity = manifest.name, manifest.model_hash
+            recipe = SeriesRecipe("interpolate", prompts, seeds, *identity, options)
+            _save(counted(), out, shape[1] if shape else total, recipe, signer)
         else:
-            _save_frames(counted(), blends, out, pipeline.manifest)
+            _save_frames(counted(), blends, out, pipeline.manifest, signer)
     click.echo(json.dumps({"path": str(out), "pictures": total}) if as_json else out)
 
 
@@ -126,19 +147,38 @@ def _shape(text: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _save(frames: Iterator[Images], out: Path, columns: int, fps: float) -> None:
+def _refuse_existing(out: Path, force: bool) -> None:
+    if out.suffix:
+        refuse_existing(out, force)
+    elif not force and any(out.glob("[0-9]*.png")):
+        raise GalipEdgeError(f"{out} has frames: give another --out, or --force to replace them")
+
+
+def _save(
+    frames: Iterator[Images],
+    out: Path,
+    columns: int,
+    recipe: SeriesRecipe,
+    signer: Signer | None,
+) -> None:
     ending = out.suffix.lower()
     if ending in ENDINGS:
-        save_animation(frames, out, fps)
+        save_animation(frames, out, recipe.options["fps"], recipe=recipe, signer=signer)
     elif ending == ".png":
-        save_sheet(contact_sheet(list(frames), columns), out)
+        save_png(contact_sheet(list(frames), columns), out, recipe, signer)
     else:
         raise click.UsageError(f"--out ends in {', '.join(ENDINGS)} or .png, or is a folder: {out}")
 
 
 def _save_frames(
-    frames: Iterator[Images], blends: list[Blend], folder: Path, manifest: Manifest
+    frames: Iterator[Images],
+    blends: list[Blend],
+    folder: Path,
+    manifest: Manifest,
+    signer: Signer | None,
 ) -> None:
+    for old in folder.glob("[0-9]*.png"):  # with --force
+        old.unlink()
     for index, (frame, blend) in enumerate(zip(frames, blends)):
         metadata = ImageMetadata.of_blend(blend, manifest.name, manifest.model_hash)
-        save_png(frame, folder / f"{index:05d}.png", metadata)
+        save_png(frame, folder / f"{index:05d}.png", metadata, signer)

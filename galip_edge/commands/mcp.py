@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 from pathlib import Path
@@ -14,9 +13,15 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
 from galip_edge.commands.loading import load_pipeline
-from galip_edge.commands.options import cache_option, model_option, threads_option
+from galip_edge.commands.options import (
+    cache_option,
+    model_option,
+    signing_options,
+    threads_option,
+)
+from runtime.credentials import Signer
 from runtime.errors import PromptError
-from runtime.images import ImageMetadata, write_png
+from runtime.images import ImageMetadata, png_file
 from runtime.noise import MAX_SEED
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.prompts import checked_prompt
@@ -29,17 +34,18 @@ from runtime.version import __version__
 @model_option
 @threads_option
 @cache_option
-def command(model: Path | None, threads: int, cache: bool) -> None:
+@signing_options
+def command(model: Path | None, threads: int, cache: bool, signer: Signer | None) -> None:
     """Serve one tool, generate_image, by the Model Context Protocol (standard input and output).
 
     Assistants start this command themselves; see docs/serving.md for their settings.
     """
     pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
     pipeline.generate("a bird on a branch")  # what is wrong with a bundle ends the command
-    server_of(pipeline).run("stdio")
+    server_of(pipeline, signer).run("stdio")
 
 
-def server_of(pipeline: Pipeline) -> MCPServer[Any]:
+def server_of(pipeline: Pipeline, signer: Signer | None = None) -> MCPServer[Any]:
     """A server with the tool `generate_image`."""
     manifest = pipeline.manifest
     server: MCPServer[Any] = MCPServer("galip-edge", version=__version__, log_level="WARNING")
@@ -77,11 +83,10 @@ def server_of(pipeline: Pipeline) -> MCPServer[Any]:
         with one_at_a_time:
             image = pipeline.generate(prompt, seed=seed, psi=psi)[0]
         metadata = ImageMetadata(prompt, seed, 0, manifest.name, manifest.model_hash, psi=psi)
-        buffer = io.BytesIO()
-        write_png(resized(image, size, size) if size else image, buffer, metadata)
+        content = png_file(resized(image, size, size) if size else image, metadata, signer)
         found: dict[str, Any] = metadata.recorded()
         if cut := pipeline.tokenizer.cut(prompt):
             found["warning"] = f"the prompt has {cut}"
-        return [Image(data=buffer.getvalue(), format="png"), json.dumps(found)]
+        return [Image(data=content, format="png"), json.dumps(found)]
 
     return server

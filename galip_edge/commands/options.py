@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import click
 
 import galip_edge
 from runtime.bundle import RUN_PRECISIONS
+from runtime.credentials import Signer
 from runtime.errors import GalipEdgeError
 
 
@@ -138,6 +140,41 @@ precision_option = click.option(
     show_default=True,
     help="Arithmetic of what is not INT8; auto: the bundle's own where it is right here, else f32.",
 )
+
+
+def signing_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of a C2PA signature; the command has the argument `signer`."""
+
+    @functools.wraps(function)
+    def command(sign_key: Path | None, sign_cert: Path | None, **options: Any) -> None:
+        function(**options, signer=_signer(sign_key, sign_cert))
+
+    file = click.Path(path_type=Path, dir_okay=False)
+    for name, what in (("cert", "certificate and its issuers', as PEM"), ("key", "key, as PEM")):
+        command = click.option(
+            f"--sign-{name}",
+            type=file,
+            metavar="FILE",
+            help=f"Sign images by C2PA: {what} (extra c2pa).",
+        )(command)
+    return command
+
+
+def _signer(key: Path | None, certificates: Path | None) -> Signer | None:
+    if key is None and certificates is None:
+        return None
+    if key is None or certificates is None:
+        raise click.UsageError("--sign-key and --sign-cert belong together: give both")
+    return Signer.from_files(key, certificates)
+
+
+overwrite_option = click.option("--force", is_flag=True, help="Replace existing files.")
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise GalipEdgeError if there is something at `path` that is not to be replaced."""
+    if not force and path.exists():
+        raise GalipEdgeError(f"{path} exists: give another --out, or --force to replace it")
 
 
 _CONFIGS = Path(galip_edge.__file__).parent / "configs"

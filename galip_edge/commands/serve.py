@@ -16,9 +16,11 @@ from galip_edge.commands.console import console
 from galip_edge.commands.options import (
     cache_option,
     precision_option,
+    signing_options,
     threads_option,
 )
 from runtime.bundle import default_bundle
+from runtime.credentials import Signer
 from runtime.errors import GalipEdgeError
 from runtime.pipeline import PipelineOptions
 from runtime.server.access import is_loopback
@@ -184,6 +186,7 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
 @threads_option
 @cache_option
 @precision_option
+@signing_options
 def command(
     models: tuple[str, ...],
     host: str,
@@ -193,6 +196,7 @@ def command(
     precision: str,
     trusted_proxies: tuple[str, ...],
     root_path: str,
+    signer: Signer | None,
     **settings: Any,
 ) -> None:
     """Serve a studio page, OpenAI's images API and A1111's.
@@ -212,6 +216,7 @@ def command(
         **settings,
         trusted_proxies=trusted_proxies or ServerOptions.trusted_proxies,
         root_path=root_path.rstrip("/"),
+        signer=signer,
     )
     with listening(host, port) as listener:
         sources = model_sources(models, PipelineOptions(threads, cache=cache, precision=precision))

@@ -28,7 +28,7 @@ from galip_edge.training.distributed import World
 from galip_edge.training.network import StepReport
 from runtime.cpu import available_cores, cpu_name
 from runtime.files import atomic_path
-from runtime.images import contact_sheet, save_sheet
+from runtime.images import contact_sheet, save_png
 
 Images = npt.NDArray[np.uint8]
 _log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class RunRecord:
             cells = [image for pair in zip(images, real, strict=True) for image in pair]
             columns *= 2
         sheet = contact_sheet(cells, columns)
-        save_sheet(sheet, self._folder / "samples" / f"step-{step:08d}.png")
+        save_png(sheet, self._folder / "samples" / f"step-{step:08d}.png", None)
         if self._board:
             self._board.add_image("samples", sheet, step, dataformats="HWC")
 

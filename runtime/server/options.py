@@ -6,6 +6,8 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
+from runtime.credentials import Signer
+
 _ORIGIN = re.compile(r"https?://[^/?#@\s]+")
 
 
@@ -26,6 +28,7 @@ class ServerOptions:
         memory: bytes for loaded models; the least recently used ones are unloaded. None: no limit.
         max_connections: open connections; idle ones are closed to make room.
         header_timeout: seconds for receiving the header of a request.
+        signer: signs each file, if there is one.
     """
 
     api_key: str | None = None
@@ -40,6 +43,7 @@ class ServerOptions:
     memory: int | None = None
     max_connections: int = 512
     header_timeout: float = 10.0
+    signer: Signer | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_images <= self.queue_size:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -86,7 +86,7 @@ class _Kept:
     delivery: Delivery
 
     def file(self) -> bytes:
-        if self.delivery == Delivery():
+        if self.delivery == Delivery() and self.delivery.image_format.signer is None:
             return self.original
         with Image.open(io.BytesIO(self.original)) as image:
             return _file(np.asarray(image), self.metadata, self.delivery)
@@ -219,7 +219,7 @@ class ImagesAPI:
         async with self._models.use(model) as loaded:
             images = await self._generated(request, loaded.queue.submit(blends))
             made = await self.in_thread(
-                _finish, loaded, blends, images, delivery or Delivery(), originals
+                _finish, loaded, blends, images, self.signed(delivery or Delivery()), originals
             )
         self.count(len(blends), started)
         return made
@@ -262,6 +262,11 @@ class ImagesAPI:
         """Run `function` next to the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
 
+    def signed(self, delivery: Delivery) -> Delivery:
+        """The delivery with the server's signature, if it has one."""
+        image_format = replace(delivery.image_format, signer=self._options.signer)
+        return replace(delivery, image_format=image_format)
+
     @property
     def timeout(self) -> float:
         """Seconds for a request."""
@@ -272,7 +277,7 @@ class ImagesAPI:
     ) -> str:
         """URL of an image, which is kept until many others came."""
         name = f"{secrets.token_urlsafe(16)}.{delivery.image_format.suffix}"
-        self._kept[name] = _Kept(original, _metadata(made.manifest, blend), delivery)
+        self._kept[name] = _Kept(original, _metadata(made.manifest, blend), self.signed(delivery))
         size = sum(len(kept.original) for kept in self._kept.values())
         while size > _KEPT_BYTES and len(self._kept) > self._options.max_images:
             _, dropped = self._kept.popitem(last=False)
@@ -377,7 +382,8 @@ class _Events(Response):
             for blend, future in zip(wanted.blends, queued):
                 left = max(0.0, started + api.timeout - time.perf_counter())
                 image = await asyncio.wait_for(asyncio.wrap_future(future), left)
-                made = await api.in_thread(_finish, model, [blend], [image], wanted.delivery, False)
+                delivery = api.signed(wanted.delivery)
+                made = await api.in_thread(_finish, model, [blend], [image], delivery, False)
                 yield await api.in_thread(self._completed, made)
         except asyncio.TimeoutError:
             error = api.timed_out()

@@ -9,14 +9,12 @@ answer, without effect.
 from __future__ import annotations
 
 import base64
-import io
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -24,6 +22,7 @@ from starlette.routing import Route
 from runtime.images import ImageMetadata
 from runtime.keyframes import Blend, Keyframe
 from runtime.noise import MAX_SEED
+from runtime.recipes import recipe_in
 from runtime.server.fields import (
     REQUIRED,
     BadRequestError,
@@ -358,11 +357,11 @@ class WebUI:
         return _JSON({"ram": {"error": "unavailable"}, "cuda": {"error": "unavailable"}})
 
     async def _png_info(self, request: Request) -> Response:
-        """The settings in a PNG; as large as a request's body may be."""
+        """The settings in an image; as large as a request's body may be."""
         body = await self._images.body_of(request)
         given = body.get("image") if isinstance(body, dict) else None
         if not isinstance(given, str):
-            raise BadRequestError("image must be a PNG in base64", "image")
+            raise BadRequestError("image must be a PNG, JPEG or WebP in base64", "image")
         content = given.rpartition(",")[2]
         text = await self._images.in_thread(_parameters_in, content)
         return _JSON({"info": text, "items": {"parameters": text} if text else {}})
@@ -370,15 +369,9 @@ class WebUI:
 
 def _parameters_in(content: str) -> str:
     try:
-        with Image.open(io.BytesIO(base64.b64decode(content, validate=True))) as image:
-            return str(getattr(image, "text", {}).get("parameters", ""))
-    except (
-        ValueError,
-        OSError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise BadRequestError("image must be a PNG in base64", "image") from error
+        return recipe_in(base64.b64decode(content, validate=True)).parameters or ""
+    except ValueError as error:
+        raise BadRequestError("image must be a PNG, JPEG or WebP in base64", "image") from error
 
 
 class _JSON(JSONResponse):

@@ -8,7 +8,7 @@ import pytest
 from runtime import Job, JobOptions, Pipeline, PipelineOptions, PromptFile, draw_noise
 from runtime.bundle import default_bundle
 from runtime.errors import BundleError, PromptError
-from runtime.images import ImageMetadata, read_metadata, save_each, save_png, save_sheet
+from runtime.images import ImageMetadata, read_metadata, save_each, save_png
 from runtime.jobs.encoding import ImageFormat
 from runtime.keyframes import Blend, Keyframe
 from runtime.latent import interpolate, slerp, style_grid, way
@@ -169,7 +169,7 @@ def test_paths_may_be_text(pipeline, tmp_path, monkeypatch):
     assert [path.parent for _, _, path in save_each([(image, metadata)], "folder")] == [
         Path("folder")
     ]
-    save_sheet(image, "sheet.png")
+    save_png(image, "sheet.png", None)
     Path("prompts.txt").write_text("a bird\n")
     job = Job(PromptFile("prompts.txt"), str(default_bundle()), "out")
     assert [entry["status"] for entry in job] == ["done"]

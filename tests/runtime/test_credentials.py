@@ -1,0 +1,103 @@
+"""Images signed by C2PA, read back by its own reader."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+c2pa = pytest.importorskip("c2pa")
+
+from certificates import pem_of, write_pair  # noqa: E402
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from runtime.animation import save_animation  # noqa: E402
+from runtime.credentials import MEDIA_TYPES, Signer  # noqa: E402
+from runtime.errors import GalipEdgeError  # noqa: E402
+from runtime.images import ImageMetadata, read_metadata, save_png  # noqa: E402
+from runtime.jobs.encoding import ImageFormat  # noqa: E402
+from runtime.recipes import TRAINED_ALGORITHMIC_MEDIA  # noqa: E402
+
+METADATA = ImageMetadata("a bird", 0, 0, "m", "ab" * 32)
+IMAGE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+
+
+def check(content: bytes, media_type: str) -> None:
+    """The file is signed, unchanged, and says that a model generated it."""
+    found = json.loads(c2pa.Reader(media_type, io.BytesIO(content)).json())
+    # Nobody trusts a test's own authority; all else is right.
+    assert found["validation_state"] == "Valid"
+    assert [each["code"] for each in found["validation_status"]] == ["signingCredential.untrusted"]
+    manifest = found["manifests"][found["active_manifest"]]
+    assert manifest["claim_generator_info"][0]["name"] == "galip-edge"
+    assert "thumbnail" not in manifest
+    (actions,) = (it for it in manifest["assertions"] if it["label"] == "c2pa.actions.v2")
+    (action,) = actions["data"]["actions"]
+    assert action["action"] == "c2pa.created"
+    assert action["digitalSourceType"] == TRAINED_ALGORITHMIC_MEDIA
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp"])
+def test_images_are_signed_and_keep_recipe_and_pixels(name, tmp_path):
+    signer = Signer.from_files(*write_pair(tmp_path))
+    content = ImageFormat(name, signer=signer).encode(IMAGE, METADATA)
+    check(content, f"image/{name}")
+    (tmp_path / f"x.{name}").write_bytes(content)
+    assert read_metadata(tmp_path / f"x.{name}") == METADATA
+    plain = ImageFormat(name).encode(IMAGE, METADATA)
+    pixels = [np.asarray(Image.open(io.BytesIO(it))) for it in (content, plain)]
+    np.testing.assert_array_equal(*pixels)
+    assert ImageFormat(name, signer=signer) == ImageFormat(name)
+    with pytest.raises(AssertionError):
+        check(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:], f"image/{name}")
+
+
+@pytest.mark.parametrize("ending", [".gif", ".webp", ".mp4"])
+def test_animations_are_signed(ending, tmp_path):
+    signer = Signer.from_files(*write_pair(tmp_path))
+    save_animation([IMAGE, IMAGE[::-1]], tmp_path / f"x{ending}", signer=signer)
+    check((tmp_path / f"x{ending}").read_bytes(), MEDIA_TYPES[ending])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ec.generate_private_key(ec.SECP384R1()),
+        ed25519.Ed25519PrivateKey.generate(),
+        rsa.generate_private_key(65537, 2048),
+    ],
+    ids=["P-384", "Ed25519", "RSA"],
+)
+def test_kinds_of_keys(key, tmp_path):
+    signer = Signer.from_files(*write_pair(tmp_path, key))
+    save_png(IMAGE, tmp_path / "x.png", METADATA, signer)
+    check((tmp_path / "x.png").read_bytes(), "image/png")
+
+
+def test_what_cannot_sign_is_one_sentence(tmp_path):
+    key, chain = write_pair(tmp_path)
+    other = tmp_path / "other.pem"
+
+    def message(first, second):
+        with pytest.raises(GalipEdgeError) as caught:
+            Signer.from_files(first, second)
+        return str(caught.value)
+
+    assert "cannot read" in message(tmp_path / "none.pem", chain)
+    assert "no private key in PEM form" in message(chain, chain)
+    assert "C2PA refused to sign" in message(key, key)
+    other.write_bytes(pem_of(ec.generate_private_key(ec.SECP256R1())))
+    assert "that belongs to the key" in message(other, chain)
+    other.write_bytes(pem_of(ec.generate_private_key(ec.SECP256R1()), b"secret"))
+    assert "encrypted" in message(other, chain)
+    other.write_bytes(pem_of(dsa.generate_private_key(2048)))
+    assert "no kind of key" in message(other, chain)
+
+
+def test_a_missing_package_is_named(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "c2pa", None)
+    with pytest.raises(GalipEdgeError, match=r"galip-edge\[c2pa\]"):
+        Signer.from_files(*write_pair(tmp_path))
