@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from galip_edge.commands.options import default_model
-from runtime.bundle import read_manifest
+from runtime.bundle import default_bundle, read_manifest
 from runtime.errors import GalipEdgeError
 from runtime.images import ImageMetadata
 from runtime.recipes import StoredRecipe, read_recipe
@@ -128,7 +127,7 @@ def model_option(name: str, model_hash: str) -> tuple[str | None, str | None]:
         (None, None) for the embedded model.
     """
     try:
-        if read_manifest(default_model()).model_hash == model_hash:
+        if read_manifest(default_bundle()).model_hash == model_hash:
             return None, None
     except GalipEdgeError:
         pass  # without a default model
