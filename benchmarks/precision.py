@@ -37,7 +37,6 @@ from galip_edge.tokenizer import build_tokenizer
 from runtime.compiled import (
     CompiledModel,
     CompileOptions,
-    for_this_cpu,
     has_bf16,
     supported_precision,
 )
@@ -60,7 +59,7 @@ _PREFIX = re.compile(r"^(generator\.)+|\.(module|block|weight|conv)(?=\.|$)")
 def compiled(model: Any, precision: str) -> CompiledModel:
     """For one image, as the runtime compiles it."""
     options = CompileOptions(available_cores(), 1, precision, None)
-    return CompiledModel.of(for_this_cpu(model.clone()), options)
+    return CompiledModel.of(specialize_for_cpu(model.clone()), options)
 
 
 def run(generator: CompiledModel, row: tuple[Any, ...]) -> Any:
@@ -91,7 +90,7 @@ def naive(generator: Any, samples: list[Any]) -> Any:
 
 def halved(model: Any) -> Any:
     """What a CPU without VNNI makes of a model in INT8, except its convolutions of one pixel."""
-    from runtime.weight_range import halve_weights
+    from runtime.passes import halve_weights
 
     model = model.clone()
     halve_weights(model)

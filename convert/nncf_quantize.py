@@ -54,7 +54,7 @@ def quantize_with_nncf(
                 names=sorted(names_of_kept(model, (scheme or Scheme()).keep_float))
             ),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                # The whole range: CPUs without VNNI halve it (`runtime.weight_range`).
+                # The whole range: CPUs without VNNI halve it (`runtime.passes`).
                 overflow_fix=OverflowFix.DISABLE,
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
                 smooth_quant_alphas=_ALPHAS,

@@ -22,11 +22,11 @@ import openvino.opset13 as ops
 
 from convert.calibration import Sample
 from convert.statistics import Statistics, Tensor, collect_statistics
-from runtime.int8_weights import int8_weight
+from runtime.passes import int8_weight
 
 Floats = npt.NDArray[np.float32]
 
-# Largest magnitude of an INT8 weight. CPUs without VNNI halve it (`runtime.weight_range.py`).
+# Largest magnitude of an INT8 weight. CPUs without VNNI halve it (`runtime/passes.py`).
 WEIGHT_LEVELS = 127
 _LEVELS = 256
 # Rows of a table that is worth eight bits: the token embeddings, not the positions.

@@ -20,14 +20,13 @@ import openvino as ov
 from runtime.blobs import compile_and_keep, load_blob, outputs
 from runtime.bundle import Bundle, weights_file
 from runtime.cache import read_kept
-from runtime.cpu import cpu_name, multiplies_int8_matrices_slowly
+from runtime.cpu import cpu_name
 from runtime.errors import BundleError, GalipEdgeError
 from runtime.files import write_whole
 from runtime.golden import OutOfToleranceError, Probe
 from runtime.graphs import check_sizes, read_graph
 from runtime.openvino_core import keep_locale, openvino_core
-from runtime.pointwise import matrices_to_convolutions
-from runtime.weight_range import halve_weights
+from runtime.passes import specialize_for_cpu
 
 _log = logging.getLogger(__name__)
 
@@ -70,15 +69,7 @@ class CompileOptions:
 
 def read_model(bundle: Bundle, name: str) -> ov.Model:
     """A model of a bundle, in the form that is fastest on this CPU. Raises BundleError."""
-    return for_this_cpu(read_graph(bundle, name))
-
-
-def for_this_cpu(model: ov.Model) -> ov.Model:
-    """Bring `model`, in place, into the form that is fastest on this CPU."""
-    if multiplies_int8_matrices_slowly():
-        halve_weights(model)
-        matrices_to_convolutions(model)
-    return model
+    return specialize_for_cpu(read_graph(bundle, name))
 
 
 def has_bf16() -> bool:

@@ -23,7 +23,7 @@ _INSTRUCTION_SETS = {
     "sve": "SVE",
 }
 
-# Values of ONEDNN_MAX_CPU_ISA that rule VNNI out.
+# Values of ONEDNN_MAX_CPU_ISA that exclude VNNI.
 _CAPS_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
 
 
@@ -103,10 +103,10 @@ def instruction_sets() -> list[str]:
     return [name for flag, name in _INSTRUCTION_SETS.items() if flag in flags]
 
 
-def multiplies_int8_matrices_slowly() -> bool:
-    """Whether this is an x86 without the instructions for sums of INT8 products (VNNI, AMX).
+def lacks_vnni() -> bool:
+    """Whether this x86 CPU lacks instructions for sums of INT8 products (VNNI or AMX).
 
-    Or one whose kernels are capped below them (`ONEDNN_MAX_CPU_ISA`).
+    Also where `ONEDNN_MAX_CPU_ISA` excludes them. False on other architectures.
     """
     sets = instruction_sets()
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _CAPS_WITHOUT_VNNI:

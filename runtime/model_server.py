@@ -24,7 +24,7 @@ from runtime.errors import BundleError
 from runtime.files import atomic_folder
 from runtime.graphs import read_graph
 from runtime.openvino_core import keep_locale
-from runtime.weight_range import halve_weights
+from runtime.passes import halve_weights
 
 CONFIG = "config.json"
 _VERSION = "1"

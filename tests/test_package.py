@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 # As an editable install: our packages are found after everything on the search path.
 EDITABLE = f"""
 import sys
+from importlib.machinery import PathFinder
 from importlib.util import spec_from_file_location
 class Editable:
     @staticmethod
@@ -22,7 +23,7 @@ class Editable:
             folder = {str(ROOT)!r} + "/" + name
             return spec_from_file_location(
                 name, folder + "/__init__.py", submodule_search_locations=[folder])
-sys.meta_path.append(Editable)
+sys.meta_path.insert(sys.meta_path.index(PathFinder) + 1, Editable)
 """
 
 

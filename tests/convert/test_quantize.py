@@ -7,7 +7,7 @@ from convert.quantize import Scheme, quantize, report
 from runtime.bundle import TEXT_ENCODER, Bundle
 from runtime.graphs import read_graph
 from runtime.openvino_core import openvino_core
-from runtime.weight_range import halve_weights
+from runtime.passes import halve_weights
 
 RNG = np.random.default_rng(0)
 

@@ -8,8 +8,8 @@ import pytest
 from runtime import BundleError, Pipeline, Tokenizer, draw_noise
 from runtime.bundle import GENERATOR, TEXT_ENCODER, Bundle
 from runtime.graphs import read_graph
-from runtime.int8_weights import int8_weight
 from runtime.model_server import export_model_server
+from runtime.passes import int8_weight
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -38,7 +38,7 @@ def test_the_repository_does_not_depend_on_the_exporting_cpu(
     slow, tiny_bundles, tmp_path, monkeypatch
 ):
     """Products of matrices become convolutions where a bundle is loaded on a CPU without VNNI."""
-    monkeypatch.setattr("runtime.compiled.multiplies_int8_matrices_slowly", lambda: slow)
+    monkeypatch.setattr("runtime.passes.lacks_vnni", lambda: slow)
     manifest = export_model_server(tiny_bundles["int8"], tmp_path / "repository")
     model = ov.Core().read_model(next((tmp_path / "repository").glob("*/1/model.xml")))
     counts = Counter(op.get_type_name() for op in model.get_ops())
