@@ -41,6 +41,7 @@ from runtime.compiled import (
     supported_precision,
 )
 from runtime.cpu import available_cores
+from runtime.passes import specialize_for_cpu
 
 CHOSEN, NAIVE, HALF = "INT8", "NNCF's defaults", "INT8, half-range weights"
 KEPT = GENERATOR_SCHEME.keep_float

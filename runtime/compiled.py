@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from runtime.blobs import compile_and_keep, load_blob, outputs
 from runtime.bundle import Bundle, weights_file
-from runtime.cache import read_kept
+from runtime.compiled_cache import compile_and_keep, load_blob, outputs, read_kept
 from runtime.cpu import cpu_name
 from runtime.errors import BundleError, GalipEdgeError
 from runtime.files import write_whole
@@ -41,7 +40,7 @@ class CompileOptions:
         threads: cores, for all streams together.
         streams: rows calculated side by side, each with its share of the threads.
         precision: in which to calculate what is not int8, f32 or bf16.
-        cache: folder for compiled models (`runtime.blobs`), if they shall be kept.
+        cache: folder for compiled models (`runtime.compiled_cache`), if they shall be kept.
         fallback: use f32 where bf16 is out of tolerance of the golden numbers.
     """
 

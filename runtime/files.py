@@ -14,6 +14,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import platformdirs
+
 from runtime.errors import GalipEdgeError
 
 
@@ -174,3 +176,10 @@ def _cannot_write(path: Path, error: OSError) -> GalipEdgeError:
         f"cannot write {path}: {error.strerror or error}; check the folder, its permissions and "
         "the free space"
     )
+
+
+def cache_folder() -> Path:
+    """$GALIP_EDGE_CACHE if set, else `galip-edge` in the user's cache folder."""
+    if path := os.environ.get("GALIP_EDGE_CACHE"):
+        return Path(path)
+    return platformdirs.user_cache_path("galip-edge", appauthor=False)

@@ -24,11 +24,12 @@ from runtime.bundle import (
     Bundle,
     default_bundle,
 )
-from runtime.cache import Stamps, cache_folder, compiled_model_folder
 from runtime.checks import checked_integer, checked_path, checked_share, require_booleans
 from runtime.compiled import CompiledModel, CompileOptions, ModelFile, chosen_precision
+from runtime.compiled_cache import VerifiedFiles, compiled_model_folder
 from runtime.cpu import available_cores, cpu_name, instruction_sets
 from runtime.errors import BundleError
+from runtime.files import cache_folder
 from runtime.golden import (
     Golden,
     GoldenReport,
@@ -138,9 +139,9 @@ class Pipeline:
                 does not support it.
         """
         options = options or PipelineOptions()
-        stamps = Stamps(cache_folder()) if options.cache else None
+        verified = VerifiedFiles(cache_folder()) if options.cache else None
         folder = default_bundle() if path is None else checked_path(path)
-        return cls(Bundle.open(folder, stamps), options)
+        return cls(Bundle.open(folder, verified), options)
 
     @cached_property
     def golden(self) -> Golden | None:

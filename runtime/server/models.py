@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.bundle import Manifest, read_manifest
+from runtime.cpu import release_free_memory, resident_bytes
 from runtime.keyframes import Blend, Keyframe
-from runtime.memory import release_free_memory, resident_bytes
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.server.errors import ServiceError
 from runtime.server.queue import GenerationQueue

@@ -23,11 +23,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from runtime.bundle import Manifest
-from runtime.cpu import available_cores
+from runtime.cpu import available_cores, release_free_memory
 from runtime.images import ImageMetadata, Images
 from runtime.jobs.encoding import ImageFormat
 from runtime.keyframes import Blend
-from runtime.memory import release_free_memory
 from runtime.resize import resized
 from runtime.server.errors import ServiceError, error_body
 from runtime.server.fields import BadRequestError

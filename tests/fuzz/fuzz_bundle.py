@@ -35,7 +35,7 @@ from runtime.bundle import (
     read_manifest,
     weights_file,
 )
-from runtime.cache import Stamps, read_kept
+from runtime.compiled_cache import VerifiedFiles, read_kept
 from runtime.errors import GalipEdgeError
 from runtime.golden import read_golden
 from runtime.graph_check import checked_graph
@@ -214,10 +214,10 @@ class Fuzzer:
         return "passed"
 
     def cache(self, rng: random.Random) -> str:
-        """Stamps, compiled models and marks in the user's own cache."""
+        """VerifiedFiles, compiled models and marks in the user's own cache."""
         with tempfile.TemporaryDirectory() as name:
             root, path = Path(name), self.folder / GOLDEN
-            stamps = Stamps(root)
+            stamps = VerifiedFiles(root)
             opened = Bundle.open(self.folder)
             state, sha256 = opened.states[GOLDEN], self.manifest.files[GOLDEN].sha256
             stamps.add(path, state._replace(ctime_ns=0), sha256)
