@@ -36,7 +36,7 @@ from runtime.bundle import (
 from runtime.cpu import release_free_memory
 from runtime.errors import ConversionError
 from runtime.golden import tolerance, write_golden
-from runtime.graphs import write_graph
+from runtime.graph_io import write_graph
 from runtime.openvino_core import openvino_core
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.tokenizer import Tokenizer

@@ -1,4 +1,4 @@
-"""Pictures one after the other as GIF, WebP or MP4."""
+"""Animations: GIF, WebP and MP4."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from runtime.arrays import Images
 from runtime.errors import GalipEdgeError
 from runtime.files import atomic_path
-from runtime.images import Images
 
 ENDINGS = (".gif", ".webp", ".mp4")
 
 
 def save_animation(
-    frames: Iterable[Images], path: str | Path, frames_per_second: float = 24.0, loop: bool = True
+    frames: Iterable[Images], path: str | Path, frames_per_second: float = 24.0
 ) -> None:
-    """Write an animation, whole or not at all.
+    """Write an animation atomically; GIF and WebP loop.
 
     Args:
-        frames: each (H,W,3), all of one size; at least one.
-        path: ending in one of `ENDINGS`, which decides the format; MP4 needs PyAV.
-        frames_per_second: GIF rounds to hundredths of a second a frame.
-        loop: whether GIF and WebP begin again at their end.
+        frames: at least one, each (H,W,3), all of one size.
+        path: its suffix, one of `ENDINGS`, selects the format; MP4 needs PyAV.
+        frames_per_second: GIF rounds the duration of a frame to hundredths of a second.
 
     Raises:
         GalipEdgeError: PyAV is missing, or the file cannot be written.
-        ValueError: the ending is another one.
+        ValueError: the suffix is not one of `ENDINGS`.
     """
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
@@ -46,7 +45,7 @@ def save_animation(
             save_all=True,
             append_images=rest,
             duration=round(1000 / frames_per_second),
-            **({"loop": 0} if loop else {}),
+            loop=0,
             **settings,
         )
 
@@ -67,7 +66,7 @@ def _save_mp4(frames: Iterable[Images], path: Path, frames_per_second: float) ->
             if stream is None:
                 rate = Fraction(frames_per_second).limit_denominator(1000)
                 stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
-                # Players want even sides and colours at half of the resolution.
+                # Players expect even sides and color at half resolution.
                 stream.height, stream.width = (side - side % 2 for side in frame.shape[:2])
                 stream.pix_fmt = "yuv420p"
             even = np.ascontiguousarray(frame[: stream.height, : stream.width])

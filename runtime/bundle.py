@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import BundleError
-from runtime.file_kinds import HEAD, describe
-from runtime.files import FileState, open_regular, read_regular, sha256_of
+from runtime.files import HEAD, FileState, describe, open_regular, read_regular, sha256_of
 from runtime.graph_check import Signature, Tensor
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import zlib
@@ -14,15 +15,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from runtime.arrays import Images
+from runtime.checks import require_integers
 from runtime.files import atomic_path
-from runtime.keyframes import Blend, Keyframe
+from runtime.latent import Interpolation, Keyframe
 from runtime.version import __version__
-
-Images = npt.NDArray[np.uint8]
 
 # Key of the text chunk with our JSON; `parameters` is the one that other image tools read.
 JSON_CHUNK = "galip-edge"
@@ -30,7 +30,7 @@ JSON_CHUNK = "galip-edge"
 
 @dataclass(frozen=True)
 class ImageMetadata:
-    """What is needed to make an image again; for the last four see `Blend`."""
+    """What is needed to make an image again; for the last four see `Interpolation`."""
 
     prompt: str
     seed: int
@@ -44,7 +44,7 @@ class ImageMetadata:
     noise_share: float = 0.0
 
     @classmethod
-    def of_blend(cls, blend: Blend, model: str, model_hash: str) -> ImageMetadata:
+    def of_interpolation(cls, blend: Interpolation, model: str, model_hash: str) -> ImageMetadata:
         """Of an image that was made from a blend."""
         start, shares = blend.start, (blend.sentence_share, blend.noise_share)
         identity = (start.prompt, start.seed, start.index, model, model_hash, __version__)
@@ -119,6 +119,45 @@ def write_png(image: Images, file: BinaryIO, metadata: ImageMetadata) -> None:
     info.add_text("parameters", metadata.parameters(picture.size))
     info.add_text(JSON_CHUNK, json.dumps(metadata.recorded()))
     picture.save(file, format="PNG", pnginfo=info, **_PNG)
+
+
+SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How images are stored.
+
+    Attributes:
+        name: png (with the recipe inside), jpeg or webp.
+        quality: 1 to 100, of jpeg and webp.
+    """
+
+    name: str = "png"
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        require_integers(self, "quality")
+        if self.name not in SUFFIXES:
+            raise ValueError(
+                f"image format must be one of {', '.join(SUFFIXES)}, got {self.name!r}"
+            )
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality must be from 1 to 100, got {self.quality}")
+
+    @property
+    def suffix(self) -> str:
+        """Of a file's name, without the dot."""
+        return SUFFIXES[self.name]
+
+    def encode(self, image: Images, metadata: ImageMetadata) -> bytes:
+        """The file's content of an image (H,W,3)."""
+        buffer = io.BytesIO()
+        if self.name == "png":
+            write_png(image, buffer, metadata)
+        else:
+            Image.fromarray(image).save(buffer, self.name, quality=self.quality)
+        return buffer.getvalue()
 
 
 def save_each(images: Iterable[tuple[Images, ImageMetadata]], folder: str | Path) -> Iterator[Item]:
@@ -196,3 +235,36 @@ def save_sheet(sheet: Images, path: str | Path) -> None:
     path = Path(path)
     with atomic_path(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG", **_PNG)
+
+
+# How an image of another aspect ratio is fitted in.
+FITS = ("crop", "pad")
+
+
+def resized(image: Images, width: int, height: int, fit: str = "crop") -> Images:
+    """An image resampled by Lanczos' filter; the image itself if it has that size already.
+
+    Args:
+        image: (H,W,3).
+        width, height: of the result, in pixels.
+        fit: `crop` keeps the centre that has the new aspect ratio; `pad` keeps all of the image,
+            centred on black.
+
+    Returns:
+        (height,width,3).
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    source = Image.fromarray(image)
+    whole_width, whole_height = source.size
+    if fit == "pad":
+        scale = min(width / whole_width, height / whole_height)
+        inner = max(1, round(whole_width * scale)), max(1, round(whole_height * scale))
+        result = Image.new("RGB", (width, height))
+        corner = (width - inner[0]) // 2, (height - inner[1]) // 2
+        result.paste(source.resize(inner, Image.Resampling.LANCZOS), corner)
+        return np.asarray(result)
+    scale = min(whole_width / width, whole_height / height)
+    left, top = (whole_width - width * scale) / 2, (whole_height - height * scale) / 2
+    box = left, top, whole_width - left, whole_height - top
+    return np.asarray(source.resize((width, height), Image.Resampling.LANCZOS, box))

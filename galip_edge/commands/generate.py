@@ -24,8 +24,16 @@ from galip_edge.commands.options import (
 )
 from runtime.errors import GalipEdgeError, PromptError
 from runtime.files import write_whole
-from runtime.images import ImageMetadata, Images, contact_sheet, file_name, save_each, save_sheet
-from runtime.jobs.encoding import SUFFIXES, ImageFormat
+from runtime.images import (
+    SUFFIXES,
+    ImageFormat,
+    ImageMetadata,
+    Images,
+    contact_sheet,
+    file_name,
+    save_each,
+    save_sheet,
+)
 from runtime.noise import MAX_SEED
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.prompts import checked_prompt

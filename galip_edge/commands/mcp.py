@@ -16,11 +16,10 @@ from pydantic import Field
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import cache_option, model_option, threads_option
 from runtime.errors import PromptError
-from runtime.images import ImageMetadata, write_png
+from runtime.images import ImageMetadata, resized, write_png
 from runtime.noise import MAX_SEED
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.prompts import checked_prompt
-from runtime.resize import resized
 from runtime.server.requests import MAX_SIDE, random_seed
 from runtime.version import __version__
 

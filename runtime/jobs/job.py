@@ -13,7 +13,7 @@ from runtime.checks import require_booleans, require_integers
 from runtime.compiled_cache import VerifiedFiles
 from runtime.errors import GalipEdgeError, JobError
 from runtime.files import cache_folder
-from runtime.jobs.encoding import ImageFormat
+from runtime.images import ImageFormat
 from runtime.jobs.engine import Engine, InProcess
 from runtime.jobs.journal import COLUMNS, DONE, FAILED, INVALID, Entry, read_record, to_line
 from runtime.jobs.lock import Held

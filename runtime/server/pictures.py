@@ -22,12 +22,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from runtime.arrays import Images
 from runtime.bundle import Manifest
 from runtime.cpu import available_cores, release_free_memory
-from runtime.images import ImageMetadata, Images
-from runtime.jobs.encoding import ImageFormat
-from runtime.keyframes import Blend
-from runtime.resize import resized
+from runtime.images import ImageFormat, ImageMetadata, resized
+from runtime.latent import Interpolation
 from runtime.server.errors import ServiceError, error_body
 from runtime.server.fields import BadRequestError
 from runtime.server.metrics import Metrics
@@ -197,7 +196,7 @@ class ImagesAPI:
         self,
         request: Request,
         model: str,
-        blends: list[Blend],
+        blends: list[Interpolation],
         delivery: Delivery | None = None,
         originals: bool = False,
     ) -> Made:
@@ -267,7 +266,12 @@ class ImagesAPI:
         return self._options.timeout
 
     def _keep(
-        self, request: Request, made: Made, blend: Blend, original: bytes, delivery: Delivery
+        self,
+        request: Request,
+        made: Made,
+        blend: Interpolation,
+        original: bytes,
+        delivery: Delivery,
     ) -> str:
         """URL of an image, which is kept until many others came."""
         name = f"{secrets.token_urlsafe(16)}.{delivery.image_format.suffix}"
@@ -279,13 +283,13 @@ class ImagesAPI:
         return str(request.url_for("picture", name=name))
 
 
-def _metadata(manifest: Manifest, blend: Blend) -> ImageMetadata:
-    return ImageMetadata.of_blend(blend, manifest.name, manifest.model_hash)
+def _metadata(manifest: Manifest, blend: Interpolation) -> ImageMetadata:
+    return ImageMetadata.of_interpolation(blend, manifest.name, manifest.model_hash)
 
 
 def _finish(
     model: LoadedModel,
-    blends: list[Blend],
+    blends: list[Interpolation],
     images: list[Images],
     delivery: Delivery,
     originals: bool,
@@ -303,7 +307,7 @@ def _finish(
     )
 
 
-def _cut_prompts(model: LoadedModel, blends: list[Blend]) -> list[str]:
+def _cut_prompts(model: LoadedModel, blends: list[Interpolation]) -> list[str]:
     keyframes = [frame for blend in blends for frame in (blend.start, blend.end) if frame]
     prompts = dict.fromkeys(frame.prompt for frame in keyframes)
     return [f"a prompt has {cut}" for cut in map(model.pipeline.tokenizer.cut, prompts) if cut]

@@ -6,10 +6,9 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.jobs.encoding import ImageFormat
-from runtime.keyframes import Blend, Keyframe
+from runtime.images import FITS, ImageFormat
+from runtime.latent import Interpolation, Keyframe
 from runtime.noise import MAX_SEED
-from runtime.resize import FITS
 from runtime.server.fields import (
     REQUIRED,
     Boolean,
@@ -105,7 +104,7 @@ class Delivery:
 
     Attributes:
         size: width and height in pixels; None for the model's own.
-        fit: see `runtime.resize.resized`.
+        fit: see `runtime.images.resized`.
         image_format: of the file.
     """
 
@@ -129,7 +128,7 @@ class Generation:
     """
 
     model: str | None
-    blends: list[Blend]
+    blends: list[Interpolation]
     seed: int
     delivery: Delivery
     as_url: bool
@@ -147,7 +146,7 @@ def parse_generation(body: Any, most: int) -> Generation:
     found = record.read(body)
     seed = random_seed() if found["seed"] == -1 else found["seed"]
     blends = [
-        Blend(Keyframe(found["prompt"], seed, index), psi=found["psi"])
+        Interpolation(Keyframe(found["prompt"], seed, index), psi=found["psi"])
         for index in range(found["n"])
     ]
     return Generation(
@@ -199,7 +198,7 @@ def _image_format(found: dict[str, Any]) -> ImageFormat:
     return ImageFormat(found["output_format"], max(1, quality))
 
 
-def parse_interpolation(body: Any) -> tuple[str | None, Blend]:
+def parse_interpolation(body: Any) -> tuple[str | None, Interpolation]:
     """Name of the model and an image between two from their JSON; see `INTERPOLATION`.
 
     Raises:
@@ -207,4 +206,4 @@ def parse_interpolation(body: Any) -> tuple[str | None, Blend]:
     """
     found = INTERPOLATION.read(body)
     model, end = found.pop("model"), found.pop("end")
-    return model, Blend(Keyframe(**found.pop("start")), end and Keyframe(**end), **found)
+    return model, Interpolation(Keyframe(**found.pop("start")), end and Keyframe(**end), **found)

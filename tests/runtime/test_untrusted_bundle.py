@@ -23,9 +23,8 @@ from runtime.bundle import (
 )
 from runtime.compiled_cache import VerifiedFiles, private_folder
 from runtime.errors import BundleError
-from runtime.file_kinds import describe
-from runtime.files import FileState
-from runtime.graphs import check_sizes, read_graph
+from runtime.files import FileState, describe
+from runtime.graph_io import check_sizes, read_graph
 
 PROMPT = "a bird on a branch"
 
