@@ -20,7 +20,7 @@ from runtime.images import ImageMetadata, resized, write_png
 from runtime.noise import MAX_SEED
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.prompts import checked_prompt
-from runtime.server.requests import MAX_SIDE, random_seed
+from runtime.server.schema import MAX_SIDE, random_seed
 from runtime.version import __version__
 
 

@@ -16,8 +16,8 @@ from runtime.bundle import Manifest, read_manifest
 from runtime.cpu import release_free_memory, resident_bytes
 from runtime.latent import Interpolation, Keyframe
 from runtime.pipeline import Pipeline, PipelineOptions
-from runtime.server.errors import ServiceError
 from runtime.server.queue import GenerationQueue
+from runtime.server.schema import ServiceError
 
 _log = logging.getLogger(__name__)
 

@@ -24,20 +24,22 @@ from starlette.routing import Route
 from runtime.images import ImageMetadata
 from runtime.latent import Interpolation, Keyframe
 from runtime.noise import MAX_SEED
-from runtime.server.fields import (
+from runtime.server.images_api import ImagesAPI
+from runtime.server.models import ModelPool
+from runtime.server.schema import (
+    MAX_SIDE,
     REQUIRED,
     BadRequestError,
     Boolean,
+    Delivery,
     Ignored,
     Integer,
     Number,
     Prompt,
     Record,
     Text,
+    random_seed,
 )
-from runtime.server.models import ModelPool
-from runtime.server.pictures import ImagesAPI
-from runtime.server.requests import MAX_SIDE, Delivery, random_seed
 
 SAMPLER = "GALIP"
 

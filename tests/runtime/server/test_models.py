@@ -14,9 +14,9 @@ from runtime import Pipeline
 from runtime.bundle import read_manifest
 from runtime.pipeline import PipelineOptions
 from runtime.server.app import create_app
-from runtime.server.errors import ServiceError
 from runtime.server.models import ModelPool, ModelSource
 from runtime.server.options import ServerOptions
+from runtime.server.schema import ServiceError
 
 GENERATE = "/v1/images/generations"
 

@@ -80,8 +80,8 @@ def test_a_url_gives_a_png_with_its_recipe(client, tmp_path):
     file.write_bytes(client.get(url).content)
     recipe = read_metadata(file)
     assert (recipe.prompt, recipe.seed, recipe.index) == ("a bird", 3, 0)
-    assert client.get("/v1/pictures/another").status_code == 404
-    assert client.get("/v1/pictures/..%2f..%2fetc%2fpasswd").status_code == 404
+    assert client.get("/v1/files/another").status_code == 404
+    assert client.get("/v1/files/..%2f..%2fetc%2fpasswd").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_other_addresses(client):
     answer = client.get(GENERATE)
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
-    assert "galip_pictures_total" in client.get("/metrics").text
+    assert "galip_images_total" in client.get("/metrics").text
     assert client.get("/openapi.json").json()["openapi"] == "3.1.0"
     (model,) = client.get("/v1/models").json()["data"]
     assert client.get(f"/v1/models/{model['id']}").json() == model
@@ -291,7 +291,7 @@ def test_what_nobody_waits_for_any_more_is_not_made(serving, held):
         held.gate.clear()
         held.made.clear()
         stays = other.submit(httpx.post, generate, timeout=60, json={"prompt": "a bird", "seed": 1})
-        while "galip_waiting_pictures 1.0" not in httpx.get(metrics, timeout=60).text:
+        while "galip_queued_images 1.0" not in httpx.get(metrics, timeout=60).text:
             time.sleep(0.01)
         raw(address, '{"prompt": "a bird", "n": 5}').close()
         while "galip_given_up_requests_total 1.0" not in httpx.get(metrics, timeout=60).text:

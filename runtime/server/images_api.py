@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -27,15 +28,15 @@ from runtime.bundle import Manifest
 from runtime.cpu import available_cores, release_free_memory
 from runtime.images import ImageFormat, ImageMetadata, resized
 from runtime.latent import Interpolation
-from runtime.server.errors import ServiceError, error_body
-from runtime.server.fields import BadRequestError
-from runtime.server.metrics import Metrics
 from runtime.server.models import LoadedModel, ModelPool
 from runtime.server.openapi import WARNING_HEADER
 from runtime.server.options import ServerOptions
-from runtime.server.requests import (
+from runtime.server.schema import (
+    BadRequestError,
     Delivery,
     Generation,
+    ServiceError,
+    error_body,
     parse_generation,
     parse_interpolation,
 )
@@ -94,6 +95,34 @@ def _file(image: Images, metadata: ImageMetadata, delivery: Delivery) -> bytes:
     if delivery.size is not None:
         image = resized(image, *delivery.size, delivery.fit)
     return delivery.image_format.encode(image, metadata)
+
+
+# From an idle server to a long queue.
+_SECONDS = (0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class Metrics:
+    """Metrics of one server."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.pictures = Counter("galip_images", "Generated images.", registry=registry)
+        self.refused = Counter(
+            "galip_refused_requests",
+            "Requests refused because the queue was full.",
+            registry=registry,
+        )
+        self.given_up = Counter(
+            "galip_given_up_requests",
+            "Requests that timed out or whose client disconnected.",
+            registry=registry,
+        )
+        self.waiting = Gauge("galip_queued_images", "Queued images.", registry=registry)
+        self.seconds = Histogram(
+            "galip_request_seconds",
+            "Time from a request to its images.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
 
 
 class ImagesAPI:
@@ -158,7 +187,7 @@ class ImagesAPI:
         return Response(made.files[0], media_type="image/png", headers=headers)
 
     async def kept(self, request: Request) -> Response:
-        """`GET /v1/pictures/{name}`."""
+        """`GET /v1/files/{name}`."""
         kept = self._kept.get(request.path_params["name"])
         if kept is None:
             raise ServiceError(404, "no such image, or it is no longer kept", "not_found")
