@@ -29,12 +29,11 @@ from turns import Variant
 
 from runtime import Job, JobOptions, Pipeline, PipelineOptions, PromptFile
 from runtime.bundle import read_manifest
+from runtime.images import ImageFormat
 from runtime.jobs import worker
-from runtime.jobs.encoding import ImageFormat
 from runtime.jobs.engine import InProcess
 from runtime.jobs.processes import Processes
-from runtime.keyframes import Keyframe
-from runtime.latent import latent_of
+from runtime.latent import Keyframe, keyframe_latent
 
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "yellow", "orange", "pink", "grey")
 # Of output and image of jobs of constant pictures.
@@ -66,7 +65,7 @@ def alone(bundle: str) -> Callable[[int], float]:
     def run(count: int) -> float:
         # New prompts in each run: the pipeline keeps sentences that it knows.
         prompts = map(prompt_of, itertools.islice(numbers, count))
-        latents = (latent_of(pipeline, Keyframe(prompt)) for prompt in prompts)
+        latents = (keyframe_latent(pipeline, Keyframe(prompt)) for prompt in prompts)
         return rate(pipeline.synthesize_each(latents, count), count)
 
     return run

@@ -25,7 +25,7 @@ from environment import environment
 
 from runtime import Job, JobOptions, PromptFile
 from runtime.bundle import default_bundle
-from runtime.jobs.encoding import ImageFormat
+from runtime.images import ImageFormat
 from runtime.jobs.ray_engine import Ray
 
 _RATE = "GALIP_EDGE_SIMULATED_RATE"

@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runtime.cache import cache_folder
-from runtime.files import atomic_folder, sha256_of
+from runtime.files import atomic_folder, cache_folder, sha256_of
 
 # So few samples do: latency does not depend on the ranges that are found.
 _SAMPLES = 16

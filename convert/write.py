@@ -34,9 +34,9 @@ from runtime.bundle import (
     save_manifest,
     write_manifest,
 )
+from runtime.cpu import release_free_memory
 from runtime.golden import tolerance, write_golden
-from runtime.graphs import write_graph
-from runtime.memory import release_free_memory
+from runtime.graph_io import write_graph
 from runtime.openvino_core import openvino_core
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.tokenizer import Tokenizer

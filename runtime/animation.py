@@ -1,4 +1,4 @@
-"""Pictures one after the other as GIF, WebP or MP4."""
+"""Animations: GIF, WebP and MP4."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from runtime.arrays import Images
 from runtime.credentials import MEDIA_TYPES, Signer
 from runtime.errors import GalipEdgeError
 from runtime.files import atomic_path
-from runtime.images import Images
 from runtime.recipes import Recipe, save_options, with_packet, xmp_packet
 
 ENDINGS = (".gif", ".webp", ".mp4")
@@ -22,23 +22,21 @@ def save_animation(
     frames: Iterable[Images],
     path: str | Path,
     frames_per_second: float = 24.0,
-    loop: bool = True,
     recipe: Recipe | None = None,
     signer: Signer | None = None,
 ) -> None:
-    """Write an animation, whole or not at all.
+    """Write an animation atomically; GIF and WebP loop.
 
     Args:
-        frames: each (H,W,3), all of one size; at least one.
-        path: ending in one of `ENDINGS`, which decides the format; MP4 needs PyAV.
-        frames_per_second: GIF rounds to hundredths of a second a frame.
-        loop: whether GIF and WebP begin again at their end.
+        frames: at least one, each (H,W,3), all of one size.
+        path: its suffix, one of `ENDINGS`, selects the format; MP4 needs PyAV.
+        frames_per_second: GIF rounds the duration of a frame to hundredths of a second.
         recipe: stored in the file.
         signer: signs the file, if there is one.
 
     Raises:
         GalipEdgeError: PyAV is missing, or the file cannot be written.
-        ValueError: the ending is another one.
+        ValueError: the suffix is not one of `ENDINGS`.
     """
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
@@ -47,9 +45,7 @@ def save_animation(
         if path.suffix.lower() == ".mp4":
             _save_mp4(frames, temporary, frames_per_second)
         else:
-            _save_images(
-                frames, temporary, path.suffix[1:].lower(), frames_per_second, loop, recipe
-            )
+            _save_images(frames, temporary, path.suffix[1:].lower(), frames_per_second, recipe)
         if path.suffix.lower() != ".webp":
             temporary.write_bytes(with_packet(temporary.read_bytes(), xmp_packet(recipe)))
         if signer is not None:
@@ -62,11 +58,10 @@ def _save_images(
     path: Path,
     kind: str,
     frames_per_second: float,
-    loop: bool,
     recipe: Recipe | None,
 ) -> None:
     first, *rest = (Image.fromarray(frame) for frame in frames)
-    settings: dict[str, Any] = {"loop": 0} if loop else {}
+    settings: dict[str, Any] = {"loop": 0}
     if kind == "webp":
         settings |= {"quality": 90, "method": 4, **save_options(kind, first.size, recipe)}
     first.save(
@@ -95,7 +90,7 @@ def _save_mp4(frames: Iterable[Images], path: Path, frames_per_second: float) ->
             if stream is None:
                 rate = Fraction(frames_per_second).limit_denominator(1000)
                 stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
-                # Players want even sides and colours at half of the resolution.
+                # Players expect even sides and color at half resolution.
                 stream.height, stream.width = (side - side % 2 for side in frame.shape[:2])
                 stream.pix_fmt = "yuv420p"
             even = np.ascontiguousarray(frame[: stream.height, : stream.width])

@@ -22,13 +22,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from runtime.cache import Stamps
 from runtime.errors import BundleError
-from runtime.file_kinds import HEAD, describe
-from runtime.files import FileState, open_regular, read_regular, sha256_of
+from runtime.files import HEAD, FileState, describe, open_regular, read_regular, sha256_of
 from runtime.graph_check import Signature, Tensor
+
+if TYPE_CHECKING:
+    from runtime.compiled_cache import VerifiedFiles
 
 FORMAT = "galip-edge bundle"
 FORMAT_VERSION = 3
@@ -399,14 +400,14 @@ def _not_a_bundle(folder: Path) -> str:
 
 
 def verify_files(
-    folder: str | Path, manifest: Manifest, stamps: Stamps | None = None
+    folder: str | Path, manifest: Manifest, verified: VerifiedFiles | None = None
 ) -> dict[str, FileState]:
     """Check size and SHA-256 of every file.
 
     Args:
         folder: of the bundle.
         manifest: what `read_manifest` returned for it.
-        stamps: remembers which files were verified; one whose state has not changed since is not
+        verified: remembers which files were verified; one whose state has not changed since is not
             hashed again. None hashes all.
 
     Returns:
@@ -420,7 +421,7 @@ def verify_files(
     for name, entry in manifest.files.items():
         path = folder / name
         try:
-            states[name] = _verified(path, entry, stamps)
+            states[name] = _verified(path, entry, verified)
         except OSError as error:
             raise BundleError(
                 f"cannot read {path}, which belongs to the bundle: {error.strerror}"
@@ -428,7 +429,7 @@ def verify_files(
     return states
 
 
-def _verified(path: Path, entry: FileEntry, stamps: Stamps | None) -> FileState:
+def _verified(path: Path, entry: FileEntry, verified: VerifiedFiles | None) -> FileState:
     with open_regular(path) as file:
         state = FileState.of(file.fileno())
         head = file.read(HEAD)
@@ -439,15 +440,15 @@ def _verified(path: Path, entry: FileEntry, stamps: Stamps | None) -> FileState:
             f"{path} has {state.size:,} bytes where {entry.size:,} are expected: {reason}; copy or "
             "convert the bundle again"
         )
-    if stamps is not None and stamps.has(path, state, entry.sha256):
+    if verified is not None and verified.has(path, state, entry.sha256):
         return state
     if sha256_of(path, entry.size) != entry.sha256 or FileState.of(path) != state:
         raise BundleError(
             f"{path} was changed or damaged: its SHA-256 is not the one in {MANIFEST}; "
             "copy or convert the bundle again"
         )
-    if stamps is not None:
-        stamps.add(path, state, entry.sha256)
+    if verified is not None:
+        verified.add(path, state, entry.sha256)
     return state
 
 
@@ -466,10 +467,10 @@ class Bundle:
     states: Mapping[str, FileState]
 
     @classmethod
-    def open(cls, folder: Path, stamps: Stamps | None = None) -> Bundle:
+    def open(cls, folder: Path, verified: VerifiedFiles | None = None) -> Bundle:
         """Read the manifest and verify every file. Raises BundleError."""
         manifest = read_manifest(folder)
-        return cls(folder, manifest, verify_files(folder, manifest, stamps))
+        return cls(folder, manifest, verify_files(folder, manifest, verified))
 
     def read(self, name: str) -> bytes:
         """Content of one of the smaller files.

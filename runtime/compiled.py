@@ -14,23 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 
-from runtime.blobs import compile_and_keep, load_blob, outputs
+from runtime.arrays import Array
 from runtime.bundle import Bundle, weights_file
-from runtime.cache import read_kept
+from runtime.compiled_cache import compile_and_keep, load_blob, outputs, read_kept
 from runtime.cpu import cpu_name
 from runtime.errors import BundleError, GalipEdgeError
 from runtime.files import write_whole
 from runtime.golden import OutOfToleranceError, Probe
-from runtime.graphs import check_sizes, read_graph
+from runtime.graph_io import check_sizes, read_graph
 from runtime.openvino_core import keep_locale, openvino_core
 from runtime.passes import specialize_for_cpu
 
 _log = logging.getLogger(__name__)
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class CompileOptions:
         threads: cores, for all streams together.
         streams: rows calculated side by side, each with its share of the threads.
         precision: in which to calculate what is not int8, f32 or bf16.
-        cache: folder for compiled models (`runtime.blobs`), if they shall be kept.
+        cache: folder for compiled models (`runtime.compiled_cache`), if they shall be kept.
         fallback: use f32 where bf16 is out of tolerance of the golden numbers.
     """
 
@@ -278,7 +275,7 @@ class CompiledModel:
                 probe.check(outputs(compiled, probe.rows))
         return cls(compiled, options.streams)
 
-    def row(self, *inputs: Array) -> Array:
+    def infer(self, *inputs: Array) -> Array:
         """Run on one row of each input, without the batch dimension."""
         request = self._requests.get()
         try:
@@ -288,14 +285,14 @@ class CompiledModel:
             self._requests.put(request)
         return result
 
-    def each(self, rows: Iterable[tuple[Array, ...]]) -> Iterator[Array]:
-        """The results of `row`, in order; some rows ahead are calculated side by side.
+    def infer_iter(self, rows: Iterable[tuple[Array, ...]]) -> Iterator[Array]:
+        """The results of `infer`, in order; some rows ahead are calculated side by side.
 
         `rows` are taken as they are needed, so that there may be any number of them.
         """
         if self._streams == 1:
             for row in rows:
-                yield self.row(*row)
+                yield self.infer(*row)
             return
         # Threads, since `infer` lets go of the interpreter lock; OpenVINO's own queue with Python
         # callbacks was seen to deadlock when it is destroyed.
@@ -303,7 +300,7 @@ class CompiledModel:
         with ThreadPoolExecutor(self._streams) as pool:
             try:
                 for row in rows:
-                    pending.append(pool.submit(self.row, *row))
+                    pending.append(pool.submit(self.infer, *row))
                     if len(pending) > 2 * self._streams:
                         yield pending.popleft().result()
                 while pending:
@@ -312,6 +309,6 @@ class CompiledModel:
                 for future in pending:  # of one who wants no more
                     future.cancel()
 
-    def all(self, *inputs: Array) -> Array:
+    def infer_batch(self, *inputs: Array) -> Array:
         """The results (B,...) of inputs (B,...)."""
-        return np.stack(list(self.each(zip(*inputs))))
+        return np.stack(list(self.infer_iter(zip(*inputs))))

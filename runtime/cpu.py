@@ -1,9 +1,12 @@
-"""What this machine's CPU offers: cores that we may use, and the instructions that matter."""
+"""Cores, instruction sets and memory that this process may use."""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 # Flags of /proc/cpuinfo that decide which kernels OpenVINO can use.
@@ -112,6 +115,21 @@ def lacks_vnni() -> bool:
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _CAPS_WITHOUT_VNNI:
         return "AVX2" in sets
     return "AVX2" in sets and not any("VNNI" in name or "AMX" in name for name in sets)
+
+
+def release_free_memory() -> None:
+    """Return what the allocator holds free to the system. Does nothing without glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now; 0 where the kernel is not Linux."""
+    try:
+        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    except OSError:
+        return 0
+    return int(fields[1]) * mmap.PAGESIZE
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -14,6 +14,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import platformdirs
+
 from runtime.errors import GalipEdgeError
 
 
@@ -174,3 +176,36 @@ def _cannot_write(path: Path, error: OSError) -> GalipEdgeError:
         f"cannot write {path}: {error.strerror or error}; check the folder, its permissions and "
         "the free space"
     )
+
+
+def cache_folder() -> Path:
+    """$GALIP_EDGE_CACHE if set, else `galip-edge` in the user's cache folder."""
+    if path := os.environ.get("GALIP_EDGE_CACHE"):
+        return Path(path)
+    return platformdirs.user_cache_path("galip-edge", appauthor=False)
+
+
+# Bytes that `describe` needs to see.
+HEAD = 512
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+_HTML = (b"<!doctype html", b"<html", b"<head", b"<body")
+
+
+def describe(head: bytes) -> str | None:
+    """A noun phrase for a file that is often found instead of the wanted one, and what to do.
+
+    Args:
+        head: the file's first `HEAD` bytes.
+
+    Returns:
+        None if the file is none of them.
+    """
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(_LFS):
+        return "a git-LFS pointer, not the file itself: run git lfs pull where you cloned it"
+    if text.startswith(_HTML):
+        return "an HTML page, not the file itself: download the file that the page links to"
+    if not head:
+        return "an empty file: copy or download it again"
+    return None

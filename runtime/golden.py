@@ -14,15 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from runtime.arrays import Array
 from runtime.bundle import GOLDEN, Bundle, GoldenEntry, Manifest
 from runtime.noise import draw_noise
-
-Array = npt.NDArray[Any]
 
 # How far below what was measured at conversion another machine may lie. Two kinds of CPU agree to
 # 32 dB in the worst image of an INT8 bundle (docs/performance.md); wrong images reach 10 to 15 dB.

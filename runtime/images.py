@@ -10,21 +10,20 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from runtime.arrays import Images
+from runtime.checks import require_integers
 from runtime.credentials import Signer
 from runtime.files import write_whole
-from runtime.keyframes import Blend, Keyframe
+from runtime.latent import Interpolation, Keyframe
 from runtime.recipes import Recipe, read_recipe, save_options
 from runtime.version import __version__
-
-Images = npt.NDArray[np.uint8]
 
 # Characters of a model's name, hash or version in a recipe.
 _LONGEST_NAME = 200
@@ -32,7 +31,7 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class ImageMetadata:
-    """What is needed to make an image again; for the last four see `Blend`."""
+    """What is needed to make an image again; for the last four see `Interpolation`."""
 
     prompt: str
     seed: int
@@ -46,7 +45,7 @@ class ImageMetadata:
     noise_share: float = 0.0
 
     @classmethod
-    def of_blend(cls, blend: Blend, model: str, model_hash: str) -> ImageMetadata:
+    def of_interpolation(cls, blend: Interpolation, model: str, model_hash: str) -> ImageMetadata:
         """Of an image that was made from a blend."""
         start, shares = blend.start, (blend.sentence_share, blend.noise_share)
         identity = (start.prompt, start.seed, start.index, model, model_hash, __version__)
@@ -65,11 +64,13 @@ class ImageMetadata:
         except (TypeError, ValueError) as error:
             raise ValueError("no recipe of an image") from error
         start, shares = Keyframe(found.prompt, found.seed, found.index), found.sentence_share
-        blend = Blend(start, end, shares, found.noise_share, found.psi)
+        blend = Interpolation(start, end, shares, found.noise_share, found.psi)
         for text in (found.model, found.model_hash, found.version):
             if not isinstance(text, str) or len(text) > _LONGEST_NAME:
                 raise ValueError("no recipe of an image: model and version must be short texts")
-        return replace(cls.of_blend(blend, found.model, found.model_hash), version=found.version)
+        return replace(
+            cls.of_interpolation(blend, found.model, found.model_hash), version=found.version
+        )
 
     @property
     def caption(self) -> str:
@@ -152,6 +153,50 @@ def write_png(image: Images, file: BinaryIO, recipe: Recipe | None) -> None:
     picture.save(file, format="PNG", **save_options("png", picture.size, recipe), **_PNG)
 
 
+SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How images are stored.
+
+    Attributes:
+        name: png, jpeg or webp.
+        quality: 1 to 100, of jpeg and webp.
+        signer: signs each file, if there is one.
+    """
+
+    name: str = "png"
+    quality: int = 95
+    signer: Signer | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        require_integers(self, "quality")
+        if self.name not in SUFFIXES:
+            raise ValueError(
+                f"image format must be one of {', '.join(SUFFIXES)}, got {self.name!r}"
+            )
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality must be from 1 to 100, got {self.quality}")
+
+    @property
+    def suffix(self) -> str:
+        """Of a file's name, without the dot."""
+        return SUFFIXES[self.name]
+
+    def encode(self, image: Images, metadata: ImageMetadata) -> bytes:
+        """The file's content of an image (H,W,3), with its recipe."""
+        buffer = io.BytesIO()
+        if self.name == "png":
+            write_png(image, buffer, metadata)
+        else:
+            source = Image.fromarray(image)
+            recipe = save_options(self.name, source.size, metadata)
+            source.save(buffer, self.name, quality=self.quality, **recipe)
+        content = buffer.getvalue()
+        return self.signer.sign(content, f"image/{self.name}") if self.signer else content
+
+
 def save_each(
     images: Iterable[tuple[Images, ImageMetadata]],
     folder: str | Path,
@@ -223,3 +268,36 @@ def labelled(image: Images, text: str) -> Images:
     font = ImageFont.load_default(size)
     ImageDraw.Draw(strip).text((width / 2, strip.height / 2), text, "black", font, anchor="mm")
     return np.concatenate([image, np.asarray(strip)])
+
+
+# How an image of another aspect ratio is fitted in.
+FITS = ("crop", "pad")
+
+
+def resized(image: Images, width: int, height: int, fit: str = "crop") -> Images:
+    """An image resampled by Lanczos' filter; the image itself if it has that size already.
+
+    Args:
+        image: (H,W,3).
+        width, height: of the result, in pixels.
+        fit: `crop` keeps the centre that has the new aspect ratio; `pad` keeps all of the image,
+            centred on black.
+
+    Returns:
+        (height,width,3).
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    source = Image.fromarray(image)
+    whole_width, whole_height = source.size
+    if fit == "pad":
+        scale = min(width / whole_width, height / whole_height)
+        inner = max(1, round(whole_width * scale)), max(1, round(whole_height * scale))
+        result = Image.new("RGB", (width, height))
+        corner = (width - inner[0]) // 2, (height - inner[1]) // 2
+        result.paste(source.resize(inner, Image.Resampling.LANCZOS), corner)
+        return np.asarray(result)
+    scale = min(whole_width / width, whole_height / height)
+    left, top = (whole_width - width * scale) / 2, (whole_height - height * scale) / 2
+    box = left, top, whole_width - left, whole_height - top
+    return np.asarray(source.resize((width, height), Image.Resampling.LANCZOS, box))

@@ -64,7 +64,7 @@ def _integers(seed: int, text: bytes, index: int, count: int) -> npt.NDArray[np.
     return np.random.Philox(key=key).random_raw(count)
 
 
-def truncated(noise: npt.NDArray[np.float32], psi: float) -> npt.NDArray[np.float32]:
+def truncate(noise: npt.NDArray[np.float32], psi: float) -> npt.NDArray[np.float32]:
     """Noise drawn in to its mean, for pictures that are more usual and less various.
 
     Args:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from runtime.arrays import Floats, Images
 from runtime.bundle import (
     GENERATOR,
     GOLDEN,
@@ -24,11 +25,12 @@ from runtime.bundle import (
     Bundle,
     default_bundle,
 )
-from runtime.cache import Stamps, cache_folder, compiled_model_folder
 from runtime.checks import checked_integer, checked_path, checked_share, require_booleans
 from runtime.compiled import CompiledModel, CompileOptions, ModelFile, chosen_precision
+from runtime.compiled_cache import VerifiedFiles, compiled_model_folder
 from runtime.cpu import available_cores, cpu_name, instruction_sets
 from runtime.errors import BundleError
+from runtime.files import cache_folder
 from runtime.golden import (
     Golden,
     GoldenReport,
@@ -37,7 +39,7 @@ from runtime.golden import (
     worst_cosine,
     worst_psnr_db,
 )
-from runtime.noise import MAX_SEED, draw_noise, truncated
+from runtime.noise import MAX_SEED, draw_noise, truncate
 from runtime.prompts import checked_prompts
 from runtime.tokenizer import Tokenizer
 
@@ -50,9 +52,6 @@ _MANY = 2
 
 # Sentence embeddings of the latest prompts: 2 KB each at full size.
 _KEPT_SENTENCES = 2048
-
-Floats = npt.NDArray[np.float32]
-Images = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -138,9 +137,9 @@ class Pipeline:
                 does not support it.
         """
         options = options or PipelineOptions()
-        stamps = Stamps(cache_folder()) if options.cache else None
+        verified = VerifiedFiles(cache_folder()) if options.cache else None
         folder = default_bundle() if path is None else checked_path(path)
-        return cls(Bundle.open(folder, stamps), options)
+        return cls(Bundle.open(folder, verified), options)
 
     @cached_property
     def golden(self) -> Golden | None:
@@ -230,7 +229,7 @@ class Pipeline:
         for key, row, end in zip(prompts, tokens, tokens.argmax(axis=1)):
             # The length depends on the prompt alone, and so does the embedding, to the bit.
             length = self._text_length(int(end) + 1)
-            self._sentences[key] = self._text_encoder(length).row(row[:length])
+            self._sentences[key] = self._text_encoder(length).infer(row[:length])
 
     def synthesize(self, sentence: npt.ArrayLike, noise: npt.ArrayLike) -> Images:
         """Images from sentence embeddings and noise.
@@ -254,7 +253,7 @@ class Pipeline:
                 f"noise must be (B,{self.manifest.noise_dim}) and sentence "
                 f"(B,{self.manifest.embedding_dim}), got {noise.shape} and {sentence.shape}"
             )
-        return self._generator(len(noise)).all(noise, sentence)
+        return self._generator(len(noise)).infer_batch(noise, sentence)
 
     def synthesize_each(
         self, rows: Iterable[tuple[Floats, Floats]], count: int
@@ -270,7 +269,7 @@ class Pipeline:
             ValueError: count is no number of images, or a row does not fit the model.
         """
         count = checked_integer(count, "count", 0)
-        return self._generator(count).each(map(self._checked_row, rows))
+        return self._generator(count).infer_iter(map(self._checked_row, rows))
 
     def _checked_row(self, row: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
         noise, sentence = row
@@ -294,7 +293,7 @@ class Pipeline:
             prompts: one or many.
             n: images of each.
             seed: of their noise.
-            psi: in [0,1]; below 1 images are more usual and less various, see `truncated`.
+            psi: in [0,1]; below 1 images are more usual and less various, see `truncate`.
 
         Returns:
             (len(prompts)·n,H,W,3) uint8, RGB.
@@ -325,7 +324,7 @@ class Pipeline:
         size = self.manifest.noise_dim
         jobs = [(row, prompt, i) for row, prompt in enumerate(prompts) for i in range(n)]
         rows = (
-            (truncated(draw_noise(seed, prompt, i, size), psi), sentences[row])
+            (truncate(draw_noise(seed, prompt, i, size), psi), sentences[row])
             for row, prompt, i in jobs
         )
         for (_, prompt, i), image in zip(jobs, self.synthesize_each(rows, len(jobs))):

@@ -24,7 +24,7 @@ from convert.web.onnx_graph import to_onnx
 from convert.web.text_tables import text_tables
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest
 from runtime.files import atomic_folder
-from runtime.graphs import read_graph
+from runtime.graph_io import read_graph
 from runtime.openvino_core import keep_locale
 from runtime.version import __version__
 

@@ -31,7 +31,7 @@ from galip_edge.commands.options import (
 from runtime.bundle import default_bundle
 from runtime.credentials import Signer
 from runtime.errors import GalipEdgeError
-from runtime.jobs.encoding import SUFFIXES, ImageFormat
+from runtime.images import SUFFIXES, ImageFormat
 from runtime.jobs.engine import Engine, InProcess
 from runtime.jobs.estimate import estimate
 from runtime.jobs.job import MANIFEST, Job, JobOptions

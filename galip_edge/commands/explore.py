@@ -22,8 +22,7 @@ from galip_edge.commands.options import (
 )
 from runtime.credentials import Signer
 from runtime.images import contact_sheet, labelled, save_png
-from runtime.keyframes import Keyframe
-from runtime.latent import latent_of
+from runtime.latent import Keyframe, keyframe_latent
 from runtime.noise import MAX_SEED
 from runtime.pipeline import PipelineOptions
 from runtime.reproduce import SeriesRecipe
@@ -80,7 +79,7 @@ def command(
     if seeds[-1] > MAX_SEED:
         raise click.UsageError(f"the last seed would be above {MAX_SEED}")
     pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache, precision=precision))
-    latents = (latent_of(pipeline, Keyframe(prompt, each), psi) for each in seeds)
+    latents = (keyframe_latent(pipeline, Keyframe(prompt, each), psi) for each in seeds)
     pictures = []
     with counting_progress() as progress:
         task = progress.add_task("generating", total=count)

@@ -8,7 +8,7 @@ import click
 
 from galip_edge.commands.console import console
 from galip_edge.commands.options import existing_path, one_output
-from runtime.model_server import export_model_server
+from runtime.ovms import export_model_server
 
 
 @click.command("export-ovms")

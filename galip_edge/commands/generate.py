@@ -23,11 +23,19 @@ from galip_edge.commands.options import (
     threads_option,
     truncation_option,
 )
+from runtime.arrays import Images
 from runtime.credentials import Signer
 from runtime.errors import GalipEdgeError, PromptError
 from runtime.files import write_whole
-from runtime.images import ImageMetadata, Images, contact_sheet, file_name, save_each, save_png
-from runtime.jobs.encoding import SUFFIXES, ImageFormat
+from runtime.images import (
+    SUFFIXES,
+    ImageFormat,
+    ImageMetadata,
+    contact_sheet,
+    file_name,
+    save_each,
+    save_png,
+)
 from runtime.noise import MAX_SEED
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.prompts import checked_prompt

@@ -23,12 +23,18 @@ from galip_edge.commands.options import (
     truncation_option,
 )
 from runtime.animation import ENDINGS, save_animation
+from runtime.arrays import Images
 from runtime.bundle import Manifest
 from runtime.credentials import Signer
 from runtime.errors import GalipEdgeError
-from runtime.images import ImageMetadata, Images, contact_sheet, save_png
-from runtime.keyframes import Blend, Keyframe
-from runtime.latent import pictures, style_grid, way
+from runtime.images import ImageMetadata, contact_sheet, save_png
+from runtime.latent import (
+    Interpolation,
+    Keyframe,
+    generate_interpolations,
+    interpolation_path,
+    latent_grid,
+)
 from runtime.noise import MAX_SEED
 from runtime.pipeline import PipelineOptions
 from runtime.reproduce import SeriesRecipe
@@ -102,11 +108,11 @@ def command(
     if shape:
         blends = None
         total = shape[0] * shape[1]
-        frames = style_grid(pipeline, keyframes, *shape, psi)
+        frames = latent_grid(pipeline, keyframes, *shape, psi)
     else:
-        blends = way(keyframes, steps, loop, psi)
+        blends = interpolation_path(keyframes, steps, loop, psi)
         total = len(blends)
-        frames = pictures(pipeline, blends)
+        frames = generate_interpolations(pipeline, blends)
     with counting_progress() as progress:
         task = progress.add_task("generating", total=total)
 
@@ -172,7 +178,7 @@ def _save(
 
 def _save_frames(
     frames: Iterator[Images],
-    blends: list[Blend],
+    blends: list[Interpolation],
     folder: Path,
     manifest: Manifest,
     signer: Signer | None,
@@ -180,5 +186,5 @@ def _save_frames(
     for old in folder.glob("[0-9]*.png"):  # with --force
         old.unlink()
     for index, (frame, blend) in enumerate(zip(frames, blends)):
-        metadata = ImageMetadata.of_blend(blend, manifest.name, manifest.model_hash)
+        metadata = ImageMetadata.of_interpolation(blend, manifest.name, manifest.model_hash)
         save_png(frame, folder / f"{index:05d}.png", metadata, signer)

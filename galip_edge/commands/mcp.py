@@ -21,12 +21,11 @@ from galip_edge.commands.options import (
 )
 from runtime.credentials import Signer
 from runtime.errors import PromptError
-from runtime.images import ImageMetadata, png_file
+from runtime.images import ImageMetadata, png_file, resized
 from runtime.noise import MAX_SEED
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.prompts import checked_prompt
-from runtime.resize import resized
-from runtime.server.requests import MAX_SIDE, random_seed
+from runtime.server.schema import MAX_SIDE, random_seed
 from runtime.version import __version__
 
 

@@ -14,6 +14,7 @@ import uvicorn
 
 from galip_edge.commands.console import console
 from galip_edge.commands.options import (
+    RenamedOption,
     cache_option,
     precision_option,
     signing_options,
@@ -119,7 +120,9 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
 )
 @click.option(
     "--max-images",
-    "--most",
+    cls=RenamedOption,
+    former=["--most"],
+    envvar=["GALIP_EDGE_SERVE_MAX_IMAGES", "GALIP_EDGE_SERVE_MOST"],
     type=click.IntRange(min=1),
     default=ServerOptions.max_images,
     show_default=True,
@@ -127,7 +130,9 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
 )
 @click.option(
     "--queue-size",
-    "--queue",
+    cls=RenamedOption,
+    former=["--queue"],
+    envvar=["GALIP_EDGE_SERVE_QUEUE_SIZE", "GALIP_EDGE_SERVE_QUEUE"],
     type=click.IntRange(min=1),
     default=ServerOptions.queue_size,
     show_default=True,
@@ -203,7 +208,6 @@ def command(
 
     Each option may also come from --config, or from an environment variable such as
     GALIP_EDGE_SERVE_PORT.
-
 
     SIGTERM and SIGINT stop accepting requests and finish those accepted.
     """

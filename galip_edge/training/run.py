@@ -41,9 +41,8 @@ from galip_edge.training.state import (
     writing,
 )
 from galip_edge.training.trainer import Trainer
-from runtime.cache import cache_folder
 from runtime.errors import GalipEdgeError
-from runtime.files import atomic_path
+from runtime.files import atomic_path, cache_folder
 from runtime.noise import draw_noise
 
 Images = npt.NDArray[np.uint8]

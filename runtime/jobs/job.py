@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Manifest, read_manifest, verify_files
-from runtime.cache import Stamps, cache_folder
 from runtime.checks import require_booleans, require_integers
+from runtime.compiled_cache import VerifiedFiles
 from runtime.errors import GalipEdgeError, JobError
-from runtime.jobs.encoding import ImageFormat
+from runtime.files import cache_folder
+from runtime.images import ImageFormat
 from runtime.jobs.engine import Engine, InProcess
 from runtime.jobs.journal import COLUMNS, DONE, FAILED, INVALID, Entry, read_record, to_line
 from runtime.jobs.lock import Held
@@ -132,7 +133,7 @@ class Job:
         self.prompts, self.place = prompts, place_of(out)
         self.options = options or JobOptions()
         self.model: Manifest = read_manifest(Path(bundle))
-        verify_files(Path(bundle), self.model, Stamps(cache_folder()))
+        verify_files(Path(bundle), self.model, VerifiedFiles(cache_folder()))
         self._engine = engine or InProcess()
         self._stopped = False
         _ = prompts.understood  # what is no file of prompts leaves nothing behind

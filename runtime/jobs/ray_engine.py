@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import MANIFEST, read_manifest
-from runtime.cache import cache_folder
 from runtime.errors import GalipEdgeError, JobError
-from runtime.files import atomic_folder
+from runtime.files import atomic_folder, cache_folder
 from runtime.jobs.journal import Entry
 from runtime.jobs.parts import Part
 from runtime.jobs.place import place_of

@@ -13,15 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from runtime.arrays import Images
 from runtime.errors import GalipEdgeError, JobError
-from runtime.images import ImageMetadata, Images
-from runtime.jobs.encoding import ImageFormat
+from runtime.images import ImageFormat, ImageMetadata
 from runtime.jobs.journal import DONE, FAILED, Entry, Journal, Record, entry_of, read_record
 from runtime.jobs.outputs import Output, open_output
 from runtime.jobs.parts import Item, Part
 from runtime.jobs.place import STATE, RemotePlace, place_of
-from runtime.keyframes import Keyframe
-from runtime.latent import latent_of
+from runtime.latent import Keyframe, keyframe_latent
 from runtime.pipeline import Pipeline, PipelineOptions
 
 # Writers wait for the disk more than they work.
@@ -289,7 +288,7 @@ class Worker:
         pipeline = self._pipeline
         pipeline.prepare(len(items))
         wanted = (Keyframe(item.prompt, item.seed, item.index) for item in items)
-        latents = (latent_of(pipeline, each) for each in wanted)
+        latents = (keyframe_latent(pipeline, each) for each in wanted)
         return pipeline.synthesize_each(latents, len(items))
 
 

@@ -21,8 +21,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.server.errors import error_response
 from runtime.server.options import ServerOptions, is_prefix
+from runtime.server.schema import error_response
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}

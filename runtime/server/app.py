@@ -6,31 +6,31 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from runtime.pipeline import Pipeline
 from runtime.server.access import has_key, is_cross_site, middleware
-from runtime.server.errors import (
+from runtime.server.images_api import ImagesAPI, Metrics
+from runtime.server.models import ModelPool, ModelSource
+from runtime.server.openapi import document
+from runtime.server.options import ServerOptions
+from runtime.server.queue import QueueFullError
+from runtime.server.schema import (
+    BadRequestError,
     ServiceError,
     bad_request,
     error_response,
     not_found,
     service_error,
 )
-from runtime.server.fields import BadRequestError
-from runtime.server.metrics import Metrics
-from runtime.server.models import ModelPool, ModelSource
-from runtime.server.openapi import document
-from runtime.server.options import ServerOptions
-from runtime.server.pictures import ImagesAPI
-from runtime.server.queue import QueueFullError
-from runtime.server.studio import studio_routes
 from runtime.server.webui import WebUI
 
 
@@ -65,7 +65,7 @@ class _Server:
             _post("/v1/images/variations", guarded(images.not_supported)),
             Route("/v1/models", guarded(self._list_models)),
             Route("/v1/models/{name:path}", guarded(self._model)),
-            Route("/v1/pictures/{name}", images.kept, name="picture"),
+            Route("/v1/files/{name}", images.kept, name="picture"),
             *WebUI(self._models, images, options.max_images).routes(guarded),
             Route("/healthz", self._healthy),
             Route("/readyz", self._ready),
@@ -156,3 +156,23 @@ class _Server:
 
 def _post(path: str, handler: Callable[[Request], Any]) -> Route:
     return Route(path, handler, methods=["POST"])
+
+
+_PAGE = Path(__file__).parent / "page"
+
+
+def studio_routes() -> list[BaseRoute]:
+    """The page at `/studio/`, to which `/` leads."""
+    return [Route("/", _to_studio), Mount("/studio", _Files(directory=_PAGE, html=True))]
+
+
+async def _to_studio(_: Request) -> Response:
+    return RedirectResponse("studio/")
+
+
+class _Files(StaticFiles):
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Asked for again by its ETag, so that a new version's files never mix with old ones."""
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.bundle import Manifest, read_manifest
-from runtime.keyframes import Blend, Keyframe
-from runtime.memory import release_free_memory, resident_bytes
+from runtime.cpu import release_free_memory, resident_bytes
+from runtime.latent import Interpolation, Keyframe
 from runtime.pipeline import Pipeline, PipelineOptions
-from runtime.server.errors import ServiceError
 from runtime.server.queue import GenerationQueue
+from runtime.server.schema import ServiceError
 
 _log = logging.getLogger(__name__)
 
@@ -75,8 +75,10 @@ class LoadedModel:
         Afterwards no request waits for that, and memory no longer grows.
         """
         count = min(8, self.queue.bound)
-        many = [Blend(Keyframe("a bird on a branch", index=index)) for index in range(count)]
-        longer = [[Blend(Keyframe("bird " * words))] for words in (25, 100)]
+        many = [
+            Interpolation(Keyframe("a bird on a branch", index=index)) for index in range(count)
+        ]
+        longer = [[Interpolation(Keyframe("bird " * words))] for words in (25, 100)]
         for wanted in (many[:1], many, *longer):
             for future in self.queue.submit(wanted):
                 future.result()

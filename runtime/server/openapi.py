@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.server.requests import INTERPOLATION, generation
+from runtime.server.schema import INTERPOLATION, generation
 from runtime.version import __version__
 
 # Warnings of answers that are not JSON, in ASCII.
@@ -86,7 +86,7 @@ def document(most: int, with_key: bool) -> dict[str, Any]:
             ),
             "/v1/models": getting("Models", *refusals, **keyed),
             "/v1/models/{name}": named("A model", others=refusals, **keyed),
-            "/v1/pictures/{name}": named("An image whose URL was given"),
+            "/v1/files/{name}": named("An image whose URL was given"),
             "/healthz": getting("Liveness"),
             "/readyz": getting("Readiness", "503"),
             "/metrics": getting("Prometheus metrics"),

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from runtime.images import Images
-from runtime.keyframes import Blend
-from runtime.latent import Latent, blended
+from runtime.arrays import Images
+from runtime.latent import Interpolation, Latent, interpolation_latent
 from runtime.pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ class QueueFullError(Exception):
 
 @dataclass
 class _Queued:
-    blend: Blend
+    blend: Interpolation
     future: Future[Images] = field(default_factory=Future)
 
 
@@ -67,7 +66,7 @@ class GenerationQueue:
     def __len__(self) -> int:
         return self._unfinished
 
-    def submit(self, blends: list[Blend]) -> list[Future[Images]]:
+    def submit(self, blends: list[Interpolation]) -> list[Future[Images]]:
         """Queue images (H,W,3). One whose future is cancelled early enough is not generated.
 
         Raises:
@@ -129,6 +128,6 @@ class GenerationQueue:
                 each = self._queued.popleft()
             if each.future.set_running_or_notify_cancel():
                 taken.append(each)
-                yield blended(self._pipeline, each.blend)
+                yield interpolation_latent(self._pipeline, each.blend)
             else:
                 self._finished(1)

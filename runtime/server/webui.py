@@ -20,23 +20,25 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runtime.images import ImageMetadata
-from runtime.keyframes import Blend, Keyframe
+from runtime.latent import Interpolation, Keyframe
 from runtime.noise import MAX_SEED
 from runtime.recipes import recipe_in
-from runtime.server.fields import (
+from runtime.server.images_api import ImagesAPI
+from runtime.server.models import ModelPool
+from runtime.server.schema import (
+    MAX_SIDE,
     REQUIRED,
     BadRequestError,
     Boolean,
+    Delivery,
     Ignored,
     Integer,
     Number,
     Prompt,
     Record,
     Text,
+    random_seed,
 )
-from runtime.server.models import ModelPool
-from runtime.server.pictures import ImagesAPI
-from runtime.server.requests import MAX_SIDE, Delivery, random_seed
 
 SAMPLER = "GALIP"
 
@@ -131,7 +133,7 @@ class _Wanted:
     """A valid request of `txt2img`; `found` are its parameters."""
 
     model: str | None
-    blends: list[Blend]
+    blends: list[Interpolation]
     delivery: Delivery
     found: dict[str, Any] = field(repr=False)
 
@@ -180,7 +182,7 @@ class WebUI:
         name = self._choose(wanted.model)
         made = await self._images.make(request, name, wanted.blends, wanted.delivery)
         metadata = [
-            ImageMetadata.of_blend(blend, made.manifest.name, made.manifest.model_hash)
+            ImageMetadata.of_interpolation(blend, made.manifest.name, made.manifest.model_hash)
             for blend in wanted.blends
         ]
         side = made.manifest.image_size
@@ -207,7 +209,8 @@ class WebUI:
             raise BadRequestError(f"seed must be at most {MAX_SEED + 1 - count}", "seed")
         # As A1111: each image of a batch has its own seed, by which it can be made alone.
         blends = [
-            Blend(Keyframe(found["prompt"], seed + more), psi=found["psi"]) for more in range(count)
+            Interpolation(Keyframe(found["prompt"], seed + more), psi=found["psi"])
+            for more in range(count)
         ]
         settings = found.pop("override_settings")
         model = settings.get("sd_model_checkpoint") if isinstance(settings, dict) else None

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from runtime.images import read_metadata
-from runtime.keyframes import Keyframe
+from runtime.latent import Keyframe
 
 
 def galip_edge(*arguments) -> subprocess.CompletedProcess:

@@ -283,8 +283,8 @@ def test_behind_nginx_under_a_path_with_tls(bundle, server, tmp_path):
         httpx.Client(base_url=front, follow_redirects=True, timeout=60) as client,
     ):
         for path, start in (
-            ("/galip", "https://images.example/galip/v1/pictures/"),
-            ("/kept", f"{front.replace('http:', 'https:')}/kept/v1/pictures/"),
+            ("/galip", "https://images.example/galip/v1/files/"),
+            ("/kept", f"{front.replace('http:', 'https:')}/kept/v1/files/"),
         ):
             body = {"prompt": "a bird", "size": "100x50"}
             answer = client.post(f"{path}/v1/images/generations", json=body)

@@ -16,7 +16,7 @@ from galip_edge.tokenizer import build_tokenizer
 from runtime import Pipeline
 from runtime.bundle import Bundle, read_manifest
 from runtime.errors import CheckpointError, GalipEdgeError
-from runtime.graphs import read_graph
+from runtime.graph_io import read_graph
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_failing_in_the_middle_keeps_the_old_bundle(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("runtime.graphs.ov.save_model", full)
+    monkeypatch.setattr("runtime.graph_io.ov.save_model", full)
     with pytest.raises(GalipEdgeError, match="the disk of .* is full: free some space"):
         convert(tiny_checkpoint, tiny_bundle, ConvertOptions(precision="fp32", force=True))
     assert read_manifest(tiny_bundle) == before

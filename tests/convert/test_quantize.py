@@ -5,7 +5,7 @@ import pytest
 
 from convert.quantize import Scheme, quantize, report
 from runtime.bundle import TEXT_ENCODER, Bundle
-from runtime.graphs import read_graph
+from runtime.graph_io import read_graph
 from runtime.openvino_core import openvino_core
 from runtime.passes import halve_weights
 

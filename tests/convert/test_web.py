@@ -24,7 +24,7 @@ from convert.web.onnx_graph import to_onnx
 from galip_edge.cli import main
 from runtime import Pipeline
 from runtime.bundle import GENERATOR, TEXT_ENCODER, Bundle
-from runtime.graphs import read_graph
+from runtime.graph_io import read_graph
 from runtime.images import read_metadata
 from runtime.noise import MAX_SEED, draw_noise
 

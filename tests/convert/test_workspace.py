@@ -15,7 +15,7 @@ from convert.errors import ConversionError
 from convert.workspace import publish, workspace, workspace_of
 from galip_edge.cli import main
 from runtime.bundle import is_bundle, read_manifest
-from runtime.graphs import write_graph
+from runtime.graph_io import write_graph
 
 FP32 = ConvertOptions(precision="fp32")
 

@@ -8,11 +8,22 @@ import pytest
 from runtime import Job, JobOptions, Pipeline, PipelineOptions, PromptFile, draw_noise
 from runtime.bundle import default_bundle
 from runtime.errors import BundleError, PromptError
-from runtime.images import ImageMetadata, read_metadata, save_each, save_png
-from runtime.jobs.encoding import ImageFormat
-from runtime.keyframes import Blend, Keyframe
-from runtime.latent import interpolate, slerp, style_grid, way
-from runtime.noise import truncated
+from runtime.images import (
+    ImageFormat,
+    ImageMetadata,
+    read_metadata,
+    save_each,
+    save_png,
+)
+from runtime.latent import (
+    Interpolation,
+    Keyframe,
+    interpolate,
+    interpolation_path,
+    latent_grid,
+    slerp,
+)
+from runtime.noise import truncate
 
 
 @pytest.fixture(scope="module")
@@ -123,16 +134,19 @@ def test_synthesize(sentence, noise, message, pipeline):
         (lambda: draw_noise(True, "a", 0, 4), "seed must be an integer"),
         (lambda: draw_noise(1, "a", 0.5, 4), "index must be an integer"),
         (lambda: draw_noise(1, "a", 0, -4), "size must be an integer"),
-        (lambda: truncated(np.zeros(2, np.float32), float("nan")), "psi must be a number"),
+        (lambda: truncate(np.zeros(2, np.float32), float("nan")), "psi must be a number"),
         (lambda: Keyframe("a", 1.5), "seed must be an integer"),
         (lambda: Keyframe("a", 0, -1), "index must be an integer"),
         (lambda: Keyframe(None), "prompt must be text"),
-        (lambda: Blend("a"), "start must be a Keyframe"),
-        (lambda: Blend(Keyframe("a"), psi="1"), "psi must be a number"),
-        (lambda: way([Keyframe("a")], 2), "at least two keyframes"),
-        (lambda: way([Keyframe("a"), "b"], 2), "keyframes must be Keyframe objects, got 'b'"),
-        (lambda: way(None, 2), "keyframes must be Keyframe objects, got None"),
-        (lambda: way([Keyframe("a")] * 2, 1.5), "steps must be an integer"),
+        (lambda: Interpolation("a"), "start must be a Keyframe"),
+        (lambda: Interpolation(Keyframe("a"), psi="1"), "psi must be a number"),
+        (lambda: interpolation_path([Keyframe("a")], 2), "at least two keyframes"),
+        (
+            lambda: interpolation_path([Keyframe("a"), "b"], 2),
+            "keyframes must be Keyframe objects, got 'b'",
+        ),
+        (lambda: interpolation_path(None, 2), "keyframes must be Keyframe objects, got None"),
+        (lambda: interpolation_path([Keyframe("a")] * 2, 1.5), "steps must be an integer"),
         (lambda: slerp(np.zeros(2), np.zeros(3), 0.5), "two vectors of one length"),
         (lambda: slerp(np.zeros(2), np.zeros(2), float("nan")), "share must be a number"),
         (lambda: JobOptions(part=1.5), "part must be an integer"),
@@ -153,11 +167,11 @@ def test_other_public_functions(call, message):
 def test_latent_functions_check_before_they_compute(pipeline):
     corners = [Keyframe("a")] * 4
     with pytest.raises(ValueError, match="rows must be an integer"):
-        next(style_grid(pipeline, corners, 2.5, 2))
+        next(latent_grid(pipeline, corners, 2.5, 2))
     with pytest.raises(ValueError, match="steps must be an integer"):
         next(interpolate(pipeline, corners, True))
     with pytest.raises(ValueError, match="keyframes must be Keyframe objects"):
-        next(style_grid(pipeline, ["a"] * 4, 2, 2))
+        next(latent_grid(pipeline, ["a"] * 4, 2, 2))
 
 
 def test_paths_may_be_text(pipeline, tmp_path, monkeypatch):

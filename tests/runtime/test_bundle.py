@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from runtime.bundle import MANIFEST, Manifest, read_manifest, verify_files
-from runtime.cache import Stamps
+from runtime.compiled_cache import VerifiedFiles
 from runtime.errors import BundleError
 
 NAMES = [
@@ -32,14 +32,14 @@ def test_manifest_round_trips(tiny_bundle):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("stamped", [False, True])
-def test_a_flipped_byte_is_found(name, stamped, tiny_bundle, tmp_path):
-    stamps = Stamps(tmp_path / "stamps") if stamped else None
+@pytest.mark.parametrize("remembered", [False, True])
+def test_a_flipped_byte_is_found(name, remembered, tiny_bundle, tmp_path):
+    verified = VerifiedFiles(tmp_path / "cache") if remembered else None
     manifest = read_manifest(tiny_bundle)
-    verify_files(tiny_bundle, manifest, stamps)
+    verify_files(tiny_bundle, manifest, verified)
     flip(tiny_bundle / name, (tiny_bundle / name).stat().st_size // 2)
     with pytest.raises(BundleError, match=f"{name} was changed or damaged"):
-        verify_files(tiny_bundle, manifest, stamps)
+        verify_files(tiny_bundle, manifest, verified)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -114,20 +114,20 @@ def test_model_hash_depends_on_files_alone(tiny_bundle):
     assert changed.model_hash != manifest.model_hash
 
 
-def test_stamps_save_hashing_and_survive_damage(tiny_bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("runtime.cache._TICK_NS", 0)  # the files were copied just now
-    manifest, stamps = read_manifest(tiny_bundle), Stamps(tmp_path / "stamps")
-    verify_files(tiny_bundle, manifest, stamps)
+def test_remembered_hashes_save_hashing_and_survive_damage(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime.compiled_cache._TICK_NS", 0)  # the files were copied just now
+    manifest, verified = read_manifest(tiny_bundle), VerifiedFiles(tmp_path / "cache")
+    verify_files(tiny_bundle, manifest, verified)
 
     def hashing(path, size):
         raise AssertionError(f"hashed {path} again")
 
     with monkeypatch.context() as patch:
         patch.setattr("runtime.bundle.sha256_of", hashing)
-        verify_files(tiny_bundle, manifest, stamps)
-    for stamp in (tmp_path / "stamps" / "verified").iterdir():
-        stamp.write_text("{")
-    verify_files(tiny_bundle, manifest, stamps)
+        verify_files(tiny_bundle, manifest, verified)
+    for record in (tmp_path / "cache" / "verified").iterdir():
+        record.write_text("{")
+    verify_files(tiny_bundle, manifest, verified)
 
 
 def test_fidelity_and_provenance_are_recorded(tiny_bundle):

@@ -15,8 +15,12 @@ from PIL import Image  # noqa: E402
 from runtime.animation import save_animation  # noqa: E402
 from runtime.credentials import MEDIA_TYPES, Signer  # noqa: E402
 from runtime.errors import GalipEdgeError  # noqa: E402
-from runtime.images import ImageMetadata, read_metadata, save_png  # noqa: E402
-from runtime.jobs.encoding import ImageFormat  # noqa: E402
+from runtime.images import (  # noqa: E402
+    ImageFormat,
+    ImageMetadata,
+    read_metadata,
+    save_png,
+)
 from runtime.recipes import TRAINED_ALGORITHMIC_MEDIA  # noqa: E402
 
 METADATA = ImageMetadata("a bird", 0, 0, "m", "ab" * 32)

@@ -8,7 +8,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from runtime.errors import GalipEdgeError
 from runtime.images import ImageMetadata, contact_sheet, file_name, read_metadata, save_png
-from runtime.keyframes import Keyframe
+from runtime.latent import Keyframe
 
 META = ImageMetadata("a bird, “quoted” 🐦\nsecond line", 42, 3, "coco", "ab" * 32)
 

@@ -6,8 +6,15 @@ from PIL import Image
 
 from runtime import Pipeline, PromptError
 from runtime.animation import save_animation
-from runtime.keyframes import Blend, Keyframe
-from runtime.latent import blended, interpolate, latent_of, slerp, style_grid
+from runtime.latent import (
+    Interpolation,
+    Keyframe,
+    interpolate,
+    interpolation_latent,
+    keyframe_latent,
+    latent_grid,
+    slerp,
+)
 
 A, B, C, D = (
     Keyframe("a bird", 1),
@@ -73,14 +80,14 @@ def test_steps_shrink_as_frames_double(pipeline):
 
 
 def test_a_grid_has_its_corners(pipeline):
-    grid = list(style_grid(pipeline, [A, B, C, D], 3, 4))
+    grid = list(latent_grid(pipeline, [A, B, C, D], 3, 4))
     assert len(grid) == 12
     for index, corner in ((0, A), (3, B), (8, C), (11, D)):
         np.testing.assert_array_equal(grid[index], generated(pipeline, corner))
 
 
 def test_truncation_draws_noise_in(pipeline):
-    whole, half, none = (latent_of(pipeline, A, psi)[0] for psi in (1.0, 0.5, 0.0))
+    whole, half, none = (keyframe_latent(pipeline, A, psi)[0] for psi in (1.0, 0.5, 0.0))
     np.testing.assert_allclose(half, whole / 2)
     assert not none.any()
     way = list(interpolate(pipeline, [A, B], steps=2, psi=0.0))
@@ -89,7 +96,9 @@ def test_truncation_draws_noise_in(pipeline):
 
 
 def test_a_blend_moves_sentence_and_noise_apart(pipeline):
-    (noise_a, sentence_a), (noise_c, sentence_c) = (latent_of(pipeline, each) for each in (A, C))
+    (noise_a, sentence_a), (noise_c, sentence_c) = (
+        keyframe_latent(pipeline, each) for each in (A, C)
+    )
     for shares, noise, sentence in (
         ((0, 0), noise_a, sentence_a),
         ((1, 0), noise_a, sentence_c),
@@ -97,12 +106,14 @@ def test_a_blend_moves_sentence_and_noise_apart(pipeline):
         ((1, 1), noise_c, sentence_c),
         ((0.5, 0.25), slerp(noise_a, noise_c, 0.25), slerp(sentence_a, sentence_c, 0.5)),
     ):
-        found = blended(pipeline, Blend(A, C, *shares))
+        found = interpolation_latent(pipeline, Interpolation(A, C, *shares))
         np.testing.assert_array_equal(found[0], noise)
         np.testing.assert_array_equal(found[1], sentence)
-    np.testing.assert_array_equal(blended(pipeline, Blend(A, psi=0.5))[0], noise_a / 2)
+    np.testing.assert_array_equal(
+        interpolation_latent(pipeline, Interpolation(A, psi=0.5))[0], noise_a / 2
+    )
     with pytest.raises(ValueError, match=r"noise_share must be a number from 0 to 1, got 1.5"):
-        Blend(A, C, noise_share=1.5)
+        Interpolation(A, C, noise_share=1.5)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +122,8 @@ def test_a_blend_moves_sentence_and_noise_apart(pipeline):
         (lambda p: interpolate(p, [A], 4), "needs at least two keyframes, got 1"),
         (lambda p: interpolate(p, [A, B], 0), "steps must be an integer of at least 1, got 0"),
         (lambda p: interpolate(p, [A, B], 2, psi=1.5), "psi must be a number from 0 to 1, got 1.5"),
-        (lambda p: style_grid(p, [A, B, C], 2, 2), "four corners and at least 2 x 2"),
-        (lambda p: style_grid(p, [A, B, C, D], 1, 2), "got 4 corners and 1 x 2"),
+        (lambda p: latent_grid(p, [A, B, C], 2, 2), "four corners and at least 2 x 2"),
+        (lambda p: latent_grid(p, [A, B, C, D], 1, 2), "got 4 corners and 1 x 2"),
     ],
 )
 def test_bad_requests_are_named(call, message, pipeline):

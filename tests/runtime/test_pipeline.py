@@ -106,7 +106,7 @@ def test_a_short_prompt_is_read_as_with_all_its_padding(words, tiny_bundles):
     prompt = " ".join(["bird"] * words)
     pipeline = Pipeline.from_bundle(tiny_bundles["fp32"])
     sentence = pipeline.encode(["two dogs", prompt])[1]
-    whole = pipeline._text_encoder(77).row(pipeline.tokenizer([prompt])[0])
+    whole = pipeline._text_encoder(77).infer(pipeline.tokenizer([prompt])[0])
     np.testing.assert_allclose(sentence, whole, atol=1e-4)
     assert (Pipeline.from_bundle(tiny_bundles["fp32"]).encode([prompt])[0] == sentence).all()
 

@@ -16,9 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from runtime.animation import save_animation
 from runtime.errors import GalipEdgeError
-from runtime.images import ImageMetadata, png_file
-from runtime.jobs.encoding import ImageFormat
-from runtime.keyframes import Keyframe
+from runtime.images import ImageFormat, ImageMetadata, png_file
+from runtime.latent import Keyframe
 from runtime.recipes import TRAINED_ALGORITHMIC_MEDIA, read_recipe, recipe_in, xmp_packet
 from runtime.reproduce import SeriesRecipe, recipe_of, reproduction, shown
 

@@ -21,11 +21,10 @@ from runtime.bundle import (
     read_manifest,
     verify_files,
 )
-from runtime.cache import Stamps, private_folder
+from runtime.compiled_cache import VerifiedFiles, private_folder
 from runtime.errors import BundleError
-from runtime.file_kinds import describe
-from runtime.files import FileState
-from runtime.graphs import check_sizes, read_graph
+from runtime.files import FileState, describe
+from runtime.graph_io import check_sizes, read_graph
 
 PROMPT = "a bird on a branch"
 
@@ -303,11 +302,11 @@ def test_a_cache_that_others_may_write_to_is_not_used(writable, tmp_path, said):
     path.mkdir(parents=True)
     path.chmod(0o777)
     assert private_folder(root, "compiled", "k") is None or writable == "verified"
-    stamps, file = Stamps(root), tmp_path / "file"
+    verified, file = VerifiedFiles(root), tmp_path / "file"
     file.write_text("x")
     state = FileState.of(file)._replace(ctime_ns=0)
-    stamps.add(file, state, "0" * 64)
-    assert stamps.has(file, state, "0" * 64) is (writable == "compiled")
+    verified.add(file, state, "0" * 64)
+    assert verified.has(file, state, "0" * 64) is (writable == "compiled")
     assert any("other users may write to it" in text and str(path) in text for text in said)
 
 
@@ -327,10 +326,10 @@ def test_a_pipe_in_the_cache_does_not_hang(tmp_path):
 
 
 def test_a_file_that_was_written_just_now_is_hashed_again(tmp_path):
-    stamps, file = Stamps(tmp_path / "cache"), tmp_path / "file"
+    verified, file = VerifiedFiles(tmp_path / "cache"), tmp_path / "file"
     file.write_text("x")
-    stamps.add(file, FileState.of(file), "0" * 64)
-    assert not stamps.has(file, FileState.of(file), "0" * 64)
+    verified.add(file, FileState.of(file), "0" * 64)
+    assert not verified.has(file, FileState.of(file), "0" * 64)
 
 
 def test_generate_says_that_the_cache_is_not_used(tmp_path):

@@ -17,9 +17,8 @@ from plain_model import PlainPipeline
 from runtime import Job, JobError, JobOptions, Pipeline, PipelineOptions, PromptFile
 from runtime.bundle import Manifest
 from runtime.errors import GalipEdgeError
-from runtime.images import read_metadata
+from runtime.images import ImageFormat, read_metadata
 from runtime.jobs import outputs
-from runtime.jobs.encoding import ImageFormat
 from runtime.jobs.state import STATE_FILE, State
 
 FORMS = ("folder", "tar", "parquet")

@@ -1,4 +1,4 @@
-"""A job of the version before today's words: `recorded/` was written by that version, and stopped."""
+"""A job that an earlier version began and left: `recorded/` was written by that version."""
 
 import shutil
 from pathlib import Path

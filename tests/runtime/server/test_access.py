@@ -183,7 +183,7 @@ def test_a_root_path_may_be_stripped_by_the_proxy_or_not(pipeline):
     with started(pipeline, root_path="/galip") as client:
         for path in (GENERATE, f"/galip{GENERATE}"):
             (item,) = client.post(path, json=BODY).json()["data"]
-            assert item["url"].startswith("http://localhost:8000/galip/v1/pictures/")
+            assert item["url"].startswith("http://localhost:8000/galip/v1/files/")
             assert client.get(item["url"]).headers["content-type"] == "image/png"
         for path in ("/", "/galip/"):
             page = client.get(path)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from runtime import Pipeline
-from runtime.resize import resized
+from runtime.images import resized
 
 GENERATE = "v1/images/generations"
 CLIENTS = [

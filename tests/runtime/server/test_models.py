@@ -14,9 +14,9 @@ from runtime import Pipeline
 from runtime.bundle import read_manifest
 from runtime.pipeline import PipelineOptions
 from runtime.server.app import create_app
-from runtime.server.errors import ServiceError
 from runtime.server.models import ModelPool, ModelSource
 from runtime.server.options import ServerOptions
+from runtime.server.schema import ServiceError
 
 GENERATE = "/v1/images/generations"
 
@@ -159,7 +159,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(tiny_bundles, tmp_path)
 
 def test_memory_of_dropped_models_is_returned(tiny_bundles):
     """The limit is of use only if unloading frees what loading took."""
-    from runtime.memory import resident_bytes
+    from runtime.cpu import resident_bytes
 
     sources = {
         name: ModelSource.of_bundle(tiny_bundles["int8"], PipelineOptions()) for name in "ab"

@@ -15,8 +15,7 @@ from starlette import testclient
 
 from runtime import Pipeline
 from runtime.images import read_metadata
-from runtime.keyframes import Blend, Keyframe
-from runtime.latent import blended, latent_of
+from runtime.latent import Interpolation, Keyframe, interpolation_latent, keyframe_latent
 from runtime.server.app import create_app
 from runtime.server.options import ServerOptions
 from runtime.server.queue import GenerationQueue, QueueFullError
@@ -81,8 +80,8 @@ def test_a_url_gives_a_png_with_its_recipe(client, tmp_path):
     file.write_bytes(client.get(url).content)
     recipe = read_metadata(file)
     assert (recipe.prompt, recipe.seed, recipe.index) == ("a bird", 3, 0)
-    assert client.get("/v1/pictures/another").status_code == 404
-    assert client.get("/v1/pictures/..%2f..%2fetc%2fpasswd").status_code == 404
+    assert client.get("/v1/files/another").status_code == 404
+    assert client.get("/v1/files/..%2f..%2fetc%2fpasswd").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -143,7 +142,9 @@ def test_a_picture_between_two_has_its_recipe(body, client, bundle, tmp_path):
     assert (recipe.prompt, recipe.seed, recipe.index, recipe.end) == ("a bird", 1, 2, end)
     assert rest == ((0.25, 1, 0.5) if end else (0, 0, 1))
     pipeline = Pipeline.from_bundle(bundle)
-    noise, sentence = blended(pipeline, Blend(Keyframe("a bird", 1, 2), end, *rest))
+    noise, sentence = interpolation_latent(
+        pipeline, Interpolation(Keyframe("a bird", 1, 2), end, *rest)
+    )
     (wanted,) = pipeline.synthesize([sentence], [noise])
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), wanted)
 
@@ -170,7 +171,7 @@ def test_what_is_wrong_between_two_is_told(body, parameter, message, client):
 def test_truncation_is_that_of_the_latent_tools(client, bundle):
     body = {"prompt": "a bird", "seed": 7, "psi": 0.5, "response_format": "b64_json"}
     pipeline = Pipeline.from_bundle(bundle)
-    noise, sentence = latent_of(pipeline, Keyframe("a bird", 7), 0.5)
+    noise, sentence = keyframe_latent(pipeline, Keyframe("a bird", 7), 0.5)
     found = pictures(client.post(GENERATE, json=body))
     np.testing.assert_array_equal(found, pipeline.synthesize([sentence], [noise]))
 
@@ -192,7 +193,7 @@ def test_other_addresses(client):
     answer = client.get(GENERATE)
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
-    assert "galip_pictures_total" in client.get("/metrics").text
+    assert "galip_images_total" in client.get("/metrics").text
     assert client.get("/openapi.json").json()["openapi"] == "3.1.0"
     (model,) = client.get("/v1/models").json()["data"]
     assert client.get(f"/v1/models/{model['id']}").json() == model
@@ -290,7 +291,7 @@ def test_what_nobody_waits_for_any_more_is_not_made(serving, held):
         held.gate.clear()
         held.made.clear()
         stays = other.submit(httpx.post, generate, timeout=60, json={"prompt": "a bird", "seed": 1})
-        while "galip_waiting_pictures 1.0" not in httpx.get(metrics, timeout=60).text:
+        while "galip_queued_images 1.0" not in httpx.get(metrics, timeout=60).text:
             time.sleep(0.01)
         raw(address, '{"prompt": "a bird", "n": 5}').close()
         while "galip_given_up_requests_total 1.0" not in httpx.get(metrics, timeout=60).text:
@@ -337,13 +338,13 @@ def slow(bundle):
 
 def test_pictures_are_made_in_order_and_the_queue_is_bounded(slow):
     queue = GenerationQueue(slow, bound=5)
-    first = queue.submit([Blend(Keyframe("x"))])
+    first = queue.submit([Interpolation(Keyframe("x"))])
     while not first[0].running():
         time.sleep(0.001)
-    rest = queue.submit([Blend(Keyframe("x" * i)) for i in range(2, 6)])
+    rest = queue.submit([Interpolation(Keyframe("x" * i)) for i in range(2, 6)])
     assert len(queue) == 5
     with pytest.raises(QueueFullError, match="try again in 1 s"):
-        queue.submit([Blend(Keyframe("late"))])
+        queue.submit([Interpolation(Keyframe("late"))])
     rest[1].cancel()
     slow.allowed.release(10)
     queue.close()
@@ -357,10 +358,10 @@ def test_pictures_are_made_in_order_and_the_queue_is_bounded(slow):
 def test_a_failure_is_told_and_the_next_one_is_made(slow):
     slow.allowed.release(10)
     queue = GenerationQueue(slow, bound=4)
-    (failed,) = queue.submit([Blend(Keyframe("x" * 13))])
+    (failed,) = queue.submit([Interpolation(Keyframe("x" * 13))])
     with pytest.raises(RuntimeError, match="a kernel gave up"):
         failed.result(timeout=5)
-    (good,) = queue.submit([Blend(Keyframe("x"))])
+    (good,) = queue.submit([Interpolation(Keyframe("x"))])
     assert good.result(timeout=5).shape == (8, 8, 3)
     queue.close()
     assert len(queue) == 0

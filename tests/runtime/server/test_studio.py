@@ -17,8 +17,7 @@ from playwright.sync_api import expect, sync_playwright
 from galip_edge.cli import main
 from runtime import Pipeline
 from runtime.images import ImageMetadata, read_metadata, save_png
-from runtime.keyframes import Blend, Keyframe
-from runtime.latent import blended
+from runtime.latent import Interpolation, Keyframe, interpolation_latent
 from runtime.noise import MAX_SEED
 from runtime.server.options import ServerOptions
 
@@ -107,7 +106,7 @@ def pixels(file):
 
 
 def made(pipeline, blend):
-    noise, sentence = blended(pipeline, blend)
+    noise, sentence = interpolation_latent(pipeline, blend)
     return pipeline.synthesize([sentence], [noise])[0]
 
 
@@ -207,7 +206,9 @@ def test_sliders_move_between_prompts_and_seeds(page, pipeline, tmp_path):
     )
     start, end = Keyframe("a red bird"), Keyframe("two dogs", 9)
     file, _ = saved(page, tmp_path / "a.png")
-    np.testing.assert_array_equal(pixels(file), made(pipeline, Blend(start, end, 0.25, 0.5, 0.75)))
+    np.testing.assert_array_equal(
+        pixels(file), made(pipeline, Interpolation(start, end, 0.25, 0.5, 0.75))
+    )
     page.click("#swap")
     shows(
         page,
@@ -265,9 +266,9 @@ def test_playing_moves_by_itself_until_it_is_stopped(page):
 def test_a_png_gives_its_settings_back(way, page, pipeline, tmp_path):
     model = pipeline.manifest.name, pipeline.manifest.model_hash
     end = Keyframe('"seed":"5" — 🐦', MAX_SEED, 4)
-    blend = Blend(Keyframe('a "bird", "seed": 12', MAX_SEED - 1, 3), end, 0.25, 0.75, 0.5)
+    blend = Interpolation(Keyframe('a "bird", "seed": 12', MAX_SEED - 1, 3), end, 0.25, 0.75, 0.5)
     image = made(pipeline, blend)
-    save_png(image, tmp_path / "a.png", ImageMetadata.of_blend(blend, *model))
+    save_png(image, tmp_path / "a.png", ImageMetadata.of_interpolation(blend, *model))
     if way == "drop":
         drop(page, tmp_path / "a.png")
     else:

@@ -18,26 +18,25 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from runtime.arrays import Images
 from runtime.bundle import Manifest
-from runtime.cpu import available_cores
-from runtime.images import ImageMetadata, Images
-from runtime.jobs.encoding import ImageFormat
-from runtime.keyframes import Blend
-from runtime.memory import release_free_memory
-from runtime.resize import resized
-from runtime.server.errors import ServiceError, error_body
-from runtime.server.fields import BadRequestError
-from runtime.server.metrics import Metrics
+from runtime.cpu import available_cores, release_free_memory
+from runtime.images import ImageFormat, ImageMetadata, resized
+from runtime.latent import Interpolation
 from runtime.server.models import LoadedModel, ModelPool
 from runtime.server.openapi import WARNING_HEADER
 from runtime.server.options import ServerOptions
-from runtime.server.requests import (
+from runtime.server.schema import (
+    BadRequestError,
     Delivery,
     Generation,
+    ServiceError,
+    error_body,
     parse_generation,
     parse_interpolation,
 )
@@ -96,6 +95,34 @@ def _file(image: Images, metadata: ImageMetadata, delivery: Delivery) -> bytes:
     if delivery.size is not None:
         image = resized(image, *delivery.size, delivery.fit)
     return delivery.image_format.encode(image, metadata)
+
+
+# From an idle server to a long queue.
+_SECONDS = (0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class Metrics:
+    """Metrics of one server."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.pictures = Counter("galip_images", "Generated images.", registry=registry)
+        self.refused = Counter(
+            "galip_refused_requests",
+            "Requests refused because the queue was full.",
+            registry=registry,
+        )
+        self.given_up = Counter(
+            "galip_given_up_requests",
+            "Requests that timed out or whose client disconnected.",
+            registry=registry,
+        )
+        self.waiting = Gauge("galip_queued_images", "Queued images.", registry=registry)
+        self.seconds = Histogram(
+            "galip_request_seconds",
+            "Time from a request to its images.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
 
 
 class ImagesAPI:
@@ -160,7 +187,7 @@ class ImagesAPI:
         return Response(made.files[0], media_type="image/png", headers=headers)
 
     async def kept(self, request: Request) -> Response:
-        """`GET /v1/pictures/{name}`."""
+        """`GET /v1/files/{name}`."""
         kept = self._kept.get(request.path_params["name"])
         if kept is None:
             raise ServiceError(404, "no such image, or it is no longer kept", "not_found")
@@ -198,7 +225,7 @@ class ImagesAPI:
         self,
         request: Request,
         model: str,
-        blends: list[Blend],
+        blends: list[Interpolation],
         delivery: Delivery | None = None,
         originals: bool = False,
     ) -> Made:
@@ -273,7 +300,12 @@ class ImagesAPI:
         return self._options.timeout
 
     def _keep(
-        self, request: Request, made: Made, blend: Blend, original: bytes, delivery: Delivery
+        self,
+        request: Request,
+        made: Made,
+        blend: Interpolation,
+        original: bytes,
+        delivery: Delivery,
     ) -> str:
         """URL of an image, which is kept until many others came."""
         name = f"{secrets.token_urlsafe(16)}.{delivery.image_format.suffix}"
@@ -285,13 +317,13 @@ class ImagesAPI:
         return str(request.url_for("picture", name=name))
 
 
-def _metadata(manifest: Manifest, blend: Blend) -> ImageMetadata:
-    return ImageMetadata.of_blend(blend, manifest.name, manifest.model_hash)
+def _metadata(manifest: Manifest, blend: Interpolation) -> ImageMetadata:
+    return ImageMetadata.of_interpolation(blend, manifest.name, manifest.model_hash)
 
 
 def _finish(
     model: LoadedModel,
-    blends: list[Blend],
+    blends: list[Interpolation],
     images: list[Images],
     delivery: Delivery,
     originals: bool,
@@ -309,7 +341,7 @@ def _finish(
     )
 
 
-def _cut_prompts(model: LoadedModel, blends: list[Blend]) -> list[str]:
+def _cut_prompts(model: LoadedModel, blends: list[Interpolation]) -> list[str]:
     keyframes = [frame for blend in blends for frame in (blend.start, blend.end) if frame]
     prompts = dict.fromkeys(frame.prompt for frame in keyframes)
     return [f"a prompt has {cut}" for cut in map(model.pipeline.tokenizer.cut, prompts) if cut]

@@ -22,7 +22,7 @@ import openvino as ov
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest
 from runtime.errors import BundleError
 from runtime.files import atomic_folder
-from runtime.graphs import read_graph
+from runtime.graph_io import read_graph
 from runtime.openvino_core import keep_locale
 from runtime.passes import halve_weights
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import BundleError, Pipeline, PipelineOptions, blobs, compiled, memory
+from runtime import BundleError, Pipeline, PipelineOptions, compiled, compiled_cache
 from runtime.bundle import GENERATOR, weights_file
 
 PROMPT = "a bird on a branch"
@@ -77,14 +77,14 @@ def test_one_of_another_openvino_is_made_again(cache, tiny_bundles):
 def test_one_that_gives_other_numbers_is_not_kept(cache, tiny_bundles, monkeypatch):
     """As would happen if OpenVINO took a constant from the wrong place among the weights."""
     wanted = picture(tiny_bundles["int8"], cache=False)
-    outputs = blobs.outputs
+    outputs = compiled_cache.outputs
     calls = []
 
     def drifting(model, rows):
         calls.append(model)
         return [array + (len(calls) + 1) % 2 for array in outputs(model, rows)]
 
-    monkeypatch.setattr(blobs, "outputs", drifting)
+    monkeypatch.setattr(compiled_cache, "outputs", drifting)
     np.testing.assert_array_equal(picture(tiny_bundles["int8"]), wanted)
     assert len(calls) == 4
     assert not kept(cache)
@@ -121,7 +121,7 @@ def test_released_pages_take_no_memory_and_can_be_read_again(tmp_path):
     mapped = np.memmap(file, mode="r")
     np.testing.assert_array_equal(mapped, content)
     assert resident(file) > 1 << 21
-    memory.release_pages(file)
+    compiled_cache.release_pages(file)
     assert resident(file) == 0
     np.testing.assert_array_equal(mapped, content)
 
@@ -131,5 +131,5 @@ def test_pages_that_may_have_been_changed_are_not_released(tmp_path):
     file.write_bytes(bytes(1 << 20))
     mapped = np.memmap(file, mode="c")
     mapped[:] = 7
-    memory.release_pages(file)
+    compiled_cache.release_pages(file)
     assert (mapped == 7).all()

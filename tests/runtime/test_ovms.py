@@ -7,8 +7,8 @@ import pytest
 
 from runtime import BundleError, Pipeline, Tokenizer, draw_noise
 from runtime.bundle import GENERATOR, TEXT_ENCODER, Bundle
-from runtime.graphs import read_graph
-from runtime.model_server import export_model_server
+from runtime.graph_io import read_graph
+from runtime.ovms import export_model_server
 from runtime.passes import int8_weight
 
 

@@ -1,0 +1,319 @@
+"""Compiled models and verified hashes, kept between runs in the user's cache folder.
+
+Why not OpenVINO's own cache (`CACHE_DIR`): its blobs hold a second copy of the weights, on disk and
+mapped into memory (212 MB next to the bundle's 200 MB at full size), and it reads and hashes the
+whole model at every start to find its blob. Our blobs are OpenVINO's without weights
+(`CACHE_MODE` OPTIMIZE_SIZE, 7 MB), found by the bundle's hash; the weights come from the bundle.
+That mode has a fault, seen with 2026.4; we found no upstream report of it: OpenVINO marks each
+constant with its offset among the weights (`WeightlessCacheAttribute`) and keeps the mark when a
+transformation changes the constant, so import reads the old values. Therefore small constants are
+detached from the weights first, and a blob is kept only if it computes the same numbers, to the
+bit, as the model that it was exported from.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as ops
+
+from runtime.errors import GalipEdgeError
+from runtime.files import FileState, open_regular, read_regular, write_whole
+from runtime.openvino_core import openvino_core
+
+if TYPE_CHECKING:
+    from runtime.golden import Probe
+
+_log = logging.getLogger(__name__)
+
+# Compiled models are about as large as their bundle; the oldest go first.
+MAX_COMPILED_BYTES = 4 * 1024**3
+
+_LARGEST_RECORD = 4096
+# Longer than the steps in which file systems' clocks advance.
+_TICK_NS = 50_000_000
+
+# OpenVINO's name for blobs without weights.
+_WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
+
+# How often the memory of weights that were laid out anew is given back meanwhile.
+_RELEASE_SECONDS = 0.08
+
+# Bytes of constants from which on they are taken from the bundle.
+_LARGE = 1 << 16
+
+
+def private_folder(root: Path, *names: str) -> Path | None:
+    """The folder `root/names...`, made for this user alone.
+
+    What is kept there is trusted as the program itself is, so a folder that another user could
+    have filled is not used; the log says why.
+
+    Returns:
+        None if it cannot be made, belongs to another user, or other users may write to it.
+    """
+    folder = root
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for name in ("", *names):
+            folder = folder / name
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if reason := _distrusted(folder.stat()):
+                _warn(f"the cache {folder} is not used: {reason}")
+                return None
+    except OSError as error:
+        _log.info("nothing is kept in the cache: %s", error)
+        return None
+    return folder
+
+
+def _distrusted(status: os.stat_result) -> str | None:
+    """Why another user could have written what lies there; None if not."""
+    if not hasattr(os, "geteuid"):  # Windows: the user's folder is private
+        return None
+    if status.st_uid != os.geteuid():
+        return f"it belongs to user {status.st_uid}; set GALIP_EDGE_CACHE to a folder of yours"
+    if status.st_mode & 0o022:
+        return "other users may write to it; run chmod go-w on it if its content is yours alone"
+    return None
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Once for each process."""
+    _log.warning(text)
+
+
+class VerifiedFiles:
+    """Remembers files whose SHA-256 was verified, by their state (`FileState`).
+
+    A damaged or unwritable record only means that hashes are calculated again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = private_folder(folder, "verified")
+
+    @staticmethod
+    def _name(path: Path) -> str:
+        return f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+
+    def has(self, path: Path, state: FileState, sha256: str) -> bool:
+        """Whether `path` was verified to have this hash when it was in this state."""
+        if self._folder is None:
+            return False
+        try:
+            content = read_regular(self._folder / self._name(path), _LARGEST_RECORD)
+            stored: object = json.loads(content)
+        except (OSError, ValueError, RecursionError):
+            return False
+        return stored == [*state, sha256]
+
+    def add(self, path: Path, state: FileState, sha256: str) -> None:
+        """Remember that `path` has this hash in this state.
+
+        Not if it was written just now: a second change within the clock's tick would go unnoticed.
+        """
+        if self._folder is None or time.time_ns() - state.ctime_ns < _TICK_NS:
+            return
+        try:
+            write_whole(self._folder / self._name(path), json.dumps([*state, sha256]).encode())
+        except GalipEdgeError as error:
+            _log.info("hashes are not remembered: %s", error)
+
+
+def compiled_model_folder(root: Path, key: str) -> Path | None:
+    """The folder in which compiled models for `key` are kept.
+
+    Older folders are removed until what is left is within `MAX_COMPILED_BYTES`.
+
+    Returns:
+        None if it cannot be written or trusted; inference then works without it.
+    """
+    folder = private_folder(root, "compiled", key)
+    if folder is None:
+        return None
+    try:
+        os.utime(folder)
+        _evict(folder)
+    except OSError as error:
+        _log.info("compiled models are not kept: %s", error)
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def read_kept(file: Path) -> bytes | None:
+    """Content of a file in a folder of `compiled_model_folder`; None if there is none of ours."""
+    try:
+        with open_regular(file) as opened:
+            status = os.fstat(opened.fileno())
+            if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+                _warn(f"{file} is not used: it belongs to user {status.st_uid}")
+                return None
+            return opened.read()
+    except OSError:
+        return None
+
+
+def _evict(keep: Path) -> None:
+    """Remove the least recently used compiled models, but never `keep`."""
+    folders = sorted(
+        (f for f in keep.parent.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime
+    )
+    total = {f: sum(p.stat().st_size for p in f.rglob("*") if p.is_file()) for f in folders}
+    excess = sum(total.values()) - MAX_COMPILED_BYTES
+    for folder in folders:
+        if excess <= 0:
+            break
+        if folder != keep:
+            shutil.rmtree(folder, ignore_errors=True)
+            excess -= total[folder]
+
+
+def load_blob(blob: Path, weights: Path, properties: dict[str, Any]) -> ov.CompiledModel | None:
+    """A model that `compile_and_keep` kept, or None if there is none or it is damaged.
+
+    Args:
+        blob: its file, in a folder of `private_folder`.
+        weights: of the bundle, the same as when it was compiled. They are mapped into memory.
+        properties: OpenVINO's, the same.
+    """
+    read = read_kept(blob)
+    if read is None:
+        return None
+    content = memoryview(read)
+    digest, data = content[:32], content[32:]
+    if hashlib.sha256(data).digest() != digest:
+        _log.info("%s is damaged: compiling again", blob)
+        return None
+    try:
+        return _import(data, weights, properties)
+    except RuntimeError as error:
+        _log.info("%s cannot be used: compiling again: %s", blob, error)
+        return None
+
+
+def compile_and_keep(
+    read: Callable[[], ov.Model],
+    blob: Path,
+    weights: Path,
+    properties: dict[str, Any],
+    probe: Probe | None = None,
+) -> ov.CompiledModel | None:
+    """Compile a model and keep it for `load_blob`.
+
+    Args:
+        read: reads it, with static shapes.
+        blob, weights, properties: as for `load_blob`.
+        probe: golden numbers that it must come near to.
+
+    Returns:
+        What `load_blob` would, or None if it cannot be compiled or written or gives other numbers.
+
+    Raises:
+        OutOfToleranceError: it is too far from the golden numbers.
+    """
+    try:
+        data, row, expected = _export(read(), properties, probe)
+        kept = _import(data, weights, properties)
+        if not np.array_equal(outputs(kept, [row])[0], expected):
+            _log.info("%s would give other numbers: it is not kept", blob)
+            return None
+        write_whole(blob, hashlib.sha256(data).digest() + data)
+    except (RuntimeError, GalipEdgeError) as error:
+        _log.info("%s is not kept: %s", blob, error)
+        return None
+    return kept
+
+
+def _export(
+    model: ov.Model, properties: dict[str, Any], probe: Probe | None
+) -> tuple[bytes, tuple[Any, ...], Any]:
+    """The compiled model without weights, an input and its output; itself it takes no memory."""
+    _detach_small_constants(model)
+    compiled = openvino_core().compile_model(model, "CPU", properties | _WITHOUT_WEIGHTS)
+    rows = probe.rows if probe else [_arbitrary_row(compiled)]
+    found = outputs(compiled, rows)
+    if probe:
+        probe.check(found)
+    return compiled.export_model().getvalue(), rows[0], found[0]
+
+
+def _import(
+    data: bytes | memoryview, weights: Path, properties: dict[str, Any]
+) -> ov.CompiledModel:
+    settings = properties | _WITHOUT_WEIGHTS | {"WEIGHTS_PATH": str(weights)}
+    # A copy: OpenVINO does not keep an array alive that it only looks into.
+    blob = ov.Tensor(ov.Type.u8, ov.Shape([len(data)]))
+    blob.data[:] = np.frombuffer(data, np.uint8)
+    with ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(openvino_core().import_model, blob, "CPU", settings)
+        while not wait([compiling], timeout=_RELEASE_SECONDS).done:
+            release_pages(weights)
+        release_pages(weights)
+    return compiling.result()
+
+
+def _detach_small_constants(model: ov.Model) -> None:
+    """Let small constants belong to the graph.
+
+    OpenVINO marks constants with their place among the weights, and keeps the mark when it changes
+    one: a shape, say, would then be read as it was before (seen with 2026.4).
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant":
+            continue
+        values = node.get_data()
+        if values.nbytes < _LARGE:
+            own = ops.constant(np.array(values), dtype=node.get_element_type())
+            own.set_friendly_name(node.get_friendly_name())
+            node.output(0).replace(own.output(0))
+
+
+def outputs(compiled: ov.CompiledModel, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """First output for each input of a batch of one."""
+    request = compiled.create_infer_request()
+    return [request.infer(list(row))[0].copy() for row in rows]
+
+
+def _arbitrary_row(compiled: ov.CompiledModel) -> tuple[Any, ...]:
+    random = np.random.default_rng(0)
+    return tuple(
+        random.standard_normal(list(i.shape)).astype(np.float32)
+        if i.get_element_type().is_real()
+        else random.integers(0, 100, list(i.shape))
+        for i in compiled.inputs
+    )
+
+
+def release_pages(file: Path) -> None:
+    """Give back the memory in which read-only maps of `file` lie.
+
+    What is still needed is read from the file again when it is touched. OpenVINO maps a model's
+    weights and keeps the map, though it lays out most of them anew and never looks at it again.
+    Does nothing where the kernel is not Linux.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+        advise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return
+    path = os.fspath(file.resolve())
+    for line in maps.splitlines():
+        addresses, permissions, *_, name = line.split(maxsplit=5)
+        if name == path and "w" not in permissions:
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
