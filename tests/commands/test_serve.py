@@ -9,13 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from waiting import wait_until
 
 from galip_edge.commands.serve import listening
 from runtime import Pipeline
@@ -130,6 +130,23 @@ def test_a_signal_lets_it_finish_what_it_accepted(bundle):
         process.wait(timeout=60)
     assert [stream.status_code for stream in streams] == [200] * 6
     assert events == [10] * 6
+
+
+def test_former_spellings_work_and_are_hidden(monkeypatch):
+    from click.testing import CliRunner
+
+    from galip_edge.commands.serve import command
+
+    shown = CliRunner().invoke(command, ["--help"]).output
+    assert "--max-images" in shown
+    assert "--queue-size" in shown
+    for former, name in (("--most", "--max-images"), ("--queue", "--queue-size")):
+        assert former not in shown.replace(name, "")
+        for option in (former, name):
+            parameters = command.make_context("serve", [option, "3"]).params
+            assert parameters[name[2:].replace("-", "_")] == 3
+    monkeypatch.setenv("GALIP_EDGE_SERVE_MOST", "4")
+    assert command.make_context("serve", []).params["max_images"] == 4
 
 
 def test_others_need_a_key(tiny_bundles):
@@ -251,6 +268,11 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def listens(port):
+    with closing(socket.socket()) as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextmanager
 def nginx(folder, **places):
     port = free_port()
@@ -260,15 +282,8 @@ def nginx(folder, **places):
     command = [NGINX, "-p", str(folder), "-e", "stderr", "-c", str(config)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, process.stderr.read()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+        wait_until(lambda: process.poll() is not None or listens(port))
+        assert process.poll() is None, process.stderr.read()
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()

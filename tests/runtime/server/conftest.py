@@ -1,10 +1,10 @@
 """A server that listens, in a thread of this process."""
 
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
+from waiting import wait_until
 
 from galip_edge.commands.serve import listening, server_of
 from runtime.server.models import ModelSource
@@ -20,9 +20,8 @@ def serving():
             server = server_of(models, options or ServerOptions())
             thread = threading.Thread(target=server.run, args=([listener],))
             thread.start()
-            while not server.started:
-                assert thread.is_alive()
-                time.sleep(0.01)
+            wait_until(lambda: server.started or not thread.is_alive())
+            assert server.started
             try:
                 yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
             finally:

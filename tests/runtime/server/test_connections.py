@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from waiting import wait_until
 
 from galip_edge.commands import serve
 from runtime import Pipeline
@@ -132,8 +133,7 @@ def test_a_request_in_progress_is_not_closed(serving, tiny_bundles):
         url = f"{address}v1/images/generations"
         request = t.submit(httpx.post, url, json={"prompt": "a bird"}, timeout=60)
         try:
-            while "galip_queued_images 1.0" not in metrics(address):
-                time.sleep(0.01)
+            wait_until(lambda: "galip_queued_images 1.0" in metrics(address))
             held = [connect(address, HALF_HEADER) for _ in range(30)]
             assert httpx.get(f"{address}healthz", timeout=20).status_code == 200
         finally:
