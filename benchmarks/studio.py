@@ -37,7 +37,7 @@ def drag(page: Page, seconds: float) -> list[float]:
     page.evaluate(
         """() => {
             window.shown = [];
-            const picture = document.getElementById("picture");
+            const picture = document.getElementById("image");
             picture.onload = () => window.shown.push(performance.now() / 1000);
         }"""
     )
@@ -61,7 +61,7 @@ def steps(page: Page, count: int) -> list[float]:
     return page.evaluate(
         """async (count) => {
             const slider = document.getElementById("psi");
-            const picture = document.getElementById("picture");
+            const picture = document.getElementById("image");
             const taken = [];
             for (let i = 1; i <= count; i += 1) {
                 await new Promise((done) => setTimeout(done, 50));
@@ -83,7 +83,7 @@ def measure(browser: Browser, bundle: Path, seconds: float, count: int) -> dict[
     server = Server(bundle)
     page = browser.new_page()
     page.goto(f"http://127.0.0.1:{server.port}/")
-    expect(page.locator("#picture")).to_be_visible()
+    expect(page.locator("#image")).to_be_visible()
     page.fill("#end-prompt", "a blue duck on the water at sunset")
     drag(page, 2.0)  # until all is warm
     times = drag(page, seconds)

@@ -59,7 +59,7 @@ def measure(browser: Browser, bundle: Path, seconds: float) -> dict[str, Any]:
         manifest = export_web(bundle, folder)
         host = Host(folder)
         page = browser.new_page()
-        image = page.locator("#picture")
+        image = page.locator("#image")
         start = time.perf_counter()
         page.goto(host.address)
         expect(image).to_be_visible(timeout=FIRST_IMAGE_MS)

@@ -295,7 +295,6 @@ class Server(uvicorn.Server):
             click.echo(f"studio and API: http://{shown}:{port}/", err=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
         if self._gate is not None:
             self._gate.close()
         await super().shutdown(sockets)

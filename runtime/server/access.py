@@ -1,8 +1,8 @@
-"""Which requests are let in, and under which address the client sees the server.
+"""Access control: API key, Host and Origin checks, headers of proxies.
 
-Without an API key, everything that reaches the loopback could be a web page: one of another site,
-or one whose domain was made to resolve to 127.0.0.1 (DNS rebinding). Hosts and origins are checked
-for that reason, whatever the browser says about the site.
+Without an API key, any request that reaches the loopback address may come from a web page: of
+another site, or of a domain that resolves to 127.0.0.1 (DNS rebinding). Therefore Host and Origin
+are checked, in addition to what the browser reports about the site.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HEADERS = {
 
 
 def middleware(options: ServerOptions) -> list[Middleware]:
-    """From the outermost to the innermost."""
+    """Middleware, outermost first."""
     found = [
         Middleware(SecurityHeaders),
         Middleware(HostCheck, allowed=options.allowed_hosts, with_key=options.api_key is not None),
@@ -55,13 +55,12 @@ def middleware(options: ServerOptions) -> list[Middleware]:
 
 
 class SecurityHeaders:
-    """Adds headers that keep other sites from framing the page."""
+    """Adds headers that prevent framing by other sites."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -74,12 +73,12 @@ class SecurityHeaders:
 
 
 class HostCheck:
-    """Refuses Host names that are not of the loopback, unless clients need an API key.
+    """Rejects Host names other than loopback ones, unless an API key is required.
 
     Args:
-        app: what is protected.
+        app: protected application.
         allowed: further names, without port; `*` for all.
-        with_key: whether clients need an API key.
+        with_key: whether an API key is required.
     """
 
     def __init__(self, app: ASGIApp, allowed: Iterable[str], with_key: bool) -> None:
@@ -88,7 +87,6 @@ class HostCheck:
         self._all = with_key or "*" in self._allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
         if scope["type"] == "http" and not self._all:
             name = host_name(Headers(scope=scope).get("host", ""))
             if not is_loopback(name) and name not in self._allowed:
@@ -110,7 +108,7 @@ def host_name(host: str) -> str:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a host name or address always means this machine."""
+    """Test for host names and addresses that always mean this machine."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
@@ -120,15 +118,15 @@ def is_loopback(name: str) -> bool:
 
 
 class ProxyHeaders:
-    """Puts scheme, host and path that the client sees, as a trusted proxy reports them.
+    """Restores scheme, host and path of the client's request from a trusted proxy's headers.
 
-    Understands X-Forwarded-Proto, -Host, -Port and -Prefix, and X-Script-Name. Proxies may strip
-    the prefix from the path or keep it.
+    Reads X-Forwarded-Proto, -Host, -Port and -Prefix, and X-Script-Name. Proxies may strip the
+    prefix from the path or keep it.
 
     Args:
-        app: what is behind the proxy.
+        app: application behind the proxy.
         trusted: addresses or networks of proxies, `*` for all.
-        root_path: prefix of the path, where no header has one.
+        root_path: prefix of the path where no header states one.
     """
 
     def __init__(self, app: ASGIApp, trusted: Iterable[str], root_path: str) -> None:
@@ -138,7 +136,6 @@ class ProxyHeaders:
         self._networks = [ipaddress.ip_network(each) for each in trusted - {"*"}]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
         if scope["type"] == "http":
             scope = self._seen_by_client(scope)
         await self._app(scope, receive, send)
@@ -189,27 +186,26 @@ def _with_host(scope: Scope, host: str) -> list[tuple[bytes, bytes]]:
 
 
 class OriginCheck:
-    """Refuses requests of pages that did not come from this server.
+    """Rejects requests from pages of other origins.
 
-    Browsers send `Origin` with each request that could change anything. The check works over plain
-    http, too, where browsers send no Sec-Fetch-Site.
+    Browsers send `Origin` with every request that could change state, over plain HTTP as well,
+    where they send no Sec-Fetch-Site.
 
     Args:
-        app: what is protected.
-        allowed: origins of other pages that may ask, `*` for all.
+        app: protected application.
+        allowed: further origins, `*` for all.
     """
 
     def __init__(self, app: ASGIApp, allowed: Iterable[str]) -> None:
         self._app, self._allowed = app, {origin.lower() for origin in allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             origin = headers.get("origin", "").lower()
             if origin and not self._is_allowed(origin, headers):
                 message = (
-                    f"pages of {origin[:100]!r} must not use this server: start it with "
+                    f"pages of {origin[:100]!r} are not allowed to use this server: start it with "
                     "--cors-origin to allow them"
                 )
                 await error_response(403, message, "cross_site")(scope, receive, send)
@@ -220,7 +216,7 @@ class OriginCheck:
         if self._allowed & {"*", origin}:
             return True
         if headers.get("sec-fetch-site") == "same-origin":
-            return True  # by the browser's word, also where a proxy replaced the Host
+            return True  # reported by the browser; holds where a proxy replaced the Host
         scheme, _, netloc = origin.partition("://")
         port = _DEFAULT_PORTS.get(scheme)
         if port is None or urlsplit(origin).path:
@@ -229,14 +225,14 @@ class OriginCheck:
 
 
 def is_cross_site(headers: Headers, allowed: Iterable[str]) -> bool:
-    """Whether a browser says that a page of another site asks, which is not one of `allowed`."""
+    """Test for requests that the browser reports as cross-site, except from `allowed` origins."""
     if headers.get("sec-fetch-site") != "cross-site":
         return False
     return not {"*", headers.get("origin", "").lower()} & {origin.lower() for origin in allowed}
 
 
 def has_key(headers: Headers, key: str) -> bool:
-    """Whether a request has the API key: as a bearer token, or as the password of basic auth."""
+    """Check the API key: bearer token, or password of basic authentication."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
     given = given.strip()
     if scheme.lower() == "basic":  # A1111's clients

@@ -1,4 +1,4 @@
-"""The HTTP application: routes, access, start and stop."""
+"""The HTTP application: routes, access control, startup and shutdown, the page."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from runtime.server.webui import WebUI
 def create_app(
     models: Pipeline | dict[str, ModelSource], options: ServerOptions | None = None
 ) -> Starlette:
-    """The application, for any ASGI server. Its first model is compiled when it starts.
+    """Create the application for any ASGI server; startup compiles the first model.
 
     Args:
-        models: a pipeline, used by this application alone, or models by name.
-        options: see there.
+        models: a pipeline that nothing else uses, or models by name.
+        options: limits and access.
     """
     if not isinstance(models, dict):
         pipeline = models
@@ -65,7 +65,7 @@ class _Server:
             _post("/v1/images/variations", guarded(images.not_supported)),
             Route("/v1/models", guarded(self._list_models)),
             Route("/v1/models/{name:path}", guarded(self._model)),
-            Route("/v1/files/{name}", images.kept, name="picture"),
+            Route("/v1/files/{name}", images.kept, name="file"),
             *WebUI(self._models, images, options.max_images).routes(guarded),
             Route("/healthz", self._healthy),
             Route("/readyz", self._ready),
@@ -89,7 +89,7 @@ class _Server:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        """Compile before the first request; finish what was accepted."""
+        """Compile before the first request; finish accepted requests on shutdown."""
         await asyncio.to_thread(self._images.warm_up)
         await self._models.open()
         yield
@@ -97,13 +97,13 @@ class _Server:
         self._images.close()
 
     def _guarded(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
-        """Let in who has the key and comes from here."""
+        """Require the API key, and reject cross-site requests."""
 
         async def guard(request: Request) -> Response:
             options = self._options
             if options.api_key and not has_key(request.headers, options.api_key):
                 return error_response(401, "the API key is missing or wrong", "invalid_api_key")
-            # A page from elsewhere could not read the answer, but keep the machine busy.
+            # A page of another site could not read the response, but could keep the machine busy.
             if is_cross_site(request.headers, options.cors_origins):
                 return error_response(403, "cross-site requests are not allowed", "cross_site")
             response: Response = await handler(request)
@@ -135,7 +135,7 @@ class _Server:
     async def _model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in self._models.sources:
-            raise ServiceError(404, "there is no such model", "model_not_found")
+            raise ServiceError(404, "model not found", "model_not_found")
         return JSONResponse(self._described(name))
 
     async def _healthy(self, _: Request) -> Response:
@@ -162,7 +162,7 @@ _PAGE = Path(__file__).parent / "page"
 
 
 def studio_routes() -> list[BaseRoute]:
-    """The page at `/studio/`, to which `/` leads."""
+    """The page at `/studio/`, to which `/` redirects."""
     return [Route("/", _to_studio), Mount("/studio", _Files(directory=_PAGE, html=True))]
 
 
@@ -172,7 +172,7 @@ async def _to_studio(_: Request) -> Response:
 
 class _Files(StaticFiles):
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """Asked for again by its ETag, so that a new version's files never mix with old ones."""
+        """Revalidated by ETag, so that files of two versions never mix."""
         response = super().file_response(*args, **kwargs)
         response.headers["Cache-Control"] = "no-cache"
         return response

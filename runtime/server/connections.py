@@ -1,9 +1,9 @@
 """Limits on connections: how many, how long for a header, and how much is logged about them.
 
-uvicorn waits for the header of a request without limit, and asyncio makes a task and a transport
-for each connection and logs each failed accept. A client with many slow connections takes such a
-server away from all others. Here a connection is a socket and a few bytes until its header has come
-(`HeaderGate`); then uvicorn takes it over, with a limit on those that it has (`Connections`).
+uvicorn waits for the header of a request without limit, and asyncio creates a task and a transport
+for each connection and logs each failed accept, so one client with many slow connections blocks all
+other clients. Here a connection is a socket and a few bytes until its header is complete
+(`HeaderGate`); then uvicorn takes it over, up to a limit (`Connections`).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# Connections that wait in the kernel: below 50 ms of work.
+# Connections queued in the kernel: below 50 ms of work.
 BACKLOG = 1024
 
 _log = logging.getLogger(__name__)
 
-# File descriptors for models, the cache and everything else that is no connection.
+# File descriptors for models, the cache and everything else except connections.
 _RESERVED_FILES = 64
 
-# Connections accepted, or closed because they are late, before other events get their turn.
+# Connections accepted, or closed after their deadline, before other events are handled.
 _AT_ONCE = 64
 
-# Seconds between two looks for late headers.
+# Seconds between two checks of deadlines.
 _LOOK = 0.1
 
 # Bytes of an unfinished header, beyond which h11 may refuse it; and of all of them together.
@@ -44,21 +44,21 @@ _END_OF_HEADER = re.compile(rb"\r?\n\r?\n")
 
 
 def raise_file_limit() -> int | None:
-    """Raise the soft limit of open files to the hard one; the limit, or None without any."""
+    """Raise the soft limit of open files to the hard limit, and return it; None: no limit."""
     try:
         import resource
     except ImportError:  # Windows
         return None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with suppress(ValueError, OSError):  # macOS has a lower limit than it says
+        with suppress(ValueError, OSError):  # macOS reports a higher limit than it has
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return None if soft == resource.RLIM_INFINITY else soft
 
 
 def connection_limits(wanted: int, files: int | None) -> tuple[int, int]:
-    """Connections with a header, at most `wanted`, and without one, that fit into `files`."""
+    """Limits of connections with (at most `wanted`) and without a header, given the file limit."""
     if files is None:
         return wanted, 32 * wanted
     most = max(2, files - _RESERVED_FILES)
@@ -68,20 +68,20 @@ def connection_limits(wanted: int, files: int | None) -> tuple[int, int]:
 
 @dataclass
 class _Unfinished:
-    """A connection whose header has not come."""
+    """A connection with an incomplete header."""
 
     deadline: float
     header: bytearray = field(default_factory=bytearray)
 
 
 class HeaderGate:
-    """Accepts connections and hands them over once their first header has come.
+    """Accepts connections and hands them over when their first header is complete.
 
     Args:
-        loop: runs it.
-        limit: connections without a header; beyond it the oldest one is closed.
+        loop: event loop.
+        limit: connections without a complete header; beyond it the oldest one is closed.
         header_timeout: seconds for receiving a header.
-        hand_over: receives a connection and what it has sent.
+        hand_over: receives a connection and the bytes received so far.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class HeaderGate:
         return len(self._unfinished)
 
     def listen(self, listener: socket.socket) -> None:
-        """Accept connections of a socket."""
+        """Start to accept connections of a socket."""
         listener.setblocking(False)
         listener.listen(BACKLOG)
         self._listeners.append(listener)
@@ -174,11 +174,11 @@ class HeaderGate:
 
 
 class Connections:
-    """Connections that have sent a header, the one longest without a finished request first.
+    """Connections with a complete header, least recently served first.
 
     Args:
-        limit: open connections. A new one beyond it closes the first that is idle; while all are
-            working, the new one is closed.
+        limit: open connections. A new one beyond it closes the first idle one, or is closed itself
+            while all are busy.
         header_timeout: seconds for receiving the header of a further request.
     """
 
@@ -190,11 +190,11 @@ class Connections:
         return len(self._open)
 
     def protocol(self, **settings: Any) -> LimitedProtocol:
-        """A new connection's protocol, for uvicorn."""
+        """Create the protocol of a new connection, for uvicorn."""
         return LimitedProtocol(self, **settings)
 
     def add(self, connection: LimitedProtocol) -> None:
-        """A connection was accepted."""
+        """Register an accepted connection."""
         if len(self._open) >= self.limit:
             idle = next((each for each in self._open if each.is_idle), connection)
             self.discard(idle)
@@ -204,21 +204,21 @@ class Connections:
         self._open[connection] = None
 
     def discard(self, connection: LimitedProtocol) -> None:
-        """A connection was closed."""
+        """Remove a closed connection."""
         self._open.pop(connection, None)
 
     def served(self, connection: LimitedProtocol) -> None:
-        """A connection's request was answered."""
+        """Mark a connection as most recently served."""
         if connection in self._open:
             self._open.move_to_end(connection)
 
 
 class LimitedProtocol(H11Protocol):
-    """uvicorn's protocol, with a limit on connections and on the time for a header.
+    """uvicorn's protocol, with limits on connections and on the time for a header.
 
     Attributes:
-        received: what came before this protocol was there; read first of all, since the client may
-            have closed its side meanwhile.
+        received: bytes received before the hand-over; read first, since the client may have closed
+            its side already.
     """
 
     received = b""
@@ -230,12 +230,11 @@ class LimitedProtocol(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether the client is waited for: its header or body, or that it reads the answer."""
+        """The server waits for the client: for a header or body, or to read the response."""
         cycle = self.cycle
         return cycle is None or cycle.response_complete or cycle.more_body or self.flow.write_paused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """See asyncio.Protocol."""
         super().connection_made(transport)
         self._open_connections.add(self)
         self._watch_header()
@@ -243,13 +242,11 @@ class LimitedProtocol(H11Protocol):
             self.data_received(self.received)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
         self._open_connections.discard(self)
         self._stop_watching()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:  # part of a header
             self._watch_header()
@@ -257,7 +254,7 @@ class LimitedProtocol(H11Protocol):
             self._stop_watching()
 
     def on_response_complete(self) -> None:
-        """See H11Protocol, whose keep-alive limits the wait for the next request."""
+        """Mark as served; uvicorn's keep-alive timeout limits the wait for the next request."""
         self._open_connections.served(self)
         super().on_response_complete()
 
@@ -273,10 +270,10 @@ class LimitedProtocol(H11Protocol):
 
 
 class RepeatFilter(logging.Filter):
-    """Passes each message once in a while, with the number of those dropped.
+    """Rate limit for each message; the next one logged states how many were dropped.
 
     Args:
-        seconds: between two messages of the same text, before its arguments are put in.
+        seconds: between two messages with the same format string.
     """
 
     _MOST_TEXTS = 256
@@ -287,7 +284,6 @@ class RepeatFilter(logging.Filter):
         self._passed: dict[str, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """See logging.Filter."""
         text, now = str(record.msg)[:100], time.monotonic()
         passed, dropped = self._passed.get(text, (-self._seconds, 0))
         if now - passed < self._seconds:

@@ -1,4 +1,4 @@
-"""OpenAI's images API, and an address for interpolations."""
+"""OpenAI's images API, an endpoint for interpolations, and metrics."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from runtime.server.schema import (
     parse_interpolation,
 )
 
-# Memory of images whose `url` was given, the latest ones: about 40 at 224 pixels.
+# Memory for the latest images returned by URL: about 40 at 224 pixels.
 _KEPT_BYTES = 4 << 20
 
-# Seconds between two returns of free memory to the system: glibc keeps buffers of large images.
+# Seconds between two releases of free memory: glibc keeps buffers of large images.
 _RELEASE_SECONDS = 5.0
 
-# Largest upload that is read to the end, so that its client reads the refusal.
+# Largest rejected upload that is read to the end, so that its client reads the response.
 _REFUSED_BYTES = 64 << 20
 
 _MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -62,11 +62,11 @@ class Made:
     """Images of one request.
 
     Attributes:
-        manifest: of their model.
-        files: their content, in the requested format and size.
-        originals: PNG files in the model's own size, if they were asked for.
-        warnings: what clients would not expect, in ASCII.
-        tokens: of the prompts, as far as the model reads them.
+        manifest: of the model.
+        files: in the requested format and size.
+        originals: PNG files in the model's own size, if requested.
+        warnings: about unexpected results, in ASCII.
+        tokens: of the prompt, up to the model's limit.
     """
 
     manifest: Manifest
@@ -78,7 +78,7 @@ class Made:
 
 @dataclass(frozen=True)
 class _Kept:
-    """An image whose URL was given; it is brought into its format when it is fetched."""
+    """An image returned by URL, encoded on download."""
 
     original: bytes  # PNG in the model's own size
     metadata: ImageMetadata
@@ -105,7 +105,7 @@ class Metrics:
     """Metrics of one server."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.pictures = Counter("galip_images", "Generated images.", registry=registry)
+        self.images = Counter("galip_images", "Generated images.", registry=registry)
         self.refused = Counter(
             "galip_refused_requests",
             "Requests refused because the queue was full.",
@@ -126,18 +126,18 @@ class Metrics:
 
 
 class ImagesAPI:
-    """Reads requests, waits for their images, and answers."""
+    """Handlers: read a request, wait for its images, respond."""
 
     def __init__(self, models: ModelPool, options: ServerOptions, metrics: Metrics) -> None:
         self._models, self._options, self._metrics = models, options, metrics
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        # PNG and Lanczos leave the interpreter lock; more threads than cores would add memory.
+        # PNG and Lanczos release the interpreter lock; more threads than cores would add memory.
         self._next_release = 0.0
         self._count = available_cores()
         self._workers = ThreadPoolExecutor(self._count, thread_name_prefix="encoding")
 
     def warm_up(self) -> None:
-        """Encode an image in each thread, so that codecs are loaded and their memory is there."""
+        """Encode an image in each thread, to load codecs and allocate their memory."""
         together = threading.Barrier(self._count)
 
         def encode() -> None:
@@ -190,12 +190,12 @@ class ImagesAPI:
         """`GET /v1/files/{name}`."""
         kept = self._kept.get(request.path_params["name"])
         if kept is None:
-            raise ServiceError(404, "no such image, or it is no longer kept", "not_found")
+            raise ServiceError(404, "image not found, or no longer kept", "not_found")
         content = await self.in_thread(kept.file)
         return Response(content, media_type=_MEDIA_TYPES[kept.delivery.image_format.name])
 
     async def not_supported(self, request: Request) -> Response:
-        """`POST /v1/images/edits` and others that this model cannot do."""
+        """`POST /v1/images/edits` and other endpoints that the model does not support."""
         with suppress(ClientDisconnect, asyncio.TimeoutError):
             await asyncio.wait_for(_drain(request), self._options.timeout)
         what = request.url.path.rpartition("/")[2]
@@ -232,15 +232,15 @@ class ImagesAPI:
         """Generate images, unless the client disconnects.
 
         Args:
-            request: whose client waits.
-            model: its name in the pool.
-            blends: what each image is made from.
+            request: cancels the images when its client disconnects.
+            model: name in the pool.
+            blends: one for each image.
             delivery: size and format of the files.
-            originals: whether to return PNG files in the model's own size instead.
+            originals: return PNG files in the model's own size instead.
 
         Raises:
             ServiceError: generation failed or timed out, or the server is starting or stopping.
-            QueueFullError: there is no room for so many images.
+            QueueFullError: the queue cannot hold the images.
         """
         started = time.perf_counter()
         async with self._models.use(model) as loaded:
@@ -270,23 +270,23 @@ class ImagesAPI:
             images.cancel()
 
     def timed_out(self) -> ServiceError:
-        """The error of a request that took too long; counts it."""
+        """Count a timed-out request, and return its error."""
         self._metrics.given_up.inc()
         return ServiceError(504, f"timed out after {self._options.timeout:g} s", "timeout")
 
     def count(self, images: int, started: float) -> None:
         """Count generated images, and the time since `started` by `time.perf_counter`.
 
-        Once in a while, what was freed is returned to the system.
+        Releases free memory to the system periodically.
         """
         if time.perf_counter() > self._next_release:
             self._next_release = time.perf_counter() + _RELEASE_SECONDS
             self._workers.submit(release_free_memory)
-        self._metrics.pictures.inc(images)
+        self._metrics.images.inc(images)
         self._metrics.seconds.observe(time.perf_counter() - started)
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """Run `function` next to the event loop."""
+        """Run `function` in a thread, and await its result."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
 
     def signed(self, delivery: Delivery) -> Delivery:
@@ -296,7 +296,7 @@ class ImagesAPI:
 
     @property
     def timeout(self) -> float:
-        """Seconds for a request."""
+        """Limit of a request in seconds."""
         return self._options.timeout
 
     def _keep(
@@ -307,14 +307,14 @@ class ImagesAPI:
         original: bytes,
         delivery: Delivery,
     ) -> str:
-        """URL of an image, which is kept until many others came."""
+        """Keep an image among the latest ones, and return its URL."""
         name = f"{secrets.token_urlsafe(16)}.{delivery.image_format.suffix}"
         self._kept[name] = _Kept(original, _metadata(made.manifest, blend), self.signed(delivery))
         size = sum(len(kept.original) for kept in self._kept.values())
         while size > _KEPT_BYTES and len(self._kept) > self._options.max_images:
             _, dropped = self._kept.popitem(last=False)
             size -= len(dropped.original)
-        return str(request.url_for("picture", name=name))
+        return str(request.url_for("file", name=name))
 
 
 def _metadata(manifest: Manifest, blend: Interpolation) -> ImageMetadata:
@@ -328,7 +328,7 @@ def _finish(
     delivery: Delivery,
     originals: bool,
 ) -> Made:
-    """Files, warnings and tokens of generated images."""
+    """Encode images, and collect warnings and token count."""
     manifest = model.manifest
     delivered = Delivery() if originals else delivery
     files = [
@@ -360,7 +360,7 @@ def _resampled(manifest: Manifest, delivery: Delivery) -> list[str]:
 
 
 def _echoed(manifest: Manifest, delivery: Delivery) -> dict[str, str]:
-    """What OpenAI's answers say about an image."""
+    """Properties of an image in OpenAI's responses."""
     width, height = delivery.size or (manifest.image_size, manifest.image_size)
     return {
         "background": "opaque",
@@ -380,10 +380,10 @@ def _usage(tokens: int) -> dict[str, Any]:
 
 
 class _Events(Response):
-    """Server-sent events in OpenAI's form: one for each image, when it is finished.
+    """Server-sent events in OpenAI's format, one for each finished image.
 
-    There are no partial images: the model has one step. OpenAI's API sends fewer than asked for,
-    too, when an image is finished early.
+    There are no partial images, since the model has one step. OpenAI's API also sends fewer than
+    requested when an image is finished early.
     """
 
     media_type = "text/event-stream"
@@ -393,7 +393,7 @@ class _Events(Response):
         self._api, self._models, self._name, self._wanted = api, models, name, wanted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See starlette.responses.Response; what goes wrong at first is a plain error."""
+        """Stream the events; a failure before the first one is a plain error response."""
         async with self._models.use(self._name) as model:
             queued = model.queue.submit(self._wanted.blends)
             try:
@@ -445,7 +445,7 @@ def _event(kind: str, data: dict[str, Any]) -> str:
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:
-    """Look at a result that no request may wait for any more; asyncio would log it otherwise."""
+    """Retrieve the exception of an abandoned request, which asyncio would log otherwise."""
     if not future.cancelled():
         future.exception()
 

@@ -1,4 +1,4 @@
-"""The models of a server: loaded when they are first needed, unloaded when memory is short."""
+"""The models of a server: loaded on first use, unloaded when memory is short."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runtime.server.schema import ServiceError
 
 _log = logging.getLogger(__name__)
 
-# Names that clients send who know OpenAI's models only: they mean the default model.
+# Prefixes of OpenAI's models, which some clients always send: they select the default model.
 _FOREIGN_NAMES = ("dall-e", "gpt-image", "chatgpt-image")
 
 # Estimated memory of a model that was never loaded, per byte of its files.
@@ -33,9 +33,9 @@ class ModelSource:
     """A model that can be loaded.
 
     Attributes:
-        manifest: of its bundle.
-        load: returns its pipeline.
-        memory: bytes that it is known to take at least.
+        manifest: of the bundle.
+        load: returns the pipeline.
+        memory: lower bound of its memory in bytes, as far as known.
     """
 
     manifest: Manifest
@@ -48,7 +48,7 @@ class ModelSource:
         return cls(read_manifest(path), lambda: Pipeline.from_bundle(path, options))
 
     def loaded(self) -> ModelSource:
-        """This model, loaded now. Raises GalipEdgeError if it cannot generate."""
+        """Load now, and generate an image. Raises GalipEdgeError if that fails."""
         before = resident_bytes()
         pipelines = [self.load()]
         pipelines[0].generate("a bird on a branch")
@@ -70,9 +70,9 @@ class LoadedModel:
         self.memory = 0  # bytes
 
     def warm_up(self) -> None:
-        """Compile for one image and for many, and for prompts of each length.
+        """Compile for one image, for many, and for prompts of each length.
 
-        Afterwards no request waits for that, and memory no longer grows.
+        Afterwards no request waits for compilation, and memory stays constant.
         """
         count = min(8, self.queue.bound)
         many = [
@@ -90,8 +90,8 @@ class ModelPool:
     Args:
         sources: by name; the first one is the default.
         queue_size: queued images of each model.
-        memory: bytes for all loaded models; None for no limit. A model in use is never unloaded,
-            so one that is larger than the limit is loaded nevertheless, alone.
+        memory: bytes for all loaded models; None for no limit. Models in use are never unloaded; a
+            model larger than the limit is loaded alone.
     """
 
     def __init__(
@@ -118,19 +118,19 @@ class ModelPool:
         return list(self._loaded)
 
     def choose(self, name: str | None) -> str:
-        """The model for a request's `model`.
+        """Name of the model for a request's `model`.
 
-        With one model, any name means it; so does an OpenAI model's name with several.
+        A server with one model accepts any name. OpenAI's names select the default model.
 
         Raises:
-            ServiceError: there is no such model.
+            ServiceError: the model does not exist.
         """
         if name in self.sources:
             return name
         if not name or len(self.sources) == 1 or name.lower().startswith(_FOREIGN_NAMES):
             return self.default
         known = ", ".join(self.sources)
-        message = f"there is no model {name[:100]!r}; this server has {known}"
+        message = f"model {name[:100]!r} not found; available: {known}"
         raise ServiceError(404, message, "model_not_found", "model")
 
     async def open(self) -> None:
@@ -139,7 +139,7 @@ class ModelPool:
         self.is_open = True
 
     async def close(self) -> None:
-        """Finish what was accepted."""
+        """Finish accepted requests."""
         self.is_open = False
         await asyncio.gather(
             *(asyncio.to_thread(model.queue.close) for model in self._loaded.values())
@@ -147,7 +147,7 @@ class ModelPool:
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[LoadedModel]:
-        """The model, loaded, and kept so for the block.
+        """Load the model, and keep it loaded within the block.
 
         Raises:
             ServiceError: the server is starting or stopping, or the model cannot be loaded.
@@ -212,7 +212,7 @@ class ModelPool:
         return sum(model.memory for model in self._loaded.values()) + more - self._memory
 
     async def _unload_for(self, more: int, keep: str | None = None) -> None:
-        """Unload the least recently used models until `more` bytes fit, if that is possible."""
+        """Unload the least recently used models until `more` bytes fit, if possible."""
         for name in list(self._loaded):
             if self._excess(more) <= 0:
                 return

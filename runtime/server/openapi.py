@@ -7,15 +7,15 @@ from typing import Any
 from runtime.server.schema import INTERPOLATION, generation
 from runtime.version import __version__
 
-# Warnings of answers that are not JSON, in ASCII.
+# Warnings of responses other than JSON, in ASCII.
 WARNING_HEADER = "X-Galip-Edge-Warning"
 
 
-def document(most: int, with_key: bool) -> dict[str, Any]:
-    """The document of a server.
+def document(max_images: int, with_key: bool) -> dict[str, Any]:
+    """Create the document of a server.
 
     Args:
-        most: images of one request.
+        max_images: of one request.
         with_key: whether an API key is required.
     """
     image = {
@@ -56,13 +56,13 @@ def document(most: int, with_key: bool) -> dict[str, Any]:
             }
         }
 
-    def getting(summary: str, *others: str, **more: Any) -> dict[str, Any]:
-        given = {"200": {"description": summary}, **_errors(*others)}
+    def getting(summary: str, *statuses: str, **more: Any) -> dict[str, Any]:
+        given = {"200": {"description": summary}, **_errors(*statuses)}
         return {"get": {"summary": summary, "responses": given, **more}}
 
     def named(summary: str, **more: Any) -> dict[str, Any]:
         name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-        return getting(summary, "404", *more.pop("others", ()), parameters=[name], **more)
+        return getting(summary, "404", *more.pop("statuses", ()), parameters=[name], **more)
 
     components: dict[str, Any] = {}
     if with_key:
@@ -74,7 +74,7 @@ def document(most: int, with_key: bool) -> dict[str, Any]:
             "/v1/images/generations": posting(
                 "Images of a prompt",
                 "generate",
-                generation(most).schema(),
+                generation(max_images).schema(),
                 {**_json(images), "text/event-stream": {"schema": {"type": "string"}}},
             ),
             "/v1/images/interpolations": posting(
@@ -85,8 +85,8 @@ def document(most: int, with_key: bool) -> dict[str, Any]:
                 headers={WARNING_HEADER: {"schema": {"type": "string"}}},
             ),
             "/v1/models": getting("Models", *refusals, **keyed),
-            "/v1/models/{name}": named("A model", others=refusals, **keyed),
-            "/v1/files/{name}": named("An image whose URL was given"),
+            "/v1/models/{name}": named("A model", statuses=refusals, **keyed),
+            "/v1/files/{name}": named("An image returned by URL"),
             "/healthz": getting("Liveness"),
             "/readyz": getting("Readiness", "503"),
             "/metrics": getting("Prometheus metrics"),
@@ -98,7 +98,7 @@ def document(most: int, with_key: bool) -> dict[str, Any]:
 _MEANINGS = {
     "400": "The request is invalid; `param` names the parameter.",
     "401": "The API key is missing or wrong.",
-    "403": "The request came from a page of another site, or has an unknown Host.",
+    "403": "Cross-site request, or unknown Host.",
     "404": "Not found.",
     "429": "The queue is full; see `Retry-After`.",
     "500": "The images could not be generated.",

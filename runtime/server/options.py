@@ -16,14 +16,14 @@ class ServerOptions:
     """Settings of a server.
 
     Attributes:
-        api_key: required from clients; None lets everyone in who uses a loopback name.
-        max_images: images of one request.
-        queue_size: queued images, those in progress included.
+        api_key: required from clients; None: only loopback and `allowed_hosts` names are accepted.
+        max_images: of one request.
+        queue_size: queued images, including those in progress.
         timeout: seconds for a request, and for receiving its body.
         body_bytes: largest body of a request.
-        cors_origins: origins of other pages that may use the API, `*` for all.
-        allowed_hosts: Host names accepted without an API key, next to those of the loopback.
-        trusted_proxies: addresses or networks whose X-Forwarded headers are believed, `*` for all.
+        cors_origins: other origins that may use the API, `*` for all.
+        allowed_hosts: Host names accepted without an API key, in addition to loopback names.
+        trusted_proxies: addresses or networks whose X-Forwarded headers are used, `*` for all.
         root_path: path under which a proxy offers the server, such as `/images`.
         memory: bytes for loaded models; the least recently used ones are unloaded. None: no limit.
         max_connections: open connections; idle ones are closed to make room.
@@ -97,5 +97,5 @@ class ServerOptions:
 
 
 def is_prefix(path: str) -> bool:
-    """Whether `path` is one or more segments of a URL's path, without a trailing slash."""
+    """Test for one or more segments of a URL path, without a trailing slash."""
     return re.fullmatch(r"(/[A-Za-z0-9._~%!$&'()*+,;=:@-]+)+", path) is not None

@@ -1,7 +1,7 @@
 """A bounded queue of images, generated in the order of their requests.
 
-Queued images run in parallel, whatever requests they belong to; one alone gets all cores. When the
-queue is full, a request is refused with the time after which to try again.
+Queued images run in parallel across requests; a single one uses all cores. When the queue is full,
+requests are rejected with a time to retry after.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _NEW = 0.1
 
 
 class QueueFullError(Exception):
-    """There is no room for more images.
+    """The queue is full.
 
     Args:
-        seconds: until there may be.
+        seconds: estimated time until it accepts images.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -48,15 +48,15 @@ class GenerationQueue:
 
     Args:
         pipeline: of the model; used by this queue alone.
-        bound: queued images, those in progress included; at least 1.
+        bound: queued images, including those in progress; at least 1.
     """
 
     def __init__(self, pipeline: Pipeline, bound: int) -> None:
         if bound < 1:
-            raise ValueError(f"the queue must have room for at least 1 image, got {bound}")
+            raise ValueError(f"the queue must hold at least 1 image, got {bound}")
         self._pipeline, self.bound = pipeline, bound
         self._queued: deque[_Queued] = deque()
-        self._unfinished = 0  # those and the ones in progress
+        self._unfinished = 0  # queued and in progress
         self._changed = threading.Condition()
         self._closed = False
         self._seconds = 0.0
@@ -67,10 +67,10 @@ class GenerationQueue:
         return self._unfinished
 
     def submit(self, blends: list[Interpolation]) -> list[Future[Images]]:
-        """Queue images (H,W,3). One whose future is cancelled early enough is not generated.
+        """Queue images (H,W,3); cancelling a future before its turn skips the image.
 
         Raises:
-            QueueFullError: there is no room for all of them.
+            QueueFullError: the queue cannot hold all of them.
         """
         queued = [_Queued(blend) for blend in blends]
         with self._changed:
@@ -82,7 +82,7 @@ class GenerationQueue:
         return [each.future for each in queued]
 
     def close(self) -> None:
-        """Generate what is queued, and no more."""
+        """Generate the queued images, then stop."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -92,8 +92,7 @@ class GenerationQueue:
         while self._wait_for_work():
             taken: deque[_Queued] = deque()
             started, count = time.perf_counter(), len(self._queued)
-            # An image that has all cores ends its pass: more may be queued by then, for a parallel
-            # pass.
+            # A single image ends its pass: more may be queued by then, for a parallel pass.
             most = 1 if self._pipeline.side_by_side(count) == 1 else sys.maxsize
             try:
                 for image in self._pipeline.synthesize_each(self._rows(taken, most), count):
@@ -103,7 +102,7 @@ class GenerationQueue:
                     latest, started = now - started, now
                     self._seconds += (latest - self._seconds) * (_NEW if self._seconds else 1)
             except Exception as error:  # noqa: BLE001
-                # Whatever it is, the requests are answered and the thread lives on.
+                # Any failure is returned to its requests; the thread keeps running.
                 _log.exception("generation failed")
                 self._finished(len(taken))
                 for each in taken:
@@ -120,7 +119,7 @@ class GenerationQueue:
             return bool(self._queued)
 
     def _rows(self, taken: deque[_Queued], most: int) -> Iterator[Latent]:
-        """At most `most` latents in order, also of what is queued meanwhile."""
+        """At most `most` latents in order, including images queued in the meantime."""
         for _ in range(most):
             with self._changed:
                 if not self._queued:

@@ -35,8 +35,8 @@ class BadRequestError(Exception):
     """An invalid request.
 
     Args:
-        message: what is wrong, and what would be right.
-        parameter: name of the wrong parameter, if it is one.
+        message: what is wrong, and what is valid.
+        parameter: name of the invalid parameter, if any.
     """
 
     def __init__(self, message: str, parameter: str | None = None) -> None:
@@ -48,18 +48,17 @@ class Field(Protocol):
     """Type of a parameter."""
 
     def read(self, value: Any, name: str) -> Any:
-        """Validated value; raises a BadRequestError for parameter `name`."""
+        """Validate and convert a value. Raises BadRequestError for parameter `name`."""
 
     def schema(self) -> dict[str, Any]:
-        """JSON schema."""
+        """Return the JSON schema."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt that the model accepts."""
+    """A valid prompt."""
 
     def read(self, value: Any, name: str) -> str:
-        """See `Field`."""
         if not isinstance(value, str):
             raise BadRequestError(f"{name} must be a string", name)
         try:
@@ -68,18 +67,16 @@ class Prompt:
             raise BadRequestError(str(error), name) from error
 
     def schema(self) -> dict[str, Any]:
-        """See `Field`."""
         return {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS}
 
 
 @dataclass(frozen=True)
 class Text:
-    """Any text of at most `most` characters."""
+    """A text of at most `most` characters."""
 
     most: int = MAX_CHARACTERS
 
     def read(self, value: Any, name: str) -> str:
-        """See `Field`."""
         if not isinstance(value, str) or len(value) > self.most:
             raise BadRequestError(
                 f"{name} must be a string of at most {self.most:,} characters", name
@@ -87,12 +84,11 @@ class Text:
         return value
 
     def schema(self) -> dict[str, Any]:
-        """See `Field`."""
         return {"type": "string", "maxLength": self.most}
 
 
 def _number(value: Any) -> Any:
-    """A number that was sent as a text; anything else unchanged."""
+    """Convert a number sent as text; other values unchanged."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -103,13 +99,12 @@ def _number(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Integer:
-    """An integer from `least` to `most`, also as a text."""
+    """An integer from `least` to `most`, also as text."""
 
     least: int
     most: int
 
     def read(self, value: Any, name: str) -> int:
-        """See `Field`."""
         value = _number(value)
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # JSON has one kind of number
@@ -120,19 +115,17 @@ class Integer:
         return value
 
     def schema(self) -> dict[str, Any]:
-        """See `Field`."""
         return {"type": "integer", "minimum": self.least, "maximum": self.most}
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number from `least` to `most`, also as a text."""
+    """A number from `least` to `most`, also as text."""
 
     least: float = 0
     most: float = 1
 
     def read(self, value: Any, name: str) -> float:
-        """See `Field`."""
         value = _number(value)
         if type(value) not in (int, float) or not self.least <= value <= self.most:
             raise BadRequestError(
@@ -141,29 +134,26 @@ class Number:
         return float(value)
 
     def schema(self) -> dict[str, Any]:
-        """See `Field`."""
         return {"type": "number", "minimum": self.least, "maximum": self.most}
 
 
 @dataclass(frozen=True)
 class Boolean:
-    """true or false, also as a text or as 1 or 0."""
+    """true or false, also as text, 1 or 0."""
 
     def read(self, value: Any, name: str) -> bool:
-        """See `Field`."""
         word = str(value).strip().lower() if isinstance(value, (bool, int, str)) else ""
         if word not in ("true", "false", "1", "0"):
             raise BadRequestError(f"{name} must be true or false", name)
         return word in ("true", "1")
 
     def schema(self) -> dict[str, Any]:
-        """See `Field`."""
         return {"type": "boolean"}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some words.
+    """One of several words.
 
     Attributes:
         words: those accepted, as they are listed.
@@ -174,14 +164,12 @@ class Choice:
     synonyms: tuple[tuple[str, str], ...] = ()
 
     def read(self, value: Any, name: str) -> str:
-        """See `Field`."""
         word = dict(self.synonyms).get(value, value) if isinstance(value, str) else value
         if word not in self.words:
             raise BadRequestError(f"{name} must be one of {', '.join(self.words)}", name)
         return word
 
     def schema(self) -> dict[str, Any]:
-        """See `Field`."""
         return {"type": "string", "enum": list(self.words)}
 
 
@@ -196,7 +184,7 @@ class Size:
     most: int
 
     def read(self, value: Any, name: str) -> tuple[int, int] | None:
-        """See `Field`; None for the model's own size."""
+        """Width and height, or None for the model's own size."""
         if value == "auto":
             return None
         found = re.fullmatch(r"\s*([0-9]{1,5})\s*[xX×*]\s*([0-9]{1,5})\s*", str(value))
@@ -209,13 +197,12 @@ class Size:
         )
 
     def schema(self) -> dict[str, Any]:
-        """See `Field`."""
         return {"type": "string", "pattern": "^(auto|[0-9]{1,4}x[0-9]{1,4})$"}
 
 
 @dataclass(frozen=True)
 class Ignored:
-    """Anything; without effect.
+    """A value without effect.
 
     Attributes:
         warn: whether a client would expect an effect.
@@ -224,11 +211,9 @@ class Ignored:
     warn: bool = False
 
     def read(self, value: Any, name: str) -> Any:
-        """See `Field`."""
         return value
 
     def schema(self) -> dict[str, Any]:
-        """See `Field`."""
         return {"description": "Accepted, without effect."}
 
 
@@ -240,19 +225,19 @@ class Record:
 
     Attributes:
         fields: type and default by name.
-        others: whether parameters of other names are ignored; else they are refused.
+        ignore_unknown: ignore parameters of other names instead of rejecting them.
     """
 
     fields: Mapping[str, tuple[Field, Any]]
-    others: bool = False
+    ignore_unknown: bool = False
 
     def read(self, value: Any, name: str = "") -> dict[str, Any]:
-        """See `Field`; all parameters."""
+        """Return all parameters, with defaults for missing ones."""
         if not isinstance(value, dict):
             raise BadRequestError(f"{name or 'the body'} must be a JSON object", name or None)
         within = f"{name}." if name else ""
         unknown = sorted(set(map(str, value)) - set(self.fields))
-        if unknown and not self.others:
+        if unknown and not self.ignore_unknown:
             called = within + unknown[0][:40]
             raise BadRequestError(f"unknown parameter {called!r}", called)
         found = {}
@@ -264,7 +249,6 @@ class Record:
         return found
 
     def schema(self) -> dict[str, Any]:
-        """See `Field`."""
 
         def described(field: Field, default: Any) -> dict[str, Any]:
             kind = field.schema()
@@ -276,17 +260,17 @@ class Record:
             "type": "object",
             "properties": {key: described(*pair) for key, pair in self.fields.items()},
             "required": [key for key, (_, default) in self.fields.items() if default is REQUIRED],
-            "additionalProperties": self.others,
+            "additionalProperties": self.ignore_unknown,
         }
 
 
 # Largest width and height of an image, in pixels.
 MAX_SIDE = 2048
 
-# An index costs nothing, but a request is no place for unbounded numbers.
+# Any index is valid; numbers in requests are bounded nevertheless.
 _MAX_INDEX = 2**31 - 1
 
-# OpenAI's parameters that have no meaning for this model.
+# OpenAI's parameters without meaning for this model.
 _IGNORED = (
     "background",
     "complexity",
@@ -298,7 +282,7 @@ _IGNORED = (
     "user",
 )
 
-# Parameters of diffusion models, which generic clients send to any server of images.
+# Parameters of diffusion models, which generic clients send to any image server.
 _DIFFUSION = (
     "cfg_scale",
     "guidance_scale",
@@ -314,7 +298,7 @@ _KEYFRAME = Record(
     _PROMPT | {"seed": (Integer(0, MAX_SEED), 0), "index": (Integer(0, _MAX_INDEX), 0)}
 )
 
-# An image between two.
+# An interpolation between two keyframes.
 INTERPOLATION = Record(
     {
         "model": (Text(), None),
@@ -328,7 +312,7 @@ INTERPOLATION = Record(
 
 
 def generation(most: int) -> Record:
-    """Images of a prompt, as OpenAI's clients ask for them; seed, psi and fit are our own.
+    """Parameters of OpenAI's image generations, and our own: seed, psi and fit.
 
     Args:
         most: images of one request.

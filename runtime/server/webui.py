@@ -124,7 +124,7 @@ def _text_to_image(most: int) -> Record:
             "send_images": (Boolean(), True),
             "override_settings": (Ignored(), None),
         },
-        others=True,
+        ignore_unknown=True,
     )
 
 

@@ -148,7 +148,7 @@ def page(site, context):
     context.on("weberror", lambda error: errors.append(str(error.error)))
     page = context.new_page()
     page.goto(address)
-    expect(page.locator("#picture")).to_be_visible()
+    expect(page.locator("#image")).to_be_visible()
     yield page
     assert (foreign, errors) == ([], [])
 
@@ -262,4 +262,4 @@ def test_it_works_offline_and_downloads_large_files_once(page, site, context):
     host.shutdown()
     host.server_close()
     page.reload()
-    expect(page.locator("#picture")).to_be_visible()
+    expect(page.locator("#image")).to_be_visible()

@@ -75,6 +75,6 @@ export async function servedModel() {
 }
 
 /** The PNG of a request, as `requestOf` makes it: {blob, warning}. */
-export async function picture(request, signal) {
-  return call("picture", request, signal);
+export async function fetchImage(request, signal) {
+  return call("image", request, signal);
 }

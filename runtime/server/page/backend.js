@@ -1,3 +1,3 @@
 // What makes images for this page: the server that it came from. An export for browsers has another.
 
-export { picture, ServerError, servedModel, useKey } from "./server.js";
+export { fetchImage, ServerError, servedModel, useKey } from "./server.js";

@@ -1,4 +1,4 @@
-// What several modules need.
+// Shared helpers.
 
 export const byId = (id) => document.getElementById(id);
 export const percent = (share) => `${Math.round(share * 100)} %`;

@@ -5,7 +5,7 @@ import { History } from "./history.js";
 import { brief, described, fileName } from "./recipe.js";
 import { makeZip } from "./vendor/client-zip.js";
 
-/** Give a file to the user. */
+/** Download a file. */
 export function download(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
@@ -19,7 +19,7 @@ export class Gallery {
   #open;
   #entries = new Map();
 
-  /** @param open item {recipe, blob} -> shows it */
+  /** @param open callback: shows an item {recipe, blob} */
   static async of(open) {
     const gallery = new Gallery();
     gallery.#open = open;
@@ -29,11 +29,11 @@ export class Gallery {
     return gallery;
   }
 
-  /** The newest comes first. */
+  /** Add an image, newest first. */
   async add(recipe, blob) {
-    const { item, gone } = await this.#history.add(recipe, blob);
+    const { item, evicted } = await this.#history.add(recipe, blob);
     this.#append(item);
-    for (const each of gone) this.#drop(each);
+    for (const each of evicted) this.#drop(each);
     this.#changed();
   }
 
@@ -43,7 +43,7 @@ export class Gallery {
     this.#changed();
   }
 
-  /** The selected images, or all if none is, the oldest first. */
+  /** The selected images, or all if none is selected, oldest first. */
   async zip() {
     const selected = this.#history.items.filter((item) => this.#isSelected(item));
     const items = selected.length ? selected : this.#history.items;
@@ -70,7 +70,7 @@ export class Gallery {
     remover.setAttribute("aria-label", `Remove ${image.alt}`);
     remover.addEventListener("click", () => this.#remove(item));
     this.#entries.set(item, entry);
-    byId("pictures").prepend(entry);
+    byId("images").prepend(entry);
   }
 
   async #remove(item) {

@@ -1,7 +1,7 @@
-// Pictures that were made or kept: in this browser's own store, so that they outlive the page.
+// Generated and kept images, stored in the browser's IndexedDB.
 
 const STORE = "pictures";
-const MOST = 500;
+const MAX_ITEMS = 500;
 
 function done(request) {
   return new Promise((resolve, reject) => {
@@ -17,7 +17,7 @@ async function opened() {
   return done(request);
 }
 
-/** Items are {id, recipe, blob}, the oldest first. Without a store, the page alone keeps them. */
+/** Items {id, recipe, blob}, oldest first; in memory only where the browser has no store. */
 export class History {
   #store;
   items = [];
@@ -37,18 +37,18 @@ export class History {
     return this.#store.transaction(STORE, mode).objectStore(STORE);
   }
 
-  /** Add a picture; returns the item, and those that had to go for it. */
+  /** Add an image; returns its item and the evicted ones. */
   async add(recipe, blob) {
     const item = { recipe, blob };
     try {
       if (this.#store) item.id = await done(this.#access("readwrite").add({ recipe, blob }));
     } catch {
-      // The store is full: the page alone keeps this one.
+      // The store is full: kept in memory.
     }
     this.items.push(item);
-    const gone = this.items.splice(0, Math.max(0, this.items.length - MOST));
-    for (const each of gone) await this.#forget(each);
-    return { item, gone };
+    const evicted = this.items.splice(0, Math.max(0, this.items.length - MAX_ITEMS));
+    for (const each of evicted) await this.#forget(each);
+    return { item, evicted };
   }
 
   async remove(item) {

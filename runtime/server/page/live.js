@@ -1,55 +1,52 @@
-// The picture that follows the settings.
+// The image that follows the settings.
 
 import { wait } from "./common.js";
 
-/**
- * Makes the newest picture that was wished for, one at a time. A wish takes the place of the one
- * before it, so what is old is dropped and never waits.
- */
+/** Renders the newest requested recipe, one at a time; a request replaces the one before it. */
 export class Live {
-  #make;
+  #render;
   #show;
   #fail;
-  #wish = null;
+  #requested = null;
   #running = false;
   #dropped = false;
 
   /**
-   * @param make recipe -> promise of what is made
-   * @param show (made, recipe) -> promise, done when it is shown
-   * @param fail error -> milliseconds after which to try again, or undefined
+   * @param render recipe -> promise of its result
+   * @param show (result, recipe) -> promise, resolved when it is shown
+   * @param fail error -> milliseconds after which to retry, or undefined
    */
-  constructor(make, show, fail) {
-    this.#make = make;
+  constructor(render, show, fail) {
+    this.#render = render;
     this.#show = show;
     this.#fail = fail;
   }
 
-  wish(recipe) {
-    this.#wish = recipe;
+  request(recipe) {
+    this.#requested = recipe;
     if (!this.#running) this.#run();
   }
 
-  /** Nothing is wished for any more; what is being made will not be shown. */
+  /** Cancel the request; an image in progress is not shown. */
   drop() {
-    this.#wish = null;
+    this.#requested = null;
     this.#dropped = true;
   }
 
   async #run() {
     this.#running = true;
-    while (this.#wish) {
-      const recipe = this.#wish;
-      this.#wish = null;
+    while (this.#requested) {
+      const recipe = this.#requested;
+      this.#requested = null;
       this.#dropped = false;
       try {
-        const made = await this.#make(recipe);
-        if (!this.#dropped) await this.#show(made, recipe);
+        const result = await this.#render(recipe);
+        if (!this.#dropped) await this.#show(result, recipe);
       } catch (error) {
         const pause = this.#fail(error);
         if (pause !== undefined) {
           await wait(pause);
-          if (!this.#dropped) this.#wish ??= recipe;
+          if (!this.#dropped) this.#requested ??= recipe;
         }
       }
     }
@@ -57,21 +54,21 @@ export class Live {
   }
 }
 
-/** Shows how many images were shown in the last second. */
+/** Displays the number of images shown in the last second. */
 export class Rate {
-  #place;
+  #output;
   #times = [];
   #rest;
 
-  constructor(place) {
-    this.#place = place;
+  constructor(output) {
+    this.#output = output;
   }
 
   add() {
     const now = performance.now();
     this.#times = [...this.#times.filter((time) => time > now - 1000), now];
-    this.#place.textContent = `${this.#times.length} frames/s`;
+    this.#output.textContent = `${this.#times.length} frames/s`;
     clearTimeout(this.#rest);
-    this.#rest = setTimeout(() => (this.#place.textContent = "0 frames/s"), 1500);
+    this.#rest = setTimeout(() => (this.#output.textContent = "0 frames/s"), 1500);
   }
 }

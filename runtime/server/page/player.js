@@ -1,4 +1,4 @@
-// Moves from start to end and back.
+// Animation from start to end and back.
 
 const SECONDS = 3; // from one end to the other
 
@@ -7,13 +7,13 @@ export class Player {
   #move;
   #frame = null;
 
-  /** @param move share in [0,1] -> moves there */
+  /** @param move callback with a share in [0,1] */
   constructor(button, move) {
     this.#button = button;
     this.#move = move;
   }
 
-  /** Start at a share, or stop. */
+  /** Start from a share, or stop. */
   toggle(from) {
     if (this.#frame !== null) {
       this.stop();

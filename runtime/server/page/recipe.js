@@ -1,5 +1,5 @@
-// What a picture is made from: as the JSON in our PNG files has it, but with seeds as texts, since
-// they have up to 63 bits and JavaScript's numbers 53.
+// Recipes of images: the JSON of our PNG files, but with seeds as strings, since they have up to 63
+// bits and JavaScript numbers only 53.
 
 import { percent } from "./common.js";
 
@@ -7,20 +7,20 @@ const CHUNK = "galip-edge";
 const MAX_SEED = 2n ** 63n - 1n;
 const MAX_INDEX = 2 ** 31 - 1;
 
-/** Text of a JSON in which seeds are texts -> where they are numbers. In a prompt, quotes are escaped. */
+/** JSON with seeds as numbers, and as strings. Quotes inside of prompts are escaped. */
 const withNumbers = (text) => text.replace(/"seed":"(\d+)"/g, '"seed":$1');
 const withTexts = (text) => text.replace(/"seed": ?(\d+)/g, '"seed":"$1"');
 
-/** Whether a text is a seed. */
+/** Test for a valid seed. */
 export function isSeed(text) {
   return typeof text === "string" && /^\d{1,19}$/.test(text) && BigInt(text) <= MAX_SEED;
 }
 
 /**
- * The recipe of a picture between two keyframes {prompt, seed, index}.
- * At either end it is that picture's own, as `galip-edge generate` would have made it.
+ * The recipe of an interpolation between two keyframes {prompt, seed, index}.
+ * At either end it is the keyframe's own, as of `galip-edge generate`.
  */
-export function blend(start, end, sentenceShare, noiseShare, psi) {
+export function interpolation(start, end, sentenceShare, noiseShare, psi) {
   const shares = sentenceShare + noiseShare;
   const from = shares === 2 ? end : start;
   const between = shares > 0 && shares < 2;
@@ -31,19 +31,19 @@ export function blend(start, end, sentenceShare, noiseShare, psi) {
   };
 }
 
-/** The same recipe for another picture of its seeds, `more` numbers on. */
+/** The same recipe with its image indices increased by `more`. */
 export function numbered(recipe, more) {
   const next = (keyframe) => ({ ...keyframe, index: keyframe.index + more });
   return { ...next(recipe), ...(recipe.end && { end: next(recipe.end) }) };
 }
 
-/** The body of the request for a recipe's picture. */
+/** Request body for a recipe. */
 export function requestOf({ prompt, seed, index, end, sentence_share, noise_share, psi }) {
   const start = { prompt, seed, index };
   return withNumbers(JSON.stringify({ start, end, sentence_share, noise_share, psi }));
 }
 
-/** The recipe in a PNG of ours, or null. */
+/** The recipe in a PNG of galip-edge, or null. */
 export async function recipeOf(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
   const view = new DataView(bytes.buffer);
@@ -91,7 +91,7 @@ function isKeyframe(value) {
   );
 }
 
-/** The command that makes a recipe's image again, or null for an image between two. */
+/** The command that reproduces an image, or null for an interpolation. */
 export function commandOf({ prompt, seed, index, end, psi }) {
   if (end) return null;
   const options = [`--seed ${seed}`];
@@ -101,7 +101,7 @@ export function commandOf({ prompt, seed, index, end, psi }) {
   return `galip-edge generate ${options.join(" ")} -- ${quoted}`;
 }
 
-/** One line for people. */
+/** Description in one line. */
 export function described({ prompt, seed, index, end, sentence_share, noise_share, psi }) {
   const of = (keyframe) => `(seed ${keyframe.seed}, image ${keyframe.index})`;
   let text = `${prompt} ${of({ seed, index })}`;
@@ -112,12 +112,12 @@ export function described({ prompt, seed, index, end, sentence_share, noise_shar
   return psi === undefined ? text : `${text}, ψ ${percent(psi)}`;
 }
 
-/** Less than a line for people, who know the prompt. */
+/** Short description without the prompt. */
 export function brief({ seed, index, end, psi }) {
   return `seed ${seed} · ${index}${end ? " →" : ""}${psi === undefined ? "" : " ψ"}`;
 }
 
-/** A name for its file, without ending. */
+/** File name without suffix. */
 export function fileName({ prompt, seed, index }) {
   const words = prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-");
   return `${words.replace(/^-+|-+$/g, "").slice(0, 40) || "image"}-s${seed}-${index}`;

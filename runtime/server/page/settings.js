@@ -1,12 +1,12 @@
-// The form: from it to a recipe, and back.
+// Conversion between the form and recipes.
 
 import { byId, percent } from "./common.js";
-import { blend, isSeed } from "./recipe.js";
+import { interpolation, isSeed } from "./recipe.js";
 
 const KEYFRAME = ["prompt", "seed", "index"];
 const SLIDERS = ["sentence-share", "noise-share", "psi"];
 
-/** A seed by chance, as text. */
+/** A random seed, as string. */
 export function drawnSeed() {
   return String(crypto.getRandomValues(new Uint32Array(1))[0]);
 }
@@ -15,7 +15,7 @@ export function share(name) {
   return Number(byId(name).value);
 }
 
-/** Set a slider, and what it says. */
+/** Set a slider and its output. */
 export function setShare(name, value) {
   const slider = byId(name);
   slider.value = value;
@@ -23,12 +23,12 @@ export function setShare(name, value) {
   document.querySelector(`output[for="${name}"]`).value = percent(slider.value);
 }
 
-/** A recipe, or null while the start has no prompt or a seed is none; what is wrong is marked. */
+/** The form's recipe, or null while it is invalid; invalid fields are marked. */
 export function recipeOfForm() {
   const start = keyframe("start", "");
   const end = keyframe("end", byId("start-prompt").value);
   if (!start || !end) return null;
-  return blend(start, end, ...SLIDERS.map(share));
+  return interpolation(start, end, ...SLIDERS.map(share));
 }
 
 function keyframe(name, usualPrompt) {
@@ -40,7 +40,7 @@ function keyframe(name, usualPrompt) {
   return { prompt: said, seed: seed.value, index: index.valueAsNumber };
 }
 
-/** Put a recipe into the form. */
+/** Fill the form from a recipe. */
 export function fillForm({ prompt, seed, index, end, sentence_share, noise_share, psi }) {
   fill("start", { prompt, seed, index });
   if (end) fill("end", { ...end, prompt: end.prompt === prompt ? "" : end.prompt });
@@ -54,7 +54,7 @@ function fill(name, keyframe) {
   for (const [key, value] of Object.entries(keyframe)) byId(`${name}-${key}`).value = value;
 }
 
-/** The end becomes the start, and the other way round; the picture stays what it is. */
+/** Swap start and end; the image stays the same. */
 export function swapEnds() {
   const read = (name) => Object.fromEntries(KEYFRAME.map((it) => [it, byId(`${name}-${it}`).value]));
   const [start, end] = [read("start"), read("end")];

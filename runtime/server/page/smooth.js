@@ -1,7 +1,7 @@
-// A smooth enlargement over an image that stays for a moment.
+// Smooth enlargement of an image at rest.
 //
-// Browsers enlarge images by bilinear filters, which is right while a slider moves. When it rests, a
-// canvas with the browser's best filter covers the image.
+// Browsers enlarge images with bilinear filters, which is fast enough while a slider moves. At rest,
+// a canvas with the browser's best filter covers the image.
 
 const REST = 150; // milliseconds without a new image
 
@@ -17,7 +17,7 @@ export class Smooth {
     new ResizeObserver(() => this.#wait()).observe(image);
   }
 
-  /** An image is shown now, from a blob. */
+  /** Notify that an image is shown, from a blob. */
   shown(blob) {
     this.#latest = blob;
     this.#wait();

@@ -105,7 +105,7 @@ async function latentOf({ prompt, seed, index }, psi) {
 const withTexts = (text) => text.replace(/"seed": ?(\d+)/g, '"seed":"$1"');
 const withNumbers = (text) => text.replace(/"seed": ?"(\d+)"/g, '"seed": $1');
 
-async function picture(body) {
+async function image(body) {
   const { config, generator } = await loaded();
   const wanted = JSON.parse(withTexts(body));
   const { start, end, sentence_share = 0, noise_share = 0, psi = 1 } = wanted;
@@ -164,7 +164,7 @@ function texts(config, { start, end, sentence_share = 0, noise_share = 0 }, psi)
 }
 
 async function answer({ kind, body }) {
-  if (kind === "picture") return picture(body);
+  if (kind === "image") return image(body);
   const { config } = await loaded();
   return config;
 }
