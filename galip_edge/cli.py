@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "interpolate": (
         "interpolate",
         None,
-        "Move from picture to picture: animation, frames or grid.",
+        "Interpolate between images: animation, frames or grid.",
     ),
     "explore": ("explore", None, "One prompt, many seeds, on a labelled sheet."),
     "batch": ("batch", "batch", "Generate images of all prompts in a file, in a job that resumes."),
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             if "--debug" not in (sys.argv if arguments is None else arguments):
-                warnings.simplefilter("ignore")  # of libraries; a user cannot mend them
+                warnings.simplefilter("ignore")  # of libraries; a user cannot fix them
             status = galip_edge.main(
                 args=arguments, prog_name="galip-edge", standalone_mode=False, obj=state
             )

@@ -6,10 +6,10 @@ text_encoder.bin      its weights
 generator.xml.gz      OpenVINO: noise (B,Z), sentence (B,E) -> image (B,H,W,3) uint8
 generator.bin         its weights
 merges.txt            the tokenizer's byte-pair merges
-golden.bin            what PyTorch computes for two prompts (runtime/golden.py); since format 3
+golden.bin            PyTorch's results for two prompts (runtime/golden.py); since format 3
 
-A bundle may come from a stranger. Hashes prove that it is complete and unchanged since it was
-written, not that its author means well: sizes, names, types and graphs are checked as well.
+Bundles of other authors are untrusted. Hashes prove that a bundle is complete and unchanged, not
+that it is harmless: sizes, names, types and graphs are checked as well.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = "galip-edge bundle"
 FORMAT_VERSION = 3
-# Bundles without golden numbers, which are still read.
+# Format without golden numbers, still supported.
 _WITHOUT_GOLDEN = 2
 MANIFEST = "bundle.json"
 TEXT_ENCODER = "text_encoder.xml.gz"
@@ -43,11 +43,11 @@ GOLDEN = "golden.bin"
 
 PRECISIONS = ("fp32", "fp16", "bf16", "mixed", "int8")
 INFERENCE_PRECISIONS = ("f32", "bf16")
-# What a user may ask for; auto is the bundle's own where it is right.
+# Choices of --precision; auto is the bundle's own where it is accurate.
 RUN_PRECISIONS = ("auto", *INFERENCE_PRECISIONS)
 
 _LARGEST_MANIFEST = 4 * 1024**2
-# Bytes of the files by their ending; at full size they have 560 MB, 0.3 MB and 0.5 MB.
+# Largest size of files by suffix; at full size they have 560 MB, 0.3 MB and 0.5 MB.
 _LARGEST = {".bin": 4 * 1024**3, ".xml.gz": 16 * 1024**2, ".txt": 2 * 1024**2}
 _LARGEST_OTHER = 64 * 1024**2
 _MOST_FILES = 100
@@ -86,13 +86,13 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class GoldenEntry:
-    """Golden numbers of a bundle: what `golden.bin` holds, and how near a machine must come.
+    """Golden numbers of a bundle: inputs of `golden.bin`, and tolerances.
 
     Attributes:
-        prompts: each with its first noise of `seed`.
+        prompts: one for each image, with index 0.
         seed: of the noise.
-        sentence_cosine: least cosine between a sentence embedding and PyTorch's.
-        image_psnr_db: least PSNR in dB of an image against PyTorch's.
+        sentence_cosine: minimum cosine between a sentence embedding and PyTorch's.
+        image_psnr_db: minimum PSNR in dB between an image and PyTorch's.
     """
 
     prompts: tuple[str, ...]
@@ -119,18 +119,18 @@ class Manifest:
     """Content of `bundle.json`.
 
     Attributes:
-        name: of the model, as shown to people.
+        name: of the model.
         noise_dim, embedding_dim, image_size, context_length: the model's dimensions.
-        precision: how weights and activations are stored: fp32, fp16, bf16 or int8; in bundles of
-            version 0.1 also mixed.
-        inference_precision: what the parts that are not int8 are calculated in, f32 or bf16
-            (f32 where the CPU has no bf16).
-        files: every file but the manifest.
+        precision: of weights and activations: fp32, fp16, bf16 or int8; in bundles of version 0.1
+            also mixed.
+        inference_precision: arithmetic of all parts that are not int8, f32 or bf16 (f32 where the
+            CPU has no bf16).
+        files: all files except the manifest.
         checkpoint: hash and kind of the checkpoint that was converted.
-        tools: versions of what converted it.
+        tools: versions of the converting packages.
         fidelity: measured differences from PyTorch, one entry for each step of the conversion.
-        quantization: counts, settings, and the operations left in floating point, with reasons;
-            where the precision was chosen by measurement, what it was chosen from.
+        quantization: counts, settings, and the operations kept in floating point, with reasons;
+            the candidates where the precision was chosen by measurement.
         golden: None in a bundle of format 2, which has no golden numbers.
     """
 
@@ -201,7 +201,7 @@ class Manifest:
 
     @property
     def model_hash(self) -> str:
-        """Hash of the files that images depend on, in hexadecimal: identifies the model."""
+        """Identity of the model: hash of all files that images depend on, in hexadecimal."""
         lines = "".join(
             f"{name} {entry.sha256}\n"
             for name, entry in sorted(self.files.items())
@@ -211,7 +211,7 @@ class Manifest:
 
     @property
     def is_all_int8(self) -> bool:
-        """Whether no part of the generator is kept in floating point, whose sums vary."""
+        """True if no part of the generator is floating point, where sums depend on threads."""
         scheme = self.quantization.get("scheme")
         generator = scheme.get("generator") if isinstance(scheme, dict) else None
         keeps_float = isinstance(generator, dict) and bool(generator.get("keep_float"))
@@ -240,9 +240,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Raises ValueError, KeyError or TypeError if `text` is no manifest of `to_json`.
+        """Parse the text of `to_json`.
 
-        Raises NewerFormatError if a later version of galip-edge wrote it.
+        Raises ValueError, KeyError or TypeError if it is invalid, NewerFormatError if a later
+        version of galip-edge wrote it.
         """
         try:
             body = json.loads(text, parse_constant=_constant)
@@ -265,7 +266,7 @@ class Manifest:
 
 
 class NewerFormatError(ValueError):
-    """A bundle has a format that only a later version of galip-edge knows."""
+    """The bundle's format requires a later version of galip-edge."""
 
 
 def _constant(name: str) -> float:
@@ -275,7 +276,7 @@ def _constant(name: str) -> float:
 
 
 def _check_plain(value: Any) -> None:
-    """Values of JSON, not deep, whose texts can be printed. Raises ValueError."""
+    """Check for JSON of limited depth with printable texts. Raises ValueError."""
     level = [value]
     for _ in range(_DEEPEST):
         following: list[Any] = []
@@ -296,7 +297,7 @@ def _check_plain(value: Any) -> None:
 
 
 def _short(value: Any) -> str:
-    """A value of a stranger's file, fit for a message."""
+    """An untrusted value, shortened for a message."""
     if isinstance(value, int) and abs(value) >= 1 << 64:
         return "a number beyond 64 bits"
     shown = ascii(value[:100] if isinstance(value, (str, bytes, list, tuple)) else value)
@@ -309,7 +310,7 @@ def _own_hash(body: Mapping[str, Any]) -> str:
 
 
 def write_manifest(folder: Path, **values: Any) -> Manifest:
-    """Hash the files that lie in `folder` and write its manifest."""
+    """Hash the files in `folder` and write its manifest."""
     files = {
         path.name: FileEntry(path.stat().st_size, sha256_of(path))
         for path in sorted(folder.iterdir())
@@ -319,7 +320,7 @@ def write_manifest(folder: Path, **values: Any) -> Manifest:
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write `manifest` of files that did not change since they were hashed."""
+    """Write `manifest`; its hashes must be current."""
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -336,13 +337,13 @@ def default_bundle() -> Path:
 
 
 def is_bundle(folder: str | Path) -> bool:
-    """Whether `folder` looks like a bundle, whole or not."""
+    """Test for a folder with a manifest, complete or not."""
     folder = Path(folder)
     return (folder / MANIFEST).is_file()
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Read a bundle's manifest without looking at its other files.
+    """Read a bundle's manifest, and no other file.
 
     Raises BundleError if it is missing, damaged or of another format version.
     """
@@ -378,7 +379,7 @@ def _damaged(path: Path, reason: object) -> str:
 
 def _not_a_folder(path: Path) -> str:
     if not path.exists():
-        return f"no bundle at {path}: there is no such folder"
+        return f"no bundle at {path}: no such folder"
     if is_bundle(path.parent):
         return f"{path} is a file of a bundle: give the bundle's folder, {path.parent}"
     if path.suffix in _CHECKPOINTS:
@@ -406,12 +407,11 @@ def verify_files(
 
     Args:
         folder: of the bundle.
-        manifest: what `read_manifest` returned for it.
-        verified: remembers which files were verified; one whose state has not changed since is not
-            hashed again. None hashes all.
+        manifest: of `read_manifest`.
+        verified: skips files that have not changed since they were verified; None hashes all.
 
     Returns:
-        The state of each file when it was verified.
+        State of each file at verification.
 
     Raises:
         BundleError: a file is missing, not a regular one, truncated or changed.
@@ -424,7 +424,7 @@ def verify_files(
             states[name] = _verified(path, entry, verified)
         except OSError as error:
             raise BundleError(
-                f"cannot read {path}, which belongs to the bundle: {error.strerror}"
+                f"cannot read {path}, a file of the bundle: {error.strerror}"
             ) from error
     return states
 
@@ -437,14 +437,14 @@ def _verified(path: Path, entry: FileEntry, verified: VerifiedFiles | None) -> F
         kind = describe(head)
         reason = f"it is {kind}" if kind else "the copy is incomplete or damaged"
         raise BundleError(
-            f"{path} has {state.size:,} bytes where {entry.size:,} are expected: {reason}; copy or "
+            f"{path} has {state.size:,} bytes, expected {entry.size:,}: {reason}; copy or "
             "convert the bundle again"
         )
     if verified is not None and verified.has(path, state, entry.sha256):
         return state
     if sha256_of(path, entry.size) != entry.sha256 or FileState.of(path) != state:
         raise BundleError(
-            f"{path} was changed or damaged: its SHA-256 is not the one in {MANIFEST}; "
+            f"{path} was changed or damaged: its SHA-256 differs from {MANIFEST}; "
             "copy or convert the bundle again"
         )
     if verified is not None:
@@ -459,7 +459,7 @@ class Bundle:
     Attributes:
         folder: of the bundle.
         manifest: its content.
-        states: of its files when they were verified.
+        states: of its files at verification.
     """
 
     folder: Path
@@ -473,9 +473,9 @@ class Bundle:
         return cls(folder, manifest, verify_files(folder, manifest, verified))
 
     def read(self, name: str) -> bytes:
-        """Content of one of the smaller files.
+        """Read one of the smaller files.
 
-        Raises BundleError if it is not the one that was verified.
+        Raises BundleError if it changed since it was verified.
         """
         entry = self.manifest.files[name]
         try:

@@ -59,7 +59,7 @@ class CompileOptions:
             "PERFORMANCE_HINT": "LATENCY" if self.streams == 1 else "THROUGHPUT",
             "NUM_STREAMS": self.streams,
             "INFERENCE_NUM_THREADS": self.threads,
-            # Pinned threads of two processes on one box would queue for the same cores.
+            # Pinned threads of two processes on one machine would queue for the same cores.
             "ENABLE_CPU_PINNING": False,
         }
 
@@ -234,7 +234,7 @@ class CompiledModel:
     """A function from the rows of arrays to a row.
 
     The batch is always one. A larger one is hardly faster, and some operations round differently in
-    it, so that a picture would depend on what is generated beside it.
+    it, so an image would depend on the others of its batch.
 
     Args:
         compiled: OpenVINO's, for a batch of one.
@@ -306,7 +306,7 @@ class CompiledModel:
                 while pending:
                     yield pending.popleft().result()
             finally:
-                for future in pending:  # of one who wants no more
+                for future in pending:  # of an abandoned iterator
                     future.cancel()
 
     def infer_batch(self, *inputs: Array) -> Array:

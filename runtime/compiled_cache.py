@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Compiled models are about as large as their bundle; the oldest go first.
+# The least recently used are removed first.
 MAX_COMPILED_BYTES = 4 * 1024**3
 
 _LARGEST_RECORD = 4096
@@ -50,21 +50,21 @@ _TICK_NS = 50_000_000
 # OpenVINO's name for blobs without weights.
 _WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 
-# How often the memory of weights that were laid out anew is given back meanwhile.
+# Interval of releasing pages of repacked weights during import.
 _RELEASE_SECONDS = 0.08
 
-# Bytes of constants from which on they are taken from the bundle.
+# Smallest constant, in bytes, that is read from the bundle.
 _LARGE = 1 << 16
 
 
 def private_folder(root: Path, *names: str) -> Path | None:
-    """The folder `root/names...`, made for this user alone.
+    """Create the folder `root/names...` for this user alone.
 
-    What is kept there is trusted as the program itself is, so a folder that another user could
-    have filled is not used; the log says why.
+    Its content is trusted like the program itself, so a folder that other users can write to is not
+    used; the log states the reason.
 
     Returns:
-        None if it cannot be made, belongs to another user, or other users may write to it.
+        None if it cannot be created, belongs to another user, or is writable by others.
     """
     folder = root
     try:
@@ -82,7 +82,7 @@ def private_folder(root: Path, *names: str) -> Path | None:
 
 
 def _distrusted(status: os.stat_result) -> str | None:
-    """Why another user could have written what lies there; None if not."""
+    """Reason why another user could have written its content, or None."""
     if not hasattr(os, "geteuid"):  # Windows: the user's folder is private
         return None
     if status.st_uid != os.geteuid():
@@ -99,9 +99,9 @@ def _warn(text: str) -> None:
 
 
 class VerifiedFiles:
-    """Remembers files whose SHA-256 was verified, by their state (`FileState`).
+    """Record of files with verified SHA-256, by their state (`FileState`).
 
-    A damaged or unwritable record only means that hashes are calculated again.
+    A damaged or unwritable record only means that files are hashed again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -112,7 +112,7 @@ class VerifiedFiles:
         return f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
 
     def has(self, path: Path, state: FileState, sha256: str) -> bool:
-        """Whether `path` was verified to have this hash when it was in this state."""
+        """Test whether `path` was verified to have this hash in this state."""
         if self._folder is None:
             return False
         try:
@@ -123,9 +123,9 @@ class VerifiedFiles:
         return stored == [*state, sha256]
 
     def add(self, path: Path, state: FileState, sha256: str) -> None:
-        """Remember that `path` has this hash in this state.
+        """Record that `path` has this hash in this state.
 
-        Not if it was written just now: a second change within the clock's tick would go unnoticed.
+        Skipped for files written just now: a change within the same clock tick would be missed.
         """
         if self._folder is None or time.time_ns() - state.ctime_ns < _TICK_NS:
             return
@@ -136,12 +136,10 @@ class VerifiedFiles:
 
 
 def compiled_model_folder(root: Path, key: str) -> Path | None:
-    """The folder in which compiled models for `key` are kept.
-
-    Older folders are removed until what is left is within `MAX_COMPILED_BYTES`.
+    """Folder of compiled models for `key`; others are evicted beyond `MAX_COMPILED_BYTES`.
 
     Returns:
-        None if it cannot be written or trusted; inference then works without it.
+        None if it cannot be written or trusted; inference works without it.
     """
     folder = private_folder(root, "compiled", key)
     if folder is None:
@@ -156,7 +154,7 @@ def compiled_model_folder(root: Path, key: str) -> Path | None:
 
 
 def read_kept(file: Path) -> bytes | None:
-    """Content of a file in a folder of `compiled_model_folder`; None if there is none of ours."""
+    """Read a file of the cache; None if it is missing or belongs to another user."""
     try:
         with open_regular(file) as opened:
             status = os.fstat(opened.fileno())
@@ -184,12 +182,12 @@ def _evict(keep: Path) -> None:
 
 
 def load_blob(blob: Path, weights: Path, properties: dict[str, Any]) -> ov.CompiledModel | None:
-    """A model that `compile_and_keep` kept, or None if there is none or it is damaged.
+    """Load a model of `compile_and_keep`; None if it is missing or damaged.
 
     Args:
-        blob: its file, in a folder of `private_folder`.
-        weights: of the bundle, the same as when it was compiled. They are mapped into memory.
-        properties: OpenVINO's, the same.
+        blob: file in a folder of `private_folder`.
+        weights: file of the bundle, as at compilation; memory-mapped.
+        properties: OpenVINO's, as at compilation.
     """
     read = read_kept(blob)
     if read is None:
@@ -216,15 +214,16 @@ def compile_and_keep(
     """Compile a model and keep it for `load_blob`.
 
     Args:
-        read: reads it, with static shapes.
+        read: returns the model with static shapes.
         blob, weights, properties: as for `load_blob`.
-        probe: golden numbers that it must come near to.
+        probe: golden numbers to compare with.
 
     Returns:
-        What `load_blob` would, or None if it cannot be compiled or written or gives other numbers.
+        The model as of `load_blob`; None if it cannot be compiled or written, or if the blob
+        computes other numbers.
 
     Raises:
-        OutOfToleranceError: it is too far from the golden numbers.
+        OutOfToleranceError: its output differs too much from the golden numbers.
     """
     try:
         data, row, expected = _export(read(), properties, probe)
@@ -242,7 +241,7 @@ def compile_and_keep(
 def _export(
     model: ov.Model, properties: dict[str, Any], probe: Probe | None
 ) -> tuple[bytes, tuple[Any, ...], Any]:
-    """The compiled model without weights, an input and its output; itself it takes no memory."""
+    """Blob without weights, an input and its output; the compiled model is freed."""
     _detach_small_constants(model)
     compiled = openvino_core().compile_model(model, "CPU", properties | _WITHOUT_WEIGHTS)
     rows = probe.rows if probe else [_arbitrary_row(compiled)]
@@ -256,7 +255,7 @@ def _import(
     data: bytes | memoryview, weights: Path, properties: dict[str, Any]
 ) -> ov.CompiledModel:
     settings = properties | _WITHOUT_WEIGHTS | {"WEIGHTS_PATH": str(weights)}
-    # A copy: OpenVINO does not keep an array alive that it only looks into.
+    # A copy: OpenVINO does not keep a referenced array alive.
     blob = ov.Tensor(ov.Type.u8, ov.Shape([len(data)]))
     blob.data[:] = np.frombuffer(data, np.uint8)
     with ThreadPoolExecutor(1) as pool:
@@ -268,10 +267,10 @@ def _import(
 
 
 def _detach_small_constants(model: ov.Model) -> None:
-    """Let small constants belong to the graph.
+    """Copy small constants into the graph.
 
-    OpenVINO marks constants with their place among the weights, and keeps the mark when it changes
-    one: a shape, say, would then be read as it was before (seen with 2026.4).
+    Otherwise import would read constants that OpenVINO changed, such as shapes, with their old
+    values (see above).
     """
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Constant":
@@ -300,11 +299,10 @@ def _arbitrary_row(compiled: ov.CompiledModel) -> tuple[Any, ...]:
 
 
 def release_pages(file: Path) -> None:
-    """Give back the memory in which read-only maps of `file` lie.
+    """Release the memory of read-only maps of `file`; pages are read again on access.
 
-    What is still needed is read from the file again when it is touched. OpenVINO maps a model's
-    weights and keeps the map, though it lays out most of them anew and never looks at it again.
-    Does nothing where the kernel is not Linux.
+    OpenVINO keeps a model's weights mapped, though it repacks most of them and never reads the map
+    again. Has an effect on Linux only.
     """
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")

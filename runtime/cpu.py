@@ -45,7 +45,7 @@ def _cpu_quota(
 ) -> float | None:
     """Cores that the process's control groups grant, or None without a limit.
 
-    A group is limited by its ancestors too: the least quota on the way to the root counts. Inside a
+    A group is also limited by its ancestors: the smallest quota up to the root counts. Inside a
     container the root is the container's own group; a systemd unit's group lies below the root.
 
     Args:
@@ -57,7 +57,7 @@ def _cpu_quota(
     except OSError:
         lines = []
     quotas = []
-    for line in [*lines, "0::/", "0:cpu:/"]:  # the roots, whatever the process may read
+    for line in [*lines, "0::/", "0:cpu:/"]:  # always the roots
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:
@@ -95,7 +95,7 @@ def _quota_v1(group: Path) -> float | None:
 
 
 def cpu_name() -> str:
-    """The processor's name, as its vendor wrote it."""
+    """Name of the processor, as reported by its vendor."""
     return _cpuinfo().get("model name", "") or platform.processor() or platform.machine()
 
 
@@ -118,13 +118,13 @@ def lacks_vnni() -> bool:
 
 
 def release_free_memory() -> None:
-    """Return what the allocator holds free to the system. Does nothing without glibc."""
+    """Return free memory of the allocator to the system; glibc only."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM now; 0 where the kernel is not Linux."""
+    """Resident memory of this process; 0 except on Linux."""
     try:
         fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
     except OSError:

@@ -1,8 +1,8 @@
-"""The errors that a user can cause and mend."""
+"""Errors that a user can cause and fix."""
 
 
 class GalipEdgeError(Exception):
-    """Something is wrong with the input or the machine; the message is one clear sentence.
+    """Invalid input or unsuitable machine; the message is one clear sentence.
 
     The command line prints the message without a traceback and exits with 1.
     """
@@ -13,7 +13,7 @@ class BundleError(GalipEdgeError):
 
 
 class PromptError(GalipEdgeError):
-    """A prompt cannot be used."""
+    """A prompt is invalid."""
 
 
 class CheckpointError(GalipEdgeError):
@@ -21,4 +21,4 @@ class CheckpointError(GalipEdgeError):
 
 
 class JobError(GalipEdgeError):
-    """A batch job cannot be started or go on; what it has made stays."""
+    """A batch job cannot start or continue; its output is kept."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writes, safe reads, hashes, and the cache folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runtime.errors import GalipEdgeError
 
 
 class FileState(NamedTuple):
-    """What changes when a file's content does: equal states mean equal content."""
+    """Size, times and inode: equal states mean equal content."""
 
     size: int
     mtime_ns: int
@@ -78,10 +78,10 @@ def sha256_of(path: str | Path, size: int | None = None) -> str:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends without an error.
+    """A temporary path next to `path`, renamed to it when the block ends without an error.
 
     The block must create the file. Raises GalipEdgeError if it cannot be written or the disk is
-    full; `path` is then as it was before, and no temporary file is left.
+    full; `path` is then unchanged, and no temporary file is left.
     """
     path = Path(path)
     temporary = _temporary_name(path)
@@ -99,7 +99,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
-    """Write a file, whole or not at all: `atomic_path` for what is in memory, with fewer calls.
+    """Write a file atomically: `atomic_path` for content in memory, with fewer calls.
 
     Raises GalipEdgeError if it cannot be written or the disk is full.
     """
@@ -124,10 +124,10 @@ def write_whole(path: str | Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name when the block ends without an error.
+    """A temporary folder next to `path`, renamed to it when the block ends without an error.
 
-    With `replace` an existing folder is moved aside first and deleted last, so that nothing is
-    lost before the new one is complete. Raises GalipEdgeError as `atomic_path` does.
+    With `replace`, an existing folder is renamed first and deleted last, so nothing is lost before
+    the new one is complete. Raises GalipEdgeError like `atomic_path`.
     """
     path = Path(path)
     temporary = _temporary_name(path)
@@ -156,17 +156,17 @@ def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
-# What those names match.
+# Pattern of temporary names.
 _TEMPORARY = ".*.tmp"
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file has the name of one that is not whole yet."""
+    """Test for the name of a partial file."""
     return fnmatch(name, _TEMPORARY)
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what processes that were killed left half written in a folder, if it is there."""
+    """Remove partial files of killed processes from a folder, which may not exist."""
     for left in folder.glob(_TEMPORARY):
         left.unlink(missing_ok=True)
 

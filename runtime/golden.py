@@ -1,9 +1,8 @@
-"""Golden numbers: what PyTorch computes in float32 for two prompts, and how near a machine comes.
+"""Golden numbers: PyTorch's float32 results for two prompts, and each machine's distance from them.
 
-OpenVINO computes one graph by other kernels on each CPU and in each version, and some have been
-wrong: sentence embeddings in bfloat16 with OpenVINO 2026.0 to 2026.2, for one. So each model is
-compared with the bundle's golden numbers once, when it is compiled for a machine; what the cache
-keeps has passed.
+OpenVINO uses different kernels for each CPU and version, and some have been wrong, such as sentence
+embeddings in bfloat16 with OpenVINO 2026.0 to 2026.2. So each model is compared with the bundle's
+golden numbers once, when it is compiled for a machine; cached models have passed.
 
 `golden.bin` holds, without a header: sentence embeddings (P,E) float32, images (P,H,W,3) uint8,
 little endian.
@@ -21,11 +20,11 @@ from runtime.arrays import Array
 from runtime.bundle import GOLDEN, Bundle, GoldenEntry, Manifest
 from runtime.noise import draw_noise
 
-# How far below what was measured at conversion another machine may lie. Two kinds of CPU agree to
+# Margin below the values measured at conversion. Two kinds of CPU agree to
 # 32 dB in the worst image of an INT8 bundle (docs/performance.md); wrong images reach 10 to 15 dB.
 _MARGIN_DB = 10.0
 _MARGIN_COSINE = 10.0  # times the distance from 1
-# What is near enough in any case, by the bundle's precision: least cosine and PSNR in dB.
+# Always accepted, by the bundle's precision: minimum cosine and PSNR in dB.
 _NEAR_ENOUGH = {
     "fp32": (0.9999, 45.0),
     "fp16": (0.9995, 40.0),
@@ -33,22 +32,22 @@ _NEAR_ENOUGH = {
     "mixed": (0.995, 30.0),
     "int8": (0.995, 30.0),
 }
-# Where a bundle meant for float32 is run in bfloat16, since the user asked for it.
+# Tolerance of a float32 bundle that runs in bfloat16 on the user's request.
 _BF16_ON_REQUEST = (0.99, 28.0)
 
 
 class OutOfToleranceError(Exception):
-    """A compiled model is further from the golden numbers than its bundle allows."""
+    """The output of a compiled model differs too much from the golden numbers."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Inputs of a model, and what its outputs must be near to.
+    """Inputs of a model, and a comparison of its outputs with golden numbers.
 
     Attributes:
-        rows: inputs of a batch of one each.
-        measure: the outputs' distance from the golden numbers: cosine, or PSNR in dB, of the worst.
-        least: that `measure` must reach.
+        rows: inputs with a batch of one.
+        measure: cosine or PSNR in dB of the worst output.
+        least: minimum of `measure`.
         unit: name of the measure, for messages.
     """
 
@@ -58,7 +57,7 @@ class Probe:
     unit: str
 
     def check(self, outputs: Sequence[Array]) -> float:
-        """What was measured. Raises OutOfToleranceError."""
+        """Return the measured value. Raises OutOfToleranceError if it is below the minimum."""
         found = self.measure(outputs)
         if not found >= self.least:  # also what is not a number
             raise OutOfToleranceError(
@@ -72,9 +71,9 @@ class GoldenReport:
     """A bundle's distance from its golden numbers on this machine.
 
     Attributes:
-        text_precision, image_precision: that the models were calculated in, f32 or bf16.
+        text_precision, image_precision: arithmetic of the two models, f32 or bf16.
         sentence_cosine: of the worst sentence embedding.
-        image_psnr_db: of the worst image, made from PyTorch's sentence embedding.
+        image_psnr_db: of the worst image, from PyTorch's sentence embedding.
     """
 
     text_precision: str
@@ -106,7 +105,7 @@ class Golden:
     image: Array
 
     def text_probe(self, tokens: Array) -> Probe:
-        """For the text encoder.
+        """Probe of the text encoder.
 
         Args:
             tokens: (P,L) int64 of the entry's prompts.
@@ -119,7 +118,7 @@ class Golden:
         return Probe(rows, measure, self.entry.sentence_cosine, "cosine of a sentence embedding")
 
     def generator_probe(self) -> Probe:
-        """For the generator."""
+        """Probe of the generator."""
 
         def measure(outputs: Sequence[Array]) -> float:
             return worst_psnr_db(np.concatenate(outputs), self.image)
@@ -133,7 +132,7 @@ def read_golden(bundle: Bundle, loosened: bool = False) -> Golden | None:
 
     Args:
         bundle: of any format.
-        loosened: for a float32 bundle that is run in bfloat16.
+        loosened: for a float32 bundle that runs in bfloat16.
 
     Raises BundleError if the file was changed since.
     """
@@ -178,7 +177,7 @@ def golden_noise(entry: GoldenEntry, size: int) -> Array:
 
 
 def tolerance(manifest: Manifest, cosine: float, psnr_db: float) -> GoldenEntry:
-    """The manifest's golden entry with what other machines must reach.
+    """The manifest's golden entry with the tolerance for other machines.
 
     Args:
         manifest: with an entry.
@@ -195,13 +194,13 @@ def tolerance(manifest: Manifest, cosine: float, psnr_db: float) -> GoldenEntry:
 
 
 def worst_cosine(found: Array, wanted: Array) -> float:
-    """Least cosine between rows of two arrays (P,E)."""
+    """Minimum cosine between rows of two arrays (P,E)."""
     found, wanted = found.astype(np.float64), wanted.astype(np.float64)
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
     return float(np.min((found * wanted).sum(axis=1) / np.maximum(lengths, 1e-12)))
 
 
 def worst_psnr_db(found: Array, wanted: Array) -> float:
-    """Least PSNR in dB between images (P,H,W,3) uint8; 100 for equal ones."""
+    """Minimum PSNR in dB between images (P,H,W,3) uint8; 100 for equal ones."""
     errors = np.square(found.astype(np.float32) - wanted).mean(axis=(1, 2, 3), dtype=np.float64)
     return float(np.min(10 * np.log10(255**2 / np.maximum(errors, 255**2 * 1e-10))))

@@ -1,7 +1,7 @@
-"""A model's two files in a bundle: OpenVINO's graph, compressed, and its weights, as they are.
+"""The two files of a model in a bundle: OpenVINO's graph, compressed, and its weights.
 
-A graph is XML, a sixth of a small bundle as text and a hundredth when compressed. Decompressed, it
-is what any tool of OpenVINO reads.
+A graph is XML: a sixth of a small bundle as text, a hundredth when compressed. Any OpenVINO tool
+reads the decompressed file.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from runtime.files import open_regular
 from runtime.graph_check import MAX_TEXT, GraphError, Signature, checked_graph
 from runtime.openvino_core import openvino_core
 
-# Of a model with static shapes: elements of its largest tensor, and of all together. A full-size
-# model has 13 and 700 million.
+# Elements of the largest tensor, and of all tensors, with static shapes. A full-size model has
+# 13 and 700 million.
 _MOST_ELEMENTS = 1 << 28
 _MOST_ELEMENTS_TOGETHER = 1 << 33
 
@@ -33,13 +33,13 @@ def write_graph(model: ov.Model, graph: Path, compress_to_fp16: bool = False) ->
     Args:
         model: to save.
         graph: `NAME.xml.gz`.
-        compress_to_fp16: whether floating point weights are halved.
+        compress_to_fp16: store floating-point weights in float16.
     """
     weights = weights_file(graph)
     with tempfile.TemporaryDirectory(dir=graph.parent) as folder:
         xml = Path(folder, weights.name).with_suffix(".xml")
         ov.save_model(model, xml, compress_to_fp16=compress_to_fp16)
-        # No time of writing inside: the same model gives the same bytes.
+        # Without a timestamp: the same model gives the same bytes.
         graph.write_bytes(gzip.compress(xml.read_bytes(), mtime=0))
         xml.with_suffix(".bin").replace(weights)
 
@@ -58,7 +58,7 @@ def read_graph(bundle: Bundle, name: str) -> ov.Model:
         size = bundle.manifest.files[path.name].size
         text = checked_graph(text, size, signature)
         bundle.check_unchanged(path.name)
-        # Memory of the tensor's own: OpenVINO does not keep an array alive that it only looks into.
+        # Memory owned by the tensor: OpenVINO does not keep a referenced array alive.
         weights = ov.Tensor(ov.Type.u8, ov.Shape([size]))
         with open_regular(path) as file:
             file.readinto(weights.data.data)  # type: ignore[attr-defined]
@@ -88,7 +88,7 @@ def _decompressed(content: bytes) -> bytes:
 
 
 def _check_interface(model: ov.Model, signature: Signature) -> None:
-    """What OpenVINO itself infers for inputs and outputs. Raises GraphError."""
+    """Check inputs and outputs as inferred by OpenVINO. Raises GraphError."""
     for ports, wanted in ((model.inputs, signature.inputs), (model.outputs, signature.outputs)):
         found = {
             port.get_any_name(): (
@@ -102,13 +102,13 @@ def _check_interface(model: ov.Model, signature: Signature) -> None:
 
 
 def check_sizes(model: ov.Model) -> None:
-    """Refuse a model whose tensors would fill the memory.
+    """Reject models with tensors too large for memory.
 
     Args:
         model: with static shapes.
 
     Raises:
-        BundleError: a tensor is larger than that of any GALIP model, or its shape stays unknown.
+        BundleError: a tensor is larger than any of a GALIP model, or its shape is dynamic.
     """
     together = 0
     for node in model.get_ordered_ops():
@@ -124,5 +124,5 @@ def check_sizes(model: ov.Model) -> None:
             if elements > _MOST_ELEMENTS or together > _MOST_ELEMENTS_TOGETHER:
                 raise BundleError(
                     f"a tensor of {elements:,} elements in {model.get_friendly_name()} is larger "
-                    "than that of any GALIP model: the bundle is damaged or not meant well"
+                    "than any of a GALIP model: the bundle is damaged or malicious"
                 )

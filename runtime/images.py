@@ -31,7 +31,7 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class ImageMetadata:
-    """What is needed to make an image again; for the last four see `Interpolation`."""
+    """Recipe of an image; for the last four see `Interpolation`."""
 
     prompt: str
     seed: int
@@ -46,7 +46,7 @@ class ImageMetadata:
 
     @classmethod
     def of_interpolation(cls, blend: Interpolation, model: str, model_hash: str) -> ImageMetadata:
-        """Of an image that was made from a blend."""
+        """Recipe of an interpolation."""
         start, shares = blend.start, (blend.sentence_share, blend.noise_share)
         identity = (start.prompt, start.seed, start.index, model, model_hash, __version__)
         return cls(*identity, blend.psi, blend.end, *shares)
@@ -101,7 +101,7 @@ class ImageMetadata:
         return f"{self.prompt}\n" + ", ".join(f"{name}: {it}" for name, it in settings.items())
 
     def recorded(self) -> dict[str, Any]:
-        """For JSON; without what only blends and truncated pictures have in any other."""
+        """Values for JSON; those of interpolation and truncation only where they are used."""
         found = asdict(self)
         if self.psi == 1:
             del found["psi"]
@@ -110,18 +110,15 @@ class ImageMetadata:
         return found
 
 
-# For smooth pictures, runs alone give smaller files than the usual search, in less time.
+# For smooth images, run-length matching gives smaller files than the default search, in less time.
 _PNG: dict[str, Any] = {"compress_level": 4, "compress_type": zlib.Z_RLE}
 
-# An image, how it was made, and its file.
+# An image, its recipe and its file.
 Item: TypeAlias = tuple[Images, ImageMetadata, Path]
 
 
 def file_name(metadata: ImageMetadata) -> str:
-    """A name that sorts by prompt, seed and index, and that no other image of any model has.
-
-    Between pictures there are too many to be named; they have no such name.
-    """
+    """A name that sorts by prompt, seed and index, unique across models; not for interpolations."""
     words = re.sub(r"[^\w]+", "-", metadata.prompt.lower()).strip("-_")[:40].rstrip("-_")
     identity = hashlib.sha256(f"{metadata.model_hash}/{metadata.prompt}".encode()).hexdigest()
     psi = "" if metadata.psi == 1 else f"-psi{metadata.psi!r}"
@@ -149,8 +146,8 @@ def png_file(image: Images, recipe: Recipe | None, signer: Signer | None = None)
 
 def write_png(image: Images, file: BinaryIO, recipe: Recipe | None) -> None:
     """Write one image (H,W,3) with its recipe to an open file."""
-    picture = Image.fromarray(image)
-    picture.save(file, format="PNG", **save_options("png", picture.size, recipe), **_PNG)
+    converted = Image.fromarray(image)
+    converted.save(file, format="PNG", **save_options("png", converted.size, recipe), **_PNG)
 
 
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -181,11 +178,11 @@ class ImageFormat:
 
     @property
     def suffix(self) -> str:
-        """Of a file's name, without the dot."""
+        """Suffix of the file name, without the dot."""
         return SUFFIXES[self.name]
 
     def encode(self, image: Images, metadata: ImageMetadata) -> bytes:
-        """The file's content of an image (H,W,3), with its recipe."""
+        """Content of the file of an image (H,W,3), with its recipe."""
         buffer = io.BytesIO()
         if self.name == "png":
             write_png(image, buffer, metadata)
@@ -202,9 +199,9 @@ def save_each(
     folder: str | Path,
     signer: Signer | None = None,
 ) -> Iterator[Item]:
-    """Write images to `folder` under their names; each is given on once its file is there.
+    """Write images to `folder` under their names; each is yielded once its file exists.
 
-    Files are written beside the work of whoever makes `images`, which is to take a little longer.
+    Files are written in parallel with the generation of `images`.
     Raises GalipEdgeError if one cannot be written.
     """
     folder = Path(folder)
@@ -261,7 +258,7 @@ def contact_sheet(images: Sequence[Images], columns: int, gap: int = 4) -> Image
 
 
 def labelled(image: Images, text: str) -> Images:
-    """A picture (H,W,3) with a line of text below it, (H+h,W,3)."""
+    """Image (H,W,3) with a line of text below it, (H+h,W,3)."""
     width = image.shape[1]
     size = max(10, width // 12)
     strip = Image.new("RGB", (width, size + size // 2), "white")
@@ -270,18 +267,18 @@ def labelled(image: Images, text: str) -> Images:
     return np.concatenate([image, np.asarray(strip)])
 
 
-# How an image of another aspect ratio is fitted in.
+# Adaptation to another aspect ratio.
 FITS = ("crop", "pad")
 
 
 def resized(image: Images, width: int, height: int, fit: str = "crop") -> Images:
-    """An image resampled by Lanczos' filter; the image itself if it has that size already.
+    """Resample an image with a Lanczos filter, unless it has that size already.
 
     Args:
         image: (H,W,3).
         width, height: of the result, in pixels.
-        fit: `crop` keeps the centre that has the new aspect ratio; `pad` keeps all of the image,
-            centred on black.
+        fit: `crop` keeps the center with the new aspect ratio; `pad` keeps the whole image,
+            centered on black.
 
     Returns:
         (height,width,3).
@@ -299,5 +296,5 @@ def resized(image: Images, width: int, height: int, fit: str = "crop") -> Images
         return np.asarray(result)
     scale = min(whole_width / width, whole_height / height)
     left, top = (whole_width - width * scale) / 2, (whole_height - height * scale) / 2
-    box = left, top, whole_width - left, whole_height - top
-    return np.asarray(source.resize((width, height), Image.Resampling.LANCZOS, box))
+    area = left, top, whole_width - left, whole_height - top
+    return np.asarray(source.resize((width, height), Image.Resampling.LANCZOS, area))

@@ -1,4 +1,4 @@
-"""The noise of each image: the same for the same seed, prompt and index, whatever the batch."""
+"""Noise of an image: a function of seed, prompt and index alone."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def draw_noise_rows(
     text = prompt.encode("utf-8", "surrogatepass")
     length = 2 * -(-size // 2)
     integers = np.stack([_integers(seed, text, index, length) for index in indices])
-    # 53 bits each, in (0, 1]: the logarithm must not meet zero.
+    # 53 bits each, in (0, 1]: the logarithm of zero is not finite.
     uniform = ((integers >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53
     radius = np.sqrt(-2 * np.log(uniform[:, 0::2]))
     angle = 2 * np.pi * uniform[:, 1::2]
@@ -65,11 +65,11 @@ def _integers(seed: int, text: bytes, index: int, count: int) -> npt.NDArray[np.
 
 
 def truncate(noise: npt.NDArray[np.float32], psi: float) -> npt.NDArray[np.float32]:
-    """Noise drawn in to its mean, for pictures that are more usual and less various.
+    """Truncation trick: noise scaled toward its mean, for more typical, less diverse images.
 
     Args:
-        noise: as `draw_noise` returns it.
-        psi: what is left of it, in [0,1]; 1 leaves it as it is, to the bit.
+        noise: of `draw_noise`.
+        psi: factor in [0,1]; 1 returns the noise itself.
 
     Raises:
         ValueError: psi is out of range.

@@ -1,4 +1,4 @@
-"""OpenVINO's core, one for the whole process, and what else of the process it touches."""
+"""OpenVINO's core, one for the process, and protection of the process's locale."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import openvino as ov
 
 @cache
 def openvino_core() -> ov.Core:
-    """The core that everything shares, and that is never destroyed.
+    """The shared core, never destroyed.
 
-    Each core gives the main thread another stack for signals and takes it away again when it is
-    destroyed. Two that do not go in the reverse order of their coming leave the thread with memory
-    that is no longer there, and its next signal kills the process (seen with 2026.4).
+    Each core replaces the signal stack of the main thread, and restores it when it is destroyed.
+    Two cores destroyed in the order of their creation leave the thread with a freed stack, and its
+    next signal kills the process (seen with 2026.4).
     """
     return ov.Core()
 
 
 class _Locale:
-    """The process's locale, to be put back when the last of those who changed it has left."""
+    """The process's locale, restored when the last nested block ends."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -51,9 +51,9 @@ def _locale() -> _Locale:
 
 
 def keep_locale() -> AbstractContextManager[None]:
-    """To be entered where OpenVINO reads a model or takes one from its cache.
+    """Block in which OpenVINO reads or imports a model.
 
-    It sets the process's locale to C meanwhile, and two threads at once leave it so: then no text
-    of this process is UTF-8 any more (seen with 2026.4).
+    OpenVINO sets the process's locale to C temporarily; two threads at once leave it there, and the
+    process loses UTF-8 (seen with 2026.4).
     """
     return _locale().kept()

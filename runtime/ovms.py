@@ -5,9 +5,9 @@
     DIR/NAME/1/model.bin      its weights
     DIR/NAME/1/merges.txt     the tokenizer's merges, for clients
 
-One model, since one request is all that a picture needs; encoding its text again for each picture
-of a prompt takes a tenth of the time. The batch is one: a larger one rounds differently, and is
-hardly faster. The server calculates as many requests side by side as the machine has cores.
+One model, so that an image takes one request; encoding its text each time costs a tenth of it. The
+batch is one: a larger one rounds differently and is hardly faster. The server runs as many
+requests in parallel as the machine has cores.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _VERSION = "1"
 def export_model_server(
     bundle: str | Path, folder: str | Path, force: bool = False, vnni: bool = True
 ) -> Manifest:
-    """Write the repository, whole or not at all.
+    """Write the repository atomically.
 
     Args:
         bundle: to serve.
         folder: of the repository; it must not exist.
         force: replace one that exists.
-        vnni: whether the server's CPU has VNNI. Without, INT8 weights get half of their range,
-            which they would overflow there. The CPU of this machine does not matter.
+        vnni: whether the server's CPU has VNNI; without, INT8 products would overflow, so weights
+            are halved. The exporting machine's CPU does not matter.
 
     Returns:
         The bundle's manifest.
@@ -68,7 +68,7 @@ def export_model_server(
 
 
 def model_name(manifest: Manifest) -> str:
-    """The model's name as it can stand in an address."""
+    """Name of the model, valid in a URL."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", manifest.name).strip("-") or "galip"
 
 

@@ -56,7 +56,7 @@ _KEPT_SENTENCES = 2048
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """How the CPU is used. None of it changes a picture.
+    """Use of the CPU. No option changes an image.
 
     Attributes:
         threads: cores to use; 0 means all that the process and its container may use.
@@ -350,7 +350,7 @@ class Pipeline:
         """How many of `count` images are calculated at once, each with its share of the cores."""
         if self.options.streams:
             return self.options.streams
-        # In float32, sums depend on the number of threads, and the picture would on `count`.
+        # In float32, sums depend on the number of threads, and images would depend on `count`.
         exact = self.manifest.is_all_int8 or self._precision == "bf16"
         return self._threads if exact and count >= _MANY * self._threads else 1
 

@@ -1,4 +1,4 @@
-"""Which prompts are accepted."""
+"""Validation of prompts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def checked_prompt(prompt: str) -> str:
     if not isinstance(prompt, str):
         raise PromptError(f"a prompt must be text, got {_shown(prompt)}")
     if not prompt.strip():
-        raise PromptError("the prompt is empty: describe what the picture should show")
+        raise PromptError("the prompt is empty: describe the image")
     if len(prompt) > MAX_CHARACTERS:
         raise PromptError(
             f"the prompt has {len(prompt):,} characters, at most {MAX_CHARACTERS:,} are accepted "

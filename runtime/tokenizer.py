@@ -33,7 +33,7 @@ def _byte_characters() -> dict[int, str]:
 
 
 def clean(text: str) -> str:
-    """Mend mojibake, resolve HTML entities, collapse white space and lower the case."""
+    """Fix mojibake, resolve HTML entities, collapse white space, convert to lower case."""
     import ftfy  # not above: it takes 40 ms, which pass while the generator is compiled
 
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -82,7 +82,7 @@ class Tokenizer:
 
     @property
     def room(self) -> int:
-        """Ids of a text that fit beside start and end."""
+        """Maximum number of ids, start and end excluded."""
         return self.context_length - 2
 
     def encode(self, text: str) -> list[int]:
@@ -112,7 +112,7 @@ class Tokenizer:
         return ids[: self.room]
 
     def cut(self, text: str) -> str | None:
-        """In words how much of a text is read, if that is not all of it."""
+        """Description of the truncation of a text, or None if it fits."""
         length = len(self.encode(text))
         if length <= self.room:
             return None

@@ -1,6 +1,6 @@
 """Check a bundle as `galip-edge verify` does: files, graphs, loading and golden numbers.
 
-What a stranger's bundle makes OpenVINO do, it does in a child process with bounded memory and time:
+OpenVINO loads an untrusted bundle in a child process with bounded memory and time:
 
     python -m runtime.verification FOLDER PRECISION
 """
@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
 
 def verify_bundle(folder: Path, precision: str = "auto") -> Iterator[Step]:
-    """Check a bundle, which may come from a stranger, without the cache.
+    """Check an untrusted bundle, without the cache.
 
     Args:
         folder: of the bundle.
@@ -51,7 +51,7 @@ def verify_bundle(folder: Path, precision: str = "auto") -> Iterator[Step]:
 
 def _in_child(folder: Path, precision: str) -> Iterator[Step]:
     command = [sys.executable, "-m", "runtime.verification", str(folder.resolve()), precision]
-    # `-m` searches the working folder first, where a stranger's files may lie.
+    # `-m` searches the working folder first, which may hold untrusted files.
     root = Path(__file__).parent.parent
     late = threading.Event()
     with subprocess.Popen(
@@ -87,7 +87,7 @@ def _crash(folder: Path, code: int) -> str:
     except ValueError:
         reason = f"exit code {code}"
     return (
-        f"loading {folder} ends the process ({reason}): the bundle is damaged or not meant well, "
+        f"loading {folder} ends the process ({reason}): the bundle is damaged or malicious, "
         "do not use it"
     )
 

@@ -41,7 +41,7 @@ from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.prompts import checked_prompt
 from runtime.reproduce import SeriesRecipe
 
-# By the ending of a single file.
+# By the suffix of a single file.
 _FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg": "jpeg"}
 
 
@@ -53,7 +53,7 @@ _FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg":
     type=click.IntRange(0, MAX_SEED),
     default=0,
     show_default=True,
-    help="Picks the noise.",
+    help="Seed of the noise.",
 )
 @truncation_option
 @model_option
@@ -95,8 +95,8 @@ def command(
 ) -> None:
     """Generate images from prompts, as PNG files whose paths are printed.
 
-    PROMPT - reads prompts from standard input, one per line. The same model, prompt, seed and image
-    number give the same image, whatever else is asked for. Each file carries its recipe, which
+    PROMPT - reads prompts from standard input, one per line. A given model, prompt, seed and index
+    produce the same image, regardless of other options. Each file contains its recipe, which
     `galip-edge info` prints, and a mark that a model generated it (IPTC, XMP).
     """
     prompts = tuple(_all_prompts(prompts))
@@ -135,7 +135,7 @@ def command(
 
 
 def _all_prompts(prompts: tuple[str, ...]) -> Iterator[str]:
-    """The prompts, with the lines of standard input where `-` is. Raises PromptError."""
+    """Prompts, with the lines of standard input instead of `-`. Raises PromptError."""
     for prompt in prompts:
         if prompt != "-":
             yield checked_prompt(prompt)
@@ -147,11 +147,11 @@ def _all_prompts(prompts: tuple[str, ...]) -> Iterator[str]:
             except PromptError as error:
                 raise PromptError(f"line {number} of standard input: {error}") from error
         if not lines:
-            raise PromptError("standard input has no prompts: it is read as one prompt per line")
+            raise PromptError("standard input has no prompts: give one per line")
 
 
 def _lines_of_stdin() -> list[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1, in any encoding that `batch` reads."""
+    """Non-blank lines with their numbers from 1, in any encoding that `batch` reads."""
     from runtime.jobs.decoding import detect, open_text
 
     with tempfile.TemporaryDirectory(prefix="galip-edge-") as folder:
@@ -176,7 +176,7 @@ def _check_single(out: Path, count: int, grid: bool, as_json: bool) -> None:
     where = "standard output" if str(out) == "-" else str(out)
     if count > 1:
         raise GalipEdgeError(
-            f"{where} takes one image, and {count:,} were asked for: give a folder with --out"
+            f"{where} takes one image, {count:,} were requested: give a folder with --out"
         )
     if grid:
         raise GalipEdgeError(f"{where} takes one image: give a folder with --out for --grid")
@@ -203,7 +203,7 @@ def _print_path(path: Path, metadata: ImageMetadata, as_json: bool) -> None:
 
 
 def _columns(count: int) -> int:
-    """Columns of a sheet of one prompt: as wide as high, or a little wider."""
+    """Columns of a contact sheet of one prompt: about square."""
     return -(-count // math.isqrt(count))
 
 

@@ -40,7 +40,7 @@ def command(model: Path | None, threads: int, cache: bool, signer: Signer | None
     Assistants start this command themselves; see docs/serving.md for their settings.
     """
     pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
-    pipeline.generate("a bird on a branch")  # what is wrong with a bundle ends the command
+    pipeline.generate("a bird on a branch")  # a faulty bundle ends the command here
     server_of(pipeline, signer).run("stdio")
 
 
@@ -55,14 +55,14 @@ def server_of(pipeline: Pipeline, signer: Signer | None = None) -> MCPServer[Any
         description=(
             f"Generate an image from a prompt with the model {manifest.name}, in less than a "
             f"second, on this machine. Its own size is {manifest.image_size}x{manifest.image_size} "
-            "pixels. The same prompt, seed and psi give the same image; the seed is returned."
+            "pixels. A given prompt, seed and psi produce the same image; the seed is returned."
         ),
         structured_output=False,
     )
     def generate_image(
-        prompt: Annotated[str, Field(description="What the image shows.")],
+        prompt: Annotated[str, Field(description="Description of the image.")],
         seed: Annotated[
-            int, Field(ge=-1, le=MAX_SEED, description="Picks the noise; -1 for a random seed.")
+            int, Field(ge=-1, le=MAX_SEED, description="Seed of the noise; -1 for a random one.")
         ] = -1,
         psi: Annotated[
             float,

@@ -101,7 +101,7 @@ truncation_option = click.option(
     type=click.FloatRange(0, 1),
     default=1.0,
     show_default=True,
-    help="Truncation: below 1 pictures are more usual and less various.",
+    help="Truncation trick: below 1, more typical, less diverse images.",
 )
 
 threads_option = click.option(

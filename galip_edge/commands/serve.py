@@ -58,7 +58,7 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg] # in some versions of c
 
 
 def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Make the values of a TOML file the defaults of options."""
+    """Read defaults of options from a TOML file."""
     if path is None:
         return
     try:
@@ -109,7 +109,7 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
 @click.option(
     "--memory",
     type=_Bytes(),
-    help="Memory for models, such as 2GB: the least recently used are unloaded. Default: no limit.",
+    help="Memory for models, such as 2GB; the least recently used are unloaded. Default: no limit.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
@@ -126,7 +126,7 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
     type=click.IntRange(min=1),
     default=ServerOptions.max_images,
     show_default=True,
-    help="Images of one request.",
+    help="Maximum number of images per request.",
 )
 @click.option(
     "--queue-size",
@@ -136,57 +136,56 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
     type=click.IntRange(min=1),
     default=ServerOptions.queue_size,
     show_default=True,
-    help="Queued images of one model.",
+    help="Maximum number of queued images per model.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1),
     default=ServerOptions.timeout,
     show_default=True,
-    help="Seconds for a request, and for receiving its body.",
+    help="Limit in seconds for a request, and for receiving its body.",
 )
 @click.option(
     "--max-connections",
     type=click.IntRange(min=1),
     default=ServerOptions.max_connections,
     show_default=True,
-    help="Open connections; idle ones are closed to make room.",
+    help="Open connections; beyond it, idle ones are closed.",
 )
 @click.option(
     "--header-timeout",
     type=click.FloatRange(min=0.1),
     default=ServerOptions.header_timeout,
     show_default=True,
-    help="Seconds for receiving the header of a request.",
+    help="Limit in seconds for receiving the header of a request.",
 )
 @click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,
     metavar="ORIGIN",
-    help="Origin of other pages that may use the API, such as https://example.com, or *; may be "
-    "repeated.",
+    help="Other origin that may use the API, such as https://example.com, or *; may be repeated.",
 )
 @click.option(
     "--allowed-host",
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="Host name accepted without an API key, next to localhost; may be repeated.",
+    help="Host name accepted without an API key, in addition to localhost; may be repeated.",
 )
 @click.option(
     "--trusted-proxy",
     "trusted_proxies",
     multiple=True,
     metavar="ADDRESS",
-    help="Address or network of a proxy whose X-Forwarded headers are believed, or *; may be "
-    "repeated. Default: this machine.",
+    help="Address or network of a proxy whose X-Forwarded headers are used, or *; may be repeated. "
+    "Default: this machine.",
 )
 @click.option(
     "--root-path",
     default="",
     metavar="PATH",
-    help="Path under which a proxy offers the server, such as /images.",
+    help="Path prefix of the server behind a proxy, such as /images.",
 )
 @threads_option
 @cache_option
@@ -213,8 +212,8 @@ def command(
     """
     if settings["api_key"] is None and not is_loopback(host):
         raise GalipEdgeError(
-            f"{host} is not a loopback address: give --api-key or GALIP_EDGE_API_KEY, or leave the "
-            "default --host"
+            f"{host} is not a loopback address: give --api-key or GALIP_EDGE_API_KEY, or omit "
+            "--host"
         )
     options = ServerOptions(
         **settings,
@@ -226,12 +225,12 @@ def command(
         sources = model_sources(models, PipelineOptions(threads, cache=cache, precision=precision))
         first = next(iter(sources))
         with console().status("loading the model"):
-            sources[first] = sources[first].loaded()  # what is wrong with it ends the command
+            sources[first] = sources[first].loaded()  # a fault ends the command here
         server_of(sources, options).run([listener])
 
 
 def model_sources(models: tuple[str, ...], options: PipelineOptions) -> dict[str, ModelSource]:
-    """Models by name, from `NAME=PATH` or `PATH`, whose name is the bundle's.
+    """Models by name, from `NAME=PATH`, or `PATH` with the name in the bundle.
 
     Raises:
         GalipEdgeError: a name is given twice, or a bundle is missing or damaged.
@@ -250,7 +249,7 @@ def model_sources(models: tuple[str, ...], options: PipelineOptions) -> dict[str
 
 
 def server_of(sources: dict[str, ModelSource], options: ServerOptions) -> Server:
-    """A server, with limits on its connections; see `Server`."""
+    """Create a server with limits on its connections; see `Server`."""
     limit_logs()
     limit, unfinished = connection_limits(options.max_connections, raise_file_limit())
     connections = Connections(limit, options.header_timeout)
@@ -272,7 +271,7 @@ class Server(uvicorn.Server):
 
     Args:
         config: uvicorn's.
-        unfinished: connections whose header has not come.
+        unfinished: limit of connections without a complete header.
         header_timeout: seconds for receiving a header.
     """
 
@@ -282,7 +281,7 @@ class Server(uvicorn.Server):
         self._gate: HeaderGate | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn; the sockets are the gate's."""
+        """Start uvicorn without sockets, which the gate listens on."""
         await super().startup([])
         if self.should_exit:
             return
@@ -322,7 +321,7 @@ class Server(uvicorn.Server):
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens on an address; port 0 takes a free one.
+    """Listen on an address; port 0 selects a free one.
 
     Raises GalipEdgeError if it cannot.
     """
@@ -332,8 +331,9 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]
         raise GalipEdgeError(
-            f"cannot listen at {host}, port {port} ({reason}): choose another --port or --host"
+            f"cannot listen on {host}, port {port} ({reason}): choose another --port or --host"
         ) from error
-    # Connections inherit it; asyncio sets it on its own sockets only. Without, answers take 40 ms.
+    # Inherited by connections; asyncio sets it on its own sockets only. Without it, responses take
+    # 40 ms longer.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

@@ -1,4 +1,4 @@
-"""`galip-edge verify`: is this bundle whole, safe, and right on this machine?"""
+"""`galip-edge verify`: completeness, safety and accuracy of a bundle on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.verification import verify_bundle
 @click.argument("bundle", type=existing_path, required=False)
 @precision_option
 def command(bundle: Path | None, precision: str) -> None:
-    """Check BUNDLE, by default the embedded model, before it is used.
+    """Check BUNDLE (default: the embedded model) before use.
 
     Checks hashes and graphs, loads the models in a child process, compares them with the golden
     numbers that PyTorch computed, and generates one image. The cache is not used.

@@ -156,8 +156,8 @@ class Choice:
     """One of several words.
 
     Attributes:
-        words: those accepted, as they are listed.
-        synonyms: further spellings, and the words they mean.
+        words: accepted words, in the order of the documentation.
+        synonyms: further spellings, with their words.
     """
 
     words: tuple[str, ...]
@@ -360,12 +360,12 @@ class Generation:
     """A valid request for images of a prompt.
 
     Attributes:
-        model: name that the client gave.
-        blends: what each image is made from.
-        seed: of their noise; random if none was given.
-        delivery: see there.
-        as_url: whether to answer with URLs instead of files.
-        stream: whether to answer with server-sent events.
+        model: requested name.
+        blends: one for each image.
+        seed: of the noise; random by default.
+        delivery: size and format.
+        as_url: respond with URLs instead of files.
+        stream: respond with server-sent events.
         warnings: about parameters without effect.
     """
 
@@ -379,7 +379,7 @@ class Generation:
 
 
 def parse_generation(body: Any, most: int) -> Generation:
-    """A request from its JSON; see `generation`.
+    """Parse a request for images of a prompt; see `generation`.
 
     Raises:
         BadRequestError: it is invalid.
@@ -403,12 +403,12 @@ def parse_generation(body: Any, most: int) -> Generation:
 
 
 def random_seed() -> int:
-    """A seed of 32 bits, which every client can hold."""
+    """A seed of 32 bits, exact in every client."""
     return secrets.randbelow(2**32)
 
 
 def ineffective(record: Record, found: dict[str, Any]) -> list[str]:
-    """A warning about given parameters from which a client would expect an effect."""
+    """Warning about parameters without the effect that a client expects."""
     names = [
         name
         for name, (field, _) in record.fields.items()
@@ -418,7 +418,7 @@ def ineffective(record: Record, found: dict[str, Any]) -> list[str]:
 
 
 def _size(found: dict[str, Any]) -> tuple[int, int] | None:
-    """`size`, or `width` and `height`, as clients of other hosts send them."""
+    """Size from `size`, or from `width` and `height`, as some clients send."""
     width, height = found["width"], found["height"]
     if found["size"] is None and (width or height):
         return width or height, height or width
@@ -429,7 +429,7 @@ def _size(found: dict[str, Any]) -> tuple[int, int] | None:
 def _answers_with_url(found: dict[str, Any]) -> bool:
     if found["response_format"]:
         return found["response_format"] == "url"
-    # As OpenAI's own models do: DALL-E answers with URLs, GPT Image with files.
+    # As with OpenAI's models: DALL-E returns URLs, GPT Image returns files.
     return not (found["model"] or "").lower().startswith(("gpt-image", "chatgpt-image"))
 
 
@@ -441,7 +441,7 @@ def _image_format(found: dict[str, Any]) -> ImageFormat:
 
 
 def parse_interpolation(body: Any) -> tuple[str | None, Interpolation]:
-    """Name of the model and an image between two from their JSON; see `INTERPOLATION`.
+    """Parse model name and interpolation; see `INTERPOLATION`.
 
     Raises:
         BadRequestError: it is invalid.
@@ -455,10 +455,10 @@ class ServiceError(Exception):
     """A request that cannot be fulfilled.
 
     Args:
-        status: of the answer.
-        message: what is wrong.
-        code: the same for programs.
-        parameter: name of the parameter that is wrong, if it is one.
+        status: of the response.
+        message: for users.
+        code: for programs.
+        parameter: name of the invalid parameter, if any.
     """
 
     def __init__(self, status: int, message: str, code: str, parameter: str | None = None) -> None:
@@ -469,7 +469,7 @@ class ServiceError(Exception):
 def error_body(
     status: int, message: str, code: str, parameter: str | None = None
 ) -> dict[str, Any]:
-    """The JSON of an error. `detail` is what clients of A1111's API show."""
+    """JSON of an error. Clients of A1111's API show `detail`."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     message = _encodable(message)
     parameter = None if parameter is None else _encodable(parameter)
@@ -489,7 +489,7 @@ def error_response(
     parameter: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    """An error as OpenAI's clients read it."""
+    """Response with an error in OpenAI's format."""
     return JSONResponse(error_body(status, message, code, parameter), status, headers=headers)
 
 

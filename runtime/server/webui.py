@@ -1,9 +1,8 @@
-"""The API of A1111's web UI (`/sdapi/v1`), as far as text to image goes.
+"""Text-to-image part of the API of A1111's web UI (`/sdapi/v1`).
 
-SillyTavern, Open WebUI, plugins for Krita and many others speak it. Clients list samplers,
-upscalers and the like when they connect; lists of things that this model lacks are empty. What only
-diffusion models have (steps, sampler, negative prompt, CFG scale) is accepted and repeated in the
-answer, without effect.
+Clients such as SillyTavern, Open WebUI and plugins for Krita list samplers, upscalers and the like
+when they connect; lists without meaning for this model are empty. Parameters of diffusion models
+(steps, sampler, negative prompt, CFG scale) are accepted and echoed, without effect.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ SAMPLER = "GALIP"
 
 _MOST_STEPS = 10_000
 
-# Answers that are always the same, to `GET /sdapi/v1/NAME`.
+# Constant responses to `GET /sdapi/v1/NAME`.
 _CONSTANT: dict[str, Any] = {
     "cmd-flags": {},
     "embeddings": {"loaded": {}, "skipped": {}},
@@ -75,8 +74,7 @@ _CONSTANT: dict[str, Any] = {
     ],
 }
 
-# Requests that change nothing here, to `POST /sdapi/v1/NAME`. A request whose client disconnects is
-# interrupted by itself.
+# `POST /sdapi/v1/NAME` without effect. A request is interrupted when its client disconnects.
 _WITHOUT_EFFECT = (
     "interrupt",
     "refresh-checkpoints",
@@ -96,7 +94,7 @@ _NOT_SUPPORTED = (
 
 
 def _text_to_image(most: int) -> Record:
-    """Parameters of `txt2img`; those of other names are ignored, as A1111 does.
+    """Parameters of `txt2img`; unknown ones are ignored, as by A1111.
 
     Args:
         most: images of one request.
@@ -150,7 +148,7 @@ class WebUI:
     def __init__(self, models: ModelPool, images: ImagesAPI, most: int) -> None:
         self._models, self._images, self._most = models, images, most
         self._record = _text_to_image(most)
-        self._selected = models.default  # by `POST options`, for all clients, as A1111 does
+        self._selected = models.default  # by `POST options`, for all clients, as in A1111
 
     def routes(self, guarded: Callable[[Callable[[Request], Any]], Any]) -> list[Route]:
         """All routes; `guarded` checks the API key."""
@@ -207,7 +205,7 @@ class WebUI:
         seed = random_seed() if found["seed"] == -1 else found["seed"]
         if seed + count - 1 > MAX_SEED:
             raise BadRequestError(f"seed must be at most {MAX_SEED + 1 - count}", "seed")
-        # As A1111: each image of a batch has its own seed, by which it can be made alone.
+        # As in A1111, each image of a batch has its own seed, which reproduces it alone.
         blends = [
             Interpolation(Keyframe(found["prompt"], seed + more), psi=found["psi"])
             for more in range(count)
@@ -219,7 +217,7 @@ class WebUI:
         return _Wanted(model, blends, Delivery(self._size(found)), found)
 
     def _size(self, found: dict[str, Any]) -> tuple[int, int] | None:
-        """Width and height; what only one of them says holds for both."""
+        """Width and height; a single one applies to both."""
         width, height = found["width"], found["height"]
         if width is None and height is None:
             return None
@@ -233,7 +231,7 @@ class WebUI:
     def _info(
         self, wanted: _Wanted, metadata: list[ImageMetadata], size: tuple[int, int]
     ) -> dict[str, Any]:
-        """What A1111 says about images; sent back as a request, it gives the same ones."""
+        """A1111's description of images; as a request, it reproduces them."""
         found, first = wanted.found, metadata[0]
         count = len(metadata)
         return {
@@ -325,11 +323,11 @@ class WebUI:
                 raise BadRequestError("sd_model_checkpoint must be a string", "sd_model_checkpoint")
             self._selected = self._choose(wanted)
             async with self._models.use(self._selected):
-                pass  # loaded now, as A1111 does
+                pass  # loaded now, as in A1111
         return _JSON(None)
 
     async def _progress(self, _: Request) -> Response:
-        """Queued images; a single image takes too short a time for steps."""
+        """Progress by queued images; a single image has no steps."""
         queued = self._models.queued
         return _JSON(
             {
@@ -378,7 +376,7 @@ def _parameters_in(content: str) -> str:
 
 
 class _JSON(JSONResponse):
-    """JSON in ASCII: what is repeated of a request may have lone surrogates."""
+    """JSON in ASCII: echoed values may contain lone surrogates."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, separators=(",", ":")).encode("ascii")

@@ -56,8 +56,8 @@ def test_one_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a bird", "-n", 2, "--out", "x.png"], "x.png takes one image, and 2 were asked for"),
-        (["a bird", "two", "--out", "-"], "standard output takes one image, and 2 were asked for"),
+        (["a bird", "-n", 2, "--out", "x.png"], "x.png takes one image, 2 were requested"),
+        (["a bird", "two", "--out", "-"], "standard output takes one image, 2 were requested"),
         (["a bird", "--grid", "--out", "x.png"], "for --grid"),
         (["a bird", "--json", "--out", "-"], "omit --json"),
     ],

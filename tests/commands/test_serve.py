@@ -163,7 +163,7 @@ def test_a_port_that_is_taken_is_told_at_once(server):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        f"Error: cannot listen at 127.0.0.1, port {port} (Address already in use): choose another "
+        f"Error: cannot listen on 127.0.0.1, port {port} (Address already in use): choose another "
         "--port or --host\n"
     )
 

@@ -45,7 +45,7 @@ def test_a_flipped_byte_is_found(name, remembered, tiny_bundle, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_truncated_file_is_found(name, tiny_bundle):
     os.truncate(tiny_bundle / name, (tiny_bundle / name).stat().st_size - 1)
-    with pytest.raises(BundleError, match=rf"{name} has [\d,]+ bytes where [\d,]+ are expected"):
+    with pytest.raises(BundleError, match=rf"{name} has [\d,]+ bytes, expected [\d,]+"):
         verify_files(tiny_bundle, read_manifest(tiny_bundle))
 
 
