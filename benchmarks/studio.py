@@ -1,12 +1,12 @@
-"""How many pictures a second the studio page shows while a slider is dragged.
+"""Images per second of the studio page while a slider is dragged.
 
     python benchmarks/studio.py [BUNDLE ...] [--json]
 
 Without bundles: the embedded model, and the untrained one of the published size that cpu_latency.py
 makes. `galip-edge serve` runs in a process of its own and the page in headless Chromium on the same
 cores (Debian's package `chromium`, extra `dev`). The mouse drags the slider to and fro, 60 times a
-second; a picture counts when the browser has decoded it. Then the slider is moved by single steps:
-the time of one is that from the event to the decoded picture.
+second; an image counts when the browser has decoded it. Then the slider is moved by single steps:
+the time of one is that from the event to the decoded image.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 
 def drag(page: Page, seconds: float) -> list[float]:
-    """Times (s) at which pictures were shown while the slider was dragged."""
+    """Times (s) at which images were shown while the slider was dragged."""
     page.evaluate(
         """() => {
             window.shown = [];
-            const picture = document.getElementById("image");
-            picture.onload = () => window.shown.push(performance.now() / 1000);
+            const image = document.getElementById("image");
+            image.onload = () => window.shown.push(performance.now() / 1000);
         }"""
     )
     slider = page.locator("#sentence-share").bounding_box()
@@ -57,17 +57,17 @@ def drag(page: Page, seconds: float) -> list[float]:
 
 
 def steps(page: Page, count: int) -> list[float]:
-    """Seconds from a slider's event to its decoded picture."""
+    """Seconds from a slider's event to its decoded image."""
     return page.evaluate(
         """async (count) => {
             const slider = document.getElementById("psi");
-            const picture = document.getElementById("image");
+            const image = document.getElementById("image");
             const taken = [];
             for (let i = 1; i <= count; i += 1) {
                 await new Promise((done) => setTimeout(done, 50));
                 slider.value = 1 - (i % 100) / 200;
                 const started = performance.now();
-                const shown = new Promise((done) => (picture.onload = done));
+                const shown = new Promise((done) => (image.onload = done));
                 slider.dispatchEvent(new Event("input", { bubbles: true }));
                 await shown;
                 taken.push((performance.now() - started) / 1000);
@@ -103,7 +103,7 @@ def measure(browser: Browser, bundle: Path, seconds: float, count: int) -> dict[
 def print_table(results: list[dict[str, Any]], env: dict[str, Any]) -> None:
     """Markdown."""
     print(f"{env['cpu']}, {env['cores']} cores, OpenVINO {env['openvino']}\n")
-    print("| bundle | pictures/s | 95 % of gaps | one step | 95 % of steps |")
+    print("| bundle | images/s | 95 % of gaps | one step | 95 % of steps |")
     print("|---|---|---|---|---|")
     for each in results:
         print(
