@@ -36,7 +36,7 @@ class CompileOptions:
 
     Attributes:
         threads: cores, for all streams together.
-        streams: rows calculated side by side, each with its share of the threads.
+        streams: rows in parallel, each with its share of the threads.
         precision: in which to calculate what is not int8, f32 or bf16.
         cache: folder for compiled models (`runtime.compiled_cache`), if they shall be kept.
         fallback: use f32 where bf16 is out of tolerance of the golden numbers.
@@ -238,7 +238,7 @@ class CompiledModel:
 
     Args:
         compiled: OpenVINO's, for a batch of one.
-        streams: rows calculated side by side.
+        streams: rows in parallel.
     """
 
     def __init__(self, compiled: ov.CompiledModel, streams: int) -> None:
@@ -286,7 +286,7 @@ class CompiledModel:
         return result
 
     def infer_iter(self, rows: Iterable[tuple[Array, ...]]) -> Iterator[Array]:
-        """The results of `infer`, in order; some rows ahead are calculated side by side.
+        """The results of `infer`, in order; some rows are computed ahead in parallel.
 
         `rows` are taken as they are needed, so that there may be any number of them.
         """

@@ -45,7 +45,7 @@ _PORT_PRECISIONS = {name for name, _ in _ELEMENT_TYPES.values()}
 
 
 class GraphError(ValueError):
-    """A graph is not one that `galip-edge convert` writes; the message says where."""
+    """A graph that `galip-edge convert` does not write; the message states the place."""
 
 
 class Tensor(NamedTuple):
@@ -57,7 +57,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Signature:
-    """What a graph computes, by name."""
+    """Inputs and outputs of a graph, by name."""
 
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
@@ -331,7 +331,7 @@ def _shape(port: Element) -> tuple[int, ...]:
 
 @functools.lru_cache(4096)
 def _dimensions(texts: tuple[str, ...]) -> tuple[int, ...]:
-    """The same few shapes are at thousands of ports."""
+    """Cached, since thousands of ports share a few shapes."""
     shape = tuple([-1 if text == "-1" else _number(text, "a dimension") for text in texts])
     if len(shape) > _MAX_RANK:
         raise GraphError(f"a tensor has {len(shape)} dimensions")
@@ -452,6 +452,6 @@ def _number(text: str, what: str) -> int:
 
 
 def _short(text: str, most: int = 60) -> str:
-    """Text of a stranger's file, fit for a message."""
+    """An untrusted text, shortened for a message."""
     shown = text if text.isprintable() else ascii(text)
     return shown if len(shown) <= most else f"{shown[:most]}..."

@@ -47,7 +47,7 @@ from runtime.tokenizer import Tokenizer
 # have: short prompts are the usual ones, and each length costs memory (docs/performance.md).
 _TEXT_LENGTHS = (20, 32)
 
-# From so many images for each core on, they are calculated side by side.
+# Images per core from which on they are computed in parallel.
 _MANY = 2
 
 # Sentence embeddings of the latest prompts: 2 KB each at full size.
@@ -60,8 +60,8 @@ class PipelineOptions:
 
     Attributes:
         threads: cores to use; 0 means all that the process and its container may use.
-        streams: images calculated side by side, each with its share of the threads; 0 chooses by
-            the number of images, for the least latency of few and the most throughput of many.
+        streams: images in parallel, each with its share of the threads; 0 chooses by the number of
+            images: lowest latency for few, highest throughput for many.
         cache: keep compiled models and verified hashes in the user's cache folder.
         precision: in which to calculate what is not int8: f32, bf16, or auto, which is the
             bundle's own where the CPU has it and is right with it (`runtime.golden`), else f32.
@@ -163,7 +163,7 @@ class Pipeline:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Of the bundle; made when it is first needed, while the generator is compiled.
+        """The bundle's tokenizer, created on first use, while the generator is compiled.
 
         Raises BundleError if its merges are none.
         """
@@ -194,7 +194,7 @@ class Pipeline:
         )
 
     def prepare(self, count: int) -> None:
-        """Begin to compile what `count` images need, beside whatever else is done meanwhile."""
+        """Start to compile for `count` images in the background."""
         streams = self.side_by_side(count)
         if streams not in self._generators:
             thread = ThreadPoolExecutor(1)
@@ -263,7 +263,7 @@ class Pipeline:
         Args:
             rows: noise (noise_dim,) and a sentence embedding (embedding_dim,) each, which are
                 taken as they are needed.
-            count: about how many there are: many are calculated side by side.
+            count: approximate number of rows; many are computed in parallel.
 
         Raises:
             ValueError: count is no number of images, or a row does not fit the model.
@@ -342,12 +342,12 @@ class Pipeline:
         return self._text_encoders[length]
 
     def _generator(self, count: int) -> CompiledModel:
-        """For `count` images: all cores for each, or many images side by side."""
+        """Generator for `count` images: all cores for each, or many images in parallel."""
         self.prepare(count)
         return self._generators[self.side_by_side(count)].result()
 
     def side_by_side(self, count: int) -> int:
-        """How many of `count` images are calculated at once, each with its share of the cores."""
+        """Number of images computed in parallel, each with its share of the cores."""
         if self.options.streams:
             return self.options.streams
         # In float32, sums depend on the number of threads, and images would depend on `count`.
