@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from waiting import wait_until
 
 from galip_edge.checkpoint import load_checkpoint
 from galip_edge.data import Position
@@ -66,10 +66,14 @@ def start(config: TrainConfig, file: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.01)
+def wait_for(path: Path, process: subprocess.Popen[bytes], lines: int = 0) -> None:
+    """Wait until `path` exists, and has so many lines."""
+
+    def is_there() -> bool:
+        return path.exists() and (not lines or path.read_bytes().count(b"\n") >= lines)
+
+    wait_until(lambda: process.poll() is not None or is_there(), seconds=300)
+    assert process.poll() is None, process.stderr.read().decode()
 
 
 def test_resume_after_sigkill_is_exact_to_the_bit(make_config, tmp_path):
@@ -87,7 +91,7 @@ def test_resume_after_sigkill_is_exact_to_the_bit(make_config, tmp_path):
     killed = make_config(steps=1000, output=str(tmp_path / "killed"), **settings)
     process = start(killed, tmp_path / "config.json")
     wait_for(tmp_path / "killed" / "checkpoints" / "step-00000010", process)
-    time.sleep(0.3)
+    wait_for(tmp_path / "killed" / "metrics.jsonl", process, lines=13)  # between checkpoints
     process.kill()
     process.wait()
     for path in (tmp_path / "killed" / "checkpoints").glob("step-*"):  # if it was very fast
