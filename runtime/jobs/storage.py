@@ -1,4 +1,8 @@
-"""Where a job lives: a folder of this machine, or one that fsspec knows, such as `s3://bucket/x`."""
+"""Storage of a job: a local folder, or any that fsspec supports, such as `s3://bucket/x`.
+
+A job has one leader, which reads the prompts and writes the manifest, and any number of workers.
+In a local folder both hold file locks, which the kernel releases when a process is killed.
+"""
 
 from __future__ import annotations
 
@@ -18,29 +22,33 @@ from typing import Any, Protocol, TypeVar
 
 from runtime.errors import JobError
 from runtime.files import atomic_path, is_temporary, remove_temporary
-from runtime.jobs.lock import Held, held_part, locked, shared
 
-# Folder of the job's state, in its own.
+# Folder of the job's state, inside the job's folder.
 STATE = ".job"
 
-# Seconds between renewals of a lease on an object store, and after which one that is not renewed
-# has no owner any more.
+# Seconds to wait for the workers of a killed job, which end after the current image.
+_PATIENCE_SECONDS = 10.0
+
+# Seconds to wait for a worker that the cluster lost, which may still be writing its shard.
+_LOST_SECONDS = 60.0
+
+# Seconds between renewals of a lease on an object store, and until an unrenewed one expires.
 _RENEWAL, _EXPIRY = 5.0, 20.0
 
-# Attempts at one request of an object store that is busy, and seconds before the second one.
+# Attempts per request to a busy object store, and seconds before the second one.
 _ATTEMPTS, _PAUSE = 8, 0.5
 
-# Files that are stored at a time.
+# Parallel uploads.
 _UPLOADS = 16
 
-# Words in errors of a store that is busy or was out of reach for a moment.
+# Words in errors of a store that is busy or temporarily unreachable.
 _BUSY = (
     *("slowdown", "slow down", "reduce your request rate", "throttl", "toomanyrequests"),
     *("internalerror", "serviceunavailable", "service unavailable"),
     *(f"http status {code}" for code in (429, 500, 502, 503, 504)),
     *("timeout", "timed out", "connection", "temporarily", "please try again", "incompleteread"),
 )
-# And where it does not let us in.
+# Words in errors of denied access.
 _DENIED = (
     *("expiredtoken", "token has expired", "expired", "credential", "accessdenied", "forbidden"),
     *("access denied", "invalidaccesskeyid", "signaturedoesnotmatch", "unauthorized"),
@@ -49,46 +57,47 @@ _DENIED = (
 
 _T = TypeVar("_T")
 
+# Whether the job's lock is still held.
+Held = Callable[[], bool]
 
-class Place(Protocol):
-    """Files by names with slashes, each whole or not there."""
+
+class Storage(Protocol):
+    """Files by name, with slashes; each one is complete or does not exist."""
 
     def read(self, name: str) -> bytes | None:
-        """A file's content; None if there is none."""
+        """Content of a file; None if it does not exist. Raises JobError or OSError."""
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files in `folder`, sorted."""
+        """Sorted names of the files in `folder`."""
+        return sorted(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Sizes in bytes of the files in `folder`, by name."""
 
     def new(self, name: str) -> AbstractContextManager[Path]:
-        """A path on this machine to write to; it becomes the file when the block ends."""
+        """Local path to write to; it becomes the file when the block ends without an error."""
 
     def local(self, name: str) -> AbstractContextManager[Path | None]:
-        """A path on this machine to read a file from; None if there is none."""
+        """Local path to read a file from; None if it does not exist."""
 
     def remove(self, name: str) -> None:
-        """Delete a file, if it exists, and its folder if it is empty then."""
+        """Delete a file if it exists, and its folder if that is empty then."""
 
     def lock(self) -> AbstractContextManager[Held]:
-        """Be the only one who leads a job here; gives whether that is still so.
+        """Lead the job, exclusively. Raises JobError if another process does."""
 
-        Raises JobError if another process does.
-        """
+    def join(self) -> AbstractContextManager[None]:
+        """Work for the leader of the job. Raises JobError if a new leader is about to start."""
 
-    def share(self) -> AbstractContextManager[None]:
-        """Be a worker of who leads it. Raises JobError if another one is about to."""
+    def lock_shard(self, number: int) -> AbstractContextManager[None]:
+        """Write a shard, exclusively. Raises JobError if a lost worker still does."""
 
-    def hold(self, part: int) -> AbstractContextManager[None]:
-        """Be the one who makes this part. Raises JobError if a worker that was lost still does."""
-
-    def forget(self) -> None:
-        """Remove what `lock` left, while it is held: the job was not started."""
+    def remove_locks(self) -> None:
+        """Remove the files that `lock` created, while it is held: the job was not started."""
 
 
-class LocalPlace:
-    """A folder."""
+class LocalStorage(Storage):
+    """A local folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -97,14 +106,12 @@ class LocalPlace:
         return str(self.folder)
 
     def read(self, name: str) -> bytes | None:
-        """See Place. Raises OSError."""
         try:
             return (self.folder / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """See Place."""
         try:
             with os.scandir(self.folder / folder) as found:
                 files = (e for e in found if e.is_file() and not is_temporary(e.name))
@@ -112,21 +119,14 @@ class LocalPlace:
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
-    def names(self, folder: str) -> list[str]:
-        """See Place."""
-        return sorted(self.sizes(folder))
-
     def new(self, name: str) -> AbstractContextManager[Path]:
-        """See Place."""
         return atomic_path(self.folder / name)
 
     def local(self, name: str) -> AbstractContextManager[Path | None]:
-        """See Place."""
         path = self.folder / name
         return nullcontext(path if path.is_file() else None)
 
     def remove(self, name: str) -> None:
-        """See Place."""
         file = self.folder / name
         file.unlink(missing_ok=True)
         if file.parent != self.folder:
@@ -135,46 +135,106 @@ class LocalPlace:
 
     @contextmanager
     def lock(self) -> Iterator[Held]:
-        """See Place. Removes what processes that were killed left half written, too."""
-        with locked(self.folder / STATE) as held:
-            self._tidy()  # of an earlier run
+        state = self.folder / STATE
+        busy = f"another process is running the job in {self.folder}: wait for it, or stop it"
+        with file_lock(state / "lock", exclusive=True, seconds=0, busy=busy) as held:
+            workers = state / "workers"
+            with file_lock(workers, exclusive=True, seconds=_PATIENCE_SECONDS, busy=busy):
+                pass  # no worker of an earlier run is left
+            self._remove_partial_files()
             yield held
-            self._tidy()  # of workers that were lost in this one
+            self._remove_partial_files()  # of workers lost in this run
 
-    def _tidy(self) -> None:
+    def _remove_partial_files(self) -> None:
         state = self.folder / STATE
         for folder in (self.folder, state, state / "parts", state / "rows"):
             remove_temporary(folder)
 
-    def forget(self) -> None:
-        """See Place."""
+    def remove_locks(self) -> None:
         for name in ("workers", "lock"):
             (self.folder / STATE / name).unlink(missing_ok=True)
         for folder in (self.folder / STATE / "rows", self.folder / STATE, self.folder):
             with suppress(OSError):  # not empty
                 folder.rmdir()
 
-    def share(self) -> AbstractContextManager[None]:
-        """See Place."""
-        return shared(self.folder / STATE)
+    @contextmanager
+    def join(self) -> Iterator[None]:
+        busy = f"the job in {self.folder} is about to start"
+        file = self.folder / STATE / "workers"
+        with file_lock(file, exclusive=False, seconds=_PATIENCE_SECONDS, busy=busy):
+            yield
 
-    def hold(self, part: int) -> AbstractContextManager[None]:
-        """See Place."""
-        return held_part(self.folder / STATE, part)
+    @contextmanager
+    def lock_shard(self, number: int) -> Iterator[None]:
+        busy = f"a lost worker is still writing shard {number} of {self.folder}: stop it"
+        file = self.folder / STATE / "parts.lock"
+        with file_lock(file, exclusive=True, seconds=_LOST_SECONDS, busy=busy, byte=number):
+            yield
 
 
-class RemotePlace:
-    """A folder that fsspec knows, on an object store, say.
+@contextmanager
+def file_lock(
+    file: Path, exclusive: bool, seconds: float, busy: str, byte: int | None = None
+) -> Iterator[Held]:
+    """Lock a file, or one byte of it, so that shards need no lock file each.
 
-    Requests that fail because the store is busy are repeated. Who leads a job here renews a lease,
-    a small file; a second process sees that and is refused, and takes over a lease whose owner was
-    killed once it has not been renewed for a while.
+    Yields a function that reports whether the locked file still exists under its name.
+
+    Raises JobError with the text `busy` if the lock is not available within `seconds`.
+    """
+    import fcntl
+
+    kind = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
+    until = time.monotonic() + seconds
+    descriptor = _open_lock(file)
+    try:
+        while True:
+            try:
+                if byte is None:
+                    fcntl.flock(descriptor, kind)
+                else:
+                    fcntl.lockf(descriptor, kind, 1, byte)
+            except OSError as error:
+                if time.monotonic() >= until:
+                    raise JobError(busy) from error
+                time.sleep(0.05)
+                continue
+            if _is_same_file(file, descriptor):
+                break
+            # Removed before it was locked, by a job that could not start.
+            os.close(descriptor)
+            descriptor = _open_lock(file)
+        yield lambda: _is_same_file(file, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(file: Path) -> int:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise JobError(f"cannot write {file}: {error.strerror}") from error
+
+
+def _is_same_file(file: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+class RemoteStorage(Storage):
+    """A folder that fsspec supports, for example on an object store.
+
+    Requests to a busy store are retried. The leader of a job renews a lease, a small file: a second
+    process is refused while it is renewed, and takes it over once it has expired.
 
     Args:
-        url: of it.
+        url: the folder's URL.
 
     Raises:
-        JobError: fsspec, or its package for this protocol, is missing.
+        JobError: fsspec or its package for this protocol is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -195,14 +255,14 @@ class RemotePlace:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _ask(self, what: str, name: str, request: Callable[[], _T]) -> _T:
-        """What a request gives; a busy store is asked again. Raises JobError, FileNotFoundError."""
+    def _request(self, what: str, name: str, request: Callable[[], _T]) -> _T:
+        """Send a request, with retries. Raises JobError or FileNotFoundError."""
         for attempt in range(_ATTEMPTS):
             try:
                 return request()
             except (FileNotFoundError, FileExistsError):
                 raise
-            except Exception as error:  # each protocol has its own
+            except Exception as error:  # each protocol has its own types
                 said = _chain(error)
                 if not any(word in said.lower() for word in _DENIED) and (
                     any(word in said.lower() for word in _BUSY) and attempt + 1 < _ATTEMPTS
@@ -213,30 +273,24 @@ class RemotePlace:
         raise AssertionError  # the last attempt returned or raised
 
     def read(self, name: str) -> bytes | None:
-        """See Place. Raises JobError."""
         try:
-            return self._ask("read", name, lambda: bytes(self._files.cat_file(self._path(name))))
+            path = self._path(name)
+            return self._request("read", name, lambda: bytes(self._files.cat_file(path)))
         except FileNotFoundError:
             return None
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """See Place."""
         path = self._path(folder).rstrip("/")
         self._files.invalidate_cache()
         try:
-            found = self._ask("list", folder, lambda: self._files.ls(path, detail=True))
+            found = self._request("list", folder, lambda: self._files.ls(path, detail=True))
         except FileNotFoundError:
             return {}
         files = (entry for entry in found if entry["type"] == "file")
         return {_inside(folder, e["name"].rsplit("/", 1)[-1]): int(e["size"]) for e in files}
 
-    def names(self, folder: str) -> list[str]:
-        """See Place."""
-        return sorted(self.sizes(folder))
-
     @contextmanager
     def new(self, name: str) -> Iterator[Path]:
-        """See Place. Raises JobError if it cannot be stored."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "file")
             yield path
@@ -244,38 +298,36 @@ class RemotePlace:
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path | None]:
-        """See Place. Raises JobError."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "file")
             try:
-                self._ask("read", name, lambda: self._files.get_file(self._path(name), str(path)))
+                source, target = self._path(name), str(path)
+                self._request("read", name, lambda: self._files.get_file(source, target))
             except FileNotFoundError:
                 yield None
                 return
             yield path
 
     def put(self, path: Path, name: str) -> None:
-        """Store a file of this machine. Raises JobError."""
+        """Upload a local file. Raises JobError."""
         folder = self._path(name).rsplit("/", 1)[0]
         if folder not in self._folders:
-            self._ask("write", name, lambda: self._files.makedirs(folder, exist_ok=True))
+            self._request("write", name, lambda: self._files.makedirs(folder, exist_ok=True))
             self._folders.add(folder)
-        self._ask("write", name, lambda: self._files.put_file(str(path), self._path(name)))
+        self._request("write", name, lambda: self._files.put_file(str(path), self._path(name)))
 
     def put_all(self, files: Mapping[str, Path]) -> None:
-        """Store files of this machine, several at a time, by name. Raises JobError."""
+        """Upload local files in parallel, by name. Raises JobError."""
         with ThreadPoolExecutor(_UPLOADS) as pool:
             for done in [pool.submit(self.put, path, name) for name, path in files.items()]:
                 done.result()
 
     def remove(self, name: str) -> None:
-        """See Place."""
         with suppress(FileNotFoundError):
-            self._ask("remove", name, lambda: self._files.rm_file(self._path(name)))
+            self._request("remove", name, lambda: self._files.rm_file(self._path(name)))
 
     @contextmanager
     def lock(self) -> Iterator[Held]:
-        """See Place."""
         lease = _Lease(self)
         lease.acquire()
         try:
@@ -283,23 +335,21 @@ class RemotePlace:
         finally:
             lease.release()
 
-    def forget(self) -> None:
-        """See Place."""
+    def remove_locks(self) -> None:
+        pass
 
-    def share(self) -> AbstractContextManager[None]:
-        """See Place."""
+    def join(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def hold(self, part: int) -> AbstractContextManager[None]:
-        """See Place."""
+    def lock_shard(self, number: int) -> AbstractContextManager[None]:
         return nullcontext()
 
 
 class _Lease:
-    """A file that says who leads the job; its content changes as long as that process lives."""
+    """File with the leader's identity, rewritten regularly while that process lives."""
 
-    def __init__(self, place: RemotePlace) -> None:
-        self._place, self._name = place, f"{STATE}/lease"
+    def __init__(self, storage: RemoteStorage) -> None:
+        self._storage, self._name = storage, f"{STATE}/lease"
         self._owner = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
         self._number = 0
         self._lost = False
@@ -307,59 +357,59 @@ class _Lease:
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
     def acquire(self) -> None:
-        """Raises JobError if another process renews it."""
-        found = self._place.read(self._name)
+        """Take the lease. Raises JobError if another process renews it."""
+        found = self._storage.read(self._name)
         until = time.monotonic() + _EXPIRY
         while found is not None and time.monotonic() < until:
             time.sleep(min(1.0, _RENEWAL / 4))
-            now = self._place.read(self._name)
+            now = self._storage.read(self._name)
             if now is not None and now != found:
                 owner = now.decode("utf-8", "replace").rsplit(" ", 2)[0][:100]
                 raise JobError(
-                    f"another process is running the job in {self._place} (host and process "
+                    f"another process is running the job in {self._storage} (host and process "
                     f"{owner}): wait for it, or stop it"
                 )
             found = now
         self._write()
-        time.sleep(min(0.2, _RENEWAL / 10))  # who wrote it last at the same moment has it
+        time.sleep(min(0.2, _RENEWAL / 10))  # of simultaneous writers, the last one wins
         if not self._is_mine():
             raise JobError(
-                f"another process is running the job in {self._place}: wait for it, or stop it"
+                f"another process is running the job in {self._storage}: wait for it, or stop it"
             )
         self._thread.start()
 
     def _write(self) -> None:
         self._number += 1
-        with self._place.new(self._name) as path:
+        with self._storage.new(self._name) as path:
             path.write_text(f"{self._owner} {self._number}")
 
     def _is_mine(self) -> bool:
-        found = self._place.read(self._name)
+        found = self._storage.read(self._name)
         return found is not None and found.decode("utf-8", "replace").startswith(self._owner)
 
     def _renew(self) -> None:
         while not self._end.wait(_RENEWAL):
-            with suppress(JobError):  # of a store that is out of reach; the job meets it as well
+            with suppress(JobError):  # an unreachable store: the job fails by itself
                 if not self._is_mine():
                     self._lost = True
                     return
                 self._write()
 
     def held(self) -> bool:
-        """Whether no other process took it over, as after a long sleep of this machine."""
+        """False once another process took it over, for example after this machine slept."""
         return not self._lost
 
     def release(self) -> None:
-        """Let the next process have it."""
+        """Stop renewing and remove the lease."""
         self._end.set()
         self._thread.join()
         if not self._lost:
             with suppress(JobError):
-                self._place.remove(self._name)
+                self._storage.remove(self._name)
 
 
 def _chain(error: BaseException) -> str:
-    """All that an error and its causes say."""
+    """Messages of an error and its causes, with HTTP status codes."""
     said: list[str] = []
     found: BaseException | None = error
     while found is not None and len(said) < 5:
@@ -376,12 +426,12 @@ def _failed(what: str, said: str) -> str:
     words = said.lower()
     if any(word in words for word in ("expired",)):
         return f"{what}: the credentials expired ({first}); renew them"
-    if "bad request" in words:  # all that the answer to a HEAD request says of an expired token
+    if "bad request" in words:  # the whole answer to a HEAD request with an expired token
         return f"{what}: the credentials expired or are invalid ({first}); renew them"
     if any(word in words for word in _DENIED):
         return f"{what}: access was denied ({first}); check the credentials and their permissions"
     if any(word in words for word in _BUSY):
-        return f"{what}: the store was busy or out of reach {_ATTEMPTS} times ({first})"
+        return f"{what}: the store was busy or unreachable in {_ATTEMPTS} attempts ({first})"
     return f"{what}: {first}"
 
 
@@ -389,12 +439,12 @@ def _inside(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def copy_to(place: LocalPlace | RemotePlace, path: Path, name: str) -> None:
-    """Store a copy of a file of this machine."""
-    with place.new(name) as new:
+def copy_to(storage: Storage, path: Path, name: str) -> None:
+    """Store a copy of a local file."""
+    with storage.new(name) as new:
         shutil.copyfile(path, new)
 
 
-def place_of(out: str | Path) -> LocalPlace | RemotePlace:
-    """A path or a URL."""
-    return RemotePlace(str(out)) if "://" in str(out) else LocalPlace(Path(out))
+def open_storage(out: str | Path) -> Storage:
+    """Storage at a path or URL. Raises JobError if fsspec lacks the URL's protocol."""
+    return RemoteStorage(str(out)) if "://" in str(out) else LocalStorage(Path(out))
