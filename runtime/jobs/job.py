@@ -355,7 +355,7 @@ class _FileIndex:
         self._folder, self._found = "", False
 
     def has(self, file: str) -> bool:
-        """Whether a shard file, or the folder of an image file, exists."""
+        """Check that a shard file, or the folder of an image file, exists."""
         folder, _, name = file.rpartition("/")
         if not folder:
             if self._files is None:

@@ -142,7 +142,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_job_file(name: str) -> bool:
-    """Whether a job writes files with this name; no journal makes it remove any other."""
+    """Check that a job writes files of this name; it never removes any other."""
     return re.fullmatch(r"\d{8,}(-retry\d+)?\.\w+|\d{8,}/[a-z0-9-]+\.\w+", name) is not None
 
 

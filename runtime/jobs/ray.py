@@ -177,7 +177,7 @@ class _ActorPool:
 
     @property
     def busy(self) -> bool:
-        """Whether a shard is in progress."""
+        """True while a shard is in progress."""
         return any(shard is not None for _, shard in self._pending.values())
 
     def submit(self, shard: Shard) -> None:

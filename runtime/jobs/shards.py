@@ -64,7 +64,7 @@ class Item:
         return f"{self.row:08d}-{self.index:05d}-{words[:40].strip('-') or 'image'}"
 
     def matches(self, entry: Mapping[str, Any]) -> bool:
-        """Whether a journal entry is the outcome of this item, its row unchanged since."""
+        """Check that a journal entry is the outcome of this item, its row unchanged since."""
         expected = {"id": self.id, "prompt": self.prompt, "seed": self.seed, **self.columns}
         if any(entry.get(name) != value for name, value in expected.items()):
             return False

@@ -263,13 +263,13 @@ class RemoteStorage(Storage):
             except (FileNotFoundError, FileExistsError):
                 raise
             except Exception as error:  # each protocol has its own types
-                said = _chain(error)
-                if not any(word in said.lower() for word in _DENIED) and (
-                    any(word in said.lower() for word in _BUSY) and attempt + 1 < _ATTEMPTS
+                messages = _chain(error)
+                if not any(word in messages.lower() for word in _DENIED) and (
+                    any(word in messages.lower() for word in _BUSY) and attempt + 1 < _ATTEMPTS
                 ):
                     time.sleep(min(20.0, _PAUSE * 2**attempt) * random.uniform(0.5, 1.0))
                     continue
-                raise JobError(_failed(f"cannot {what} {self.url}/{name}", said)) from error
+                raise JobError(_failed(f"cannot {what} {self.url}/{name}", messages)) from error
         raise AssertionError  # the last attempt returned or raised
 
     def read(self, name: str) -> bytes | None:
@@ -410,21 +410,23 @@ class _Lease:
 
 def _chain(error: BaseException) -> str:
     """Messages of an error and its causes, with HTTP status codes."""
-    said: list[str] = []
+    messages: list[str] = []
     found: BaseException | None = error
-    while found is not None and len(said) < 5:
+    while found is not None and len(messages) < 5:
         response = getattr(found, "response", None)
         metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
         code = metadata.get("HTTPStatusCode", getattr(found, "status", None))
-        said.append(f"{type(found).__name__}: {found}" + (f" (HTTP status {code})" if code else ""))
+        messages.append(
+            f"{type(found).__name__}: {found}" + (f" (HTTP status {code})" if code else "")
+        )
         found = found.__cause__ or found.__context__
-    return "; ".join(dict.fromkeys(said))
+    return "; ".join(dict.fromkeys(messages))
 
 
-def _failed(what: str, said: str) -> str:
-    first = said.split("; ")[0].partition(": ")[2].strip() or said
-    words = said.lower()
-    if any(word in words for word in ("expired",)):
+def _failed(what: str, messages: str) -> str:
+    first = messages.split("; ")[0].partition(": ")[2].strip() or messages
+    words = messages.lower()
+    if "expired" in words:
         return f"{what}: the credentials expired ({first}); renew them"
     if "bad request" in words:  # the whole answer to a HEAD request with an expired token
         return f"{what}: the credentials expired or are invalid ({first}); renew them"

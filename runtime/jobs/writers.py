@@ -1,8 +1,8 @@
 """Writers of a shard: image files in a folder, a tar file for webdataset, or a Parquet file.
 
 Every file is complete or does not exist, and one process at a time writes a shard. A finished shard
-file is not touched again, except to replace a damaged image or one whose row changed: then the
-shard is rewritten with all images that are still valid.
+file is not touched again, except to replace an image that is damaged or has a changed row: then
+the shard is rewritten with all images that are still valid.
 
 To add an output format, implement `ShardWriter` and return it from `open_writer`.
 """
@@ -68,7 +68,7 @@ class ShardWriter(Protocol):
 
         Args:
             record: what earlier runs recorded.
-            valid: those of its entries whose items are unchanged.
+            valid: its entries with unchanged items.
             verify: compare SHA-256, not only sizes.
         """
 
@@ -246,7 +246,7 @@ class _FileWriter:
         raise NotImplementedError
 
     def _find_images(self, files: Sequence[str], entries: Sequence[Entry]) -> dict[str, Any]:
-        """Find the images of entries whose hash is right, by key."""
+        """Find the intact images of entries, by key."""
         raise NotImplementedError
 
     def _begin(self, found: dict[str, Any]) -> None:
