@@ -85,16 +85,31 @@ def test_a_job_grows_with_its_file_and_is_verified(prompts, tmp_path):
 
 def test_former_spellings_of_options(prompts, tmp_path):
     new = ("--output-format", "tar", "--shard-size", 2, "--image-format", "webp")
-    old = ("--as", "tar", "--part", 2, "--image", "webp")
+    old = ("--as", "tar", "--part", 2, "--image", "webp", "--engine", "local")
     command = (prompts, "--out", tmp_path / "out", "--model", default_bundle(), "--json")
     assert json.loads(batch(*command, *new, "--keep-column", "note").stdout)["done"] == 3
     assert json.loads(batch(*command, *old, "--carry", "note").stdout)["kept"] == 4
     shown = batch("--help").stdout
-    for name in ("--as ", "--part ", "--image ", "--carry "):
+    for name in ("--as ", "--part ", "--image ", "--carry ", "--engine "):
         assert name not in shown
-    for name in ("--output-format", "--shard-size", "--image-format", "--keep-column"):
+    for name in (
+        "--output-format",
+        "--shard-size",
+        "--image-format",
+        "--keep-column",
+        "--executor",
+    ):
         assert name in shown
     assert "'--shard-size'" in batch(*command, "--part", 0).stderr
+
+
+def test_help_groups_the_options():
+    shown = batch("--help").stdout
+    titles = ("Examples:", "Input:", "Images:", "Output:", "Resuming:", "Execution:", "Reporting:")
+    places = [shown.index(f"\n{' ' * 2 * (title == 'Examples:')}{title}\n") for title in titles]
+    assert places == sorted(places)
+    assert places[3] < shown.index("--sign-cert") < places[4]
+    assert shown.index("--help") > shown.index("\nOptions:\n") > places[-1]
 
 
 def test_standard_input(tmp_path):

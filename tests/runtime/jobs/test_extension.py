@@ -382,7 +382,7 @@ def test_a_mistyped_column_is_an_error(path, bundle, tmp_path):
     with pytest.raises(JobError, match=r"no column 'colour' to keep, only 'prompt', 'color'"):
         run(tmp_path / "p.csv", bundle, tmp_path / "out", keep_columns=("colour",))
     (tmp_path / "p.txt").write_text("a bird\n")
-    with pytest.raises(JobError, match="has lines of text and no column 'colour'"):
+    with pytest.raises(JobError, match="has text lines and no column 'colour'"):
         run(tmp_path / "p.txt", bundle, tmp_path / "out", keep_columns=("colour",))
 
 
