@@ -233,7 +233,7 @@ def test_too_many_failures_end_it(bundle, tmp_path, plain_model):
     ("change", "named"),
     [
         ({"shard_size": 11}, "shard size"),
-        ({"output_format": "tar"}, "output output_format"),
+        ({"output_format": "tar"}, "output format"),
         ({"image_format": ImageFormat("jpeg")}, "image format"),
         ({"pipeline": PipelineOptions(precision="f32")}, "precision"),
     ],
