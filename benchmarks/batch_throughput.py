@@ -31,8 +31,7 @@ from runtime import Job, JobOptions, Pipeline, PipelineOptions, PromptFile
 from runtime.bundle import read_manifest
 from runtime.images import ImageFormat
 from runtime.jobs import worker
-from runtime.jobs.engine import InProcess
-from runtime.jobs.processes import Processes
+from runtime.jobs.executors import ProcessExecutor, SerialExecutor
 from runtime.latent import Keyframe, keyframe_latent
 
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "yellow", "orange", "pink", "grey")
@@ -71,17 +70,17 @@ def alone(bundle: str) -> Callable[[int], float]:
     return run
 
 
-def as_job(bundle: str, form: str, workers: int) -> Callable[[int], float]:
+def as_job(bundle: str, output_format: str, workers: int) -> Callable[[int], float]:
     """A job in a new folder."""
 
     def run(count: int) -> float:
         with tempfile.TemporaryDirectory() as name:
             prompts = Path(name, "prompts.txt")
             prompts.write_text("\n".join(map(prompt_of, range(count))))
-            engine = InProcess() if workers == 1 else Processes(workers)
-            options = JobOptions(form=form, part=max(1, count // 8))
+            executor = SerialExecutor() if workers == 1 else ProcessExecutor(workers)
+            options = JobOptions(output_format=output_format, shard_size=max(1, count // 8))
             return rate(
-                iter(Job(PromptFile(prompts), bundle, f"{name}/out", options, engine)), count
+                iter(Job(PromptFile(prompts), bundle, f"{name}/out", options, executor)), count
             )
 
     return run
@@ -111,7 +110,7 @@ class ConstantPipeline:
             yield self._image
 
 
-def without_model(bundle: str, form: str, image: str) -> Callable[[int], dict[str, float]]:
+def without_model(bundle: str, output_format: str, image: str) -> Callable[[int], dict[str, float]]:
     """A job whose pictures cost nothing."""
     worker.Pipeline = ConstantPipeline  # type: ignore[assignment, misc]
 
@@ -120,7 +119,7 @@ def without_model(bundle: str, form: str, image: str) -> Callable[[int], dict[st
             prompts = Path(name, "prompts.txt")
             with prompts.open("w") as file:
                 file.writelines(f"{prompt_of(i)}\n" for i in range(count))
-            options = JobOptions(form=form, image_format=ImageFormat(image))
+            options = JobOptions(output_format=output_format, image_format=ImageFormat(image))
             start, settled, most = time.perf_counter(), 0, 0
             for index, _ in enumerate(Job(PromptFile(prompts), bundle, f"{name}/out", options), 1):
                 if index == _SETTLED:

@@ -26,7 +26,7 @@ from environment import environment
 from runtime import Job, JobOptions, PromptFile
 from runtime.bundle import default_bundle
 from runtime.images import ImageFormat
-from runtime.jobs.ray_engine import Ray
+from runtime.jobs.ray import RayExecutor
 
 _RATE = "GALIP_EDGE_SIMULATED_RATE"
 
@@ -68,9 +68,11 @@ def measure(nodes: list[int], rate: float, seconds: float) -> list[dict[str, flo
             prompts = Path(name, "prompts.txt")
             prompts.write_text("\n".join(f"bird {i}" for i in range(images)))
             options = JobOptions(
-                form="tar", image_format=ImageFormat("jpeg"), part=max(1, int(rate))
+                output_format="tar", image_format=ImageFormat("jpeg"), shard_size=max(1, int(rate))
             )
-            job = Job(PromptFile(prompts), default_bundle(), f"{name}/out", options, Ray(count))
+            job = Job(
+                PromptFile(prompts), default_bundle(), f"{name}/out", options, RayExecutor(count)
+            )
             started, first = 0.0, 0
             for index, _ in enumerate(job, 1):
                 if not started and index >= 0.2 * images:  # all nodes have begun

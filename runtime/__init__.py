@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from runtime.bundle import default_bundle
     from runtime.errors import BundleError, GalipEdgeError, JobError, PromptError
     from runtime.jobs.job import Job, JobOptions
-    from runtime.jobs.prompt_file import PromptFile
+    from runtime.jobs.prompts import PromptFile
     from runtime.noise import draw_noise
     from runtime.pipeline import Generated, Pipeline, PipelineOptions
     from runtime.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ _HOME = {
     "Pipeline": "pipeline",
     "PipelineOptions": "pipeline",
     "PromptError": "errors",
-    "PromptFile": "jobs.prompt_file",
+    "PromptFile": "jobs.prompts",
     "Tokenizer": "tokenizer",
     "default_bundle": "bundle",
     "draw_noise": "noise",

@@ -18,6 +18,7 @@ import click
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import console
 from galip_edge.commands.options import (
     RenamedOption,
@@ -32,140 +33,165 @@ from runtime.bundle import default_bundle
 from runtime.credentials import Signer
 from runtime.errors import GalipEdgeError
 from runtime.images import SUFFIXES, ImageFormat
-from runtime.jobs.engine import Engine, InProcess
-from runtime.jobs.estimate import estimate
-from runtime.jobs.job import MANIFEST, Job, JobOptions
-from runtime.jobs.outputs import FORMS
-from runtime.jobs.processes import Processes
-from runtime.jobs.prompt_file import FORMATS, MAX_IMAGES, PromptFile
+from runtime.jobs.executors import Executor, ProcessExecutor, SerialExecutor
+from runtime.jobs.job import MANIFEST, Job, JobOptions, estimate
+from runtime.jobs.prompts import INPUT_FORMATS, MAX_IMAGES, PromptFile
+from runtime.jobs.writers import OUTPUT_FORMATS
 from runtime.noise import MAX_SEED
 from runtime.pipeline import PipelineOptions
 
 
-@click.command("batch")
+@click.command("batch", cls=GroupedCommand)
 @click.argument("prompts", type=click.Path(path_type=Path, allow_dash=True))
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    help="Folder of the job: a path, or a URL that fsspec knows, such as s3://bucket/x.",
+@option_group(
+    "Input",
+    click.option(
+        "--input-format",
+        type=click.Choice(INPUT_FORMATS),
+        help="Format of PROMPTS; default: by the file name's suffix.",
+    ),
+    click.option(
+        "--prompt-column",
+        metavar="COLUMN",
+        help="Prompt column; default: prompt, caption or text, in any case.",
+    ),
+    click.option(
+        "--keep-column",
+        "keep_columns",
+        cls=RenamedOption,
+        former=["--carry"],
+        multiple=True,
+        metavar="COLUMN",
+        help="Copy this column to the manifest and to shards; may be repeated.",
+    ),
+    click.option("--encoding", help="Text encoding; default: detected (UTF-8, UTF-16 or UTF-32)."),
 )
-@model_option
-@click.option("--input-format", type=click.Choice(FORMATS), help="Default: by the file's ending.")
-@click.option(
-    "--prompt-column",
-    metavar="COLUMN",
-    help="Column of prompts; default: prompt, caption or text, in any case.",
+@option_group(
+    "Images",
+    model_option,
+    click.option(
+        "-n",
+        "count",
+        type=click.IntRange(1, MAX_IMAGES),
+        default=1,
+        show_default=True,
+        help="Images per prompt, for rows without n. A larger number extends the job.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, MAX_SEED),
+        default=0,
+        show_default=True,
+        help="Noise seed, for rows without seed.",
+    ),
 )
-@click.option("--encoding", help="Encoding of a text file; default: UTF-8, or UTF-16 if it is.")
-@click.option(
-    "-n",
-    "count",
-    type=click.IntRange(1, MAX_IMAGES),
-    default=1,
-    help="Images of a row without its own n. A larger number later extends the job.",
+@option_group(
+    "Output",
+    click.option(
+        "-o",
+        "--out",
+        required=True,
+        help="Folder of the job: a path, or a URL that fsspec supports, such as s3://bucket/x.",
+    ),
+    click.option(
+        "--output-format",
+        cls=RenamedOption,
+        former=["--as"],
+        type=click.Choice(OUTPUT_FORMATS),
+        default="folder",
+        show_default=True,
+        help="One file per image, tar shards for webdataset, or Parquet shards.",
+    ),
+    click.option(
+        "--shard-size",
+        cls=RenamedOption,
+        former=["--part"],
+        type=click.IntRange(1, 100_000),
+        default=JobOptions.shard_size,
+        show_default=True,
+        help="Images per shard, or per folder of image files.",
+    ),
+    click.option(
+        "--image-format",
+        cls=RenamedOption,
+        former=["--image"],
+        type=click.Choice(list(SUFFIXES)),
+        default="png",
+        show_default=True,
+        help="Encoding of the images; PNG files hold prompt and seed.",
+    ),
+    click.option(
+        "--quality",
+        type=click.IntRange(1, 100),
+        default=ImageFormat.quality,
+        show_default=True,
+        help="Quality of jpeg and webp.",
+    ),
+    signing_options,
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, MAX_SEED),
-    default=0,
-    show_default=True,
-    help="Seed of a row without its own.",
+@option_group(
+    "Resuming",
+    click.option(
+        "--update",
+        is_flag=True,
+        help="Accept changed rows, and regenerate only their images.",
+    ),
+    click.option(
+        "--retry-failed",
+        is_flag=True,
+        help="Retry failed images of earlier runs, except invalid rows.",
+    ),
+    click.option(
+        "--verify",
+        is_flag=True,
+        help="Compare each image with its hash, and regenerate damaged and missing ones.",
+    ),
+    click.option(
+        "--max-errors", type=click.IntRange(min=0), help="Stop after more failures than this."
+    ),
+    click.option(
+        "--force",
+        is_flag=True,
+        help="If the job cannot continue, remove its files and start again.",
+    ),
 )
-@click.option(
-    "--keep-column",
-    "carry",
-    cls=RenamedOption,
-    former=["--carry"],
-    multiple=True,
-    metavar="COLUMN",
-    help="Keep this column in the manifest and in shards. Repeat for more.",
+@option_group(
+    "Execution",
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Processes, each with its share of the cores; default: 1, with ray 1 per node.",
+    ),
+    click.option(
+        "--executor",
+        cls=RenamedOption,
+        former=["--engine"],
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Run workers on this machine, or on a Ray cluster.",
+    ),
+    click.option("--address", help="Ray cluster; default: RAY_ADDRESS, else this machine."),
+    threads_option,
+    click.option(
+        "--streams",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default="one per core",
+        help="Images in parallel in each process.",
+    ),
+    precision_option,
+    cache_option,
 )
-@click.option(
-    "--output-format",
-    "form",
-    cls=RenamedOption,
-    former=["--as"],
-    type=click.Choice(FORMS),
-    default="folder",
-    show_default=True,
-    help="A file for each image, tar shards for webdataset, or Parquet shards.",
+@option_group(
+    "Reporting",
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Estimate image count, output size and duration, then exit.",
+    ),
+    json_option,
 )
-@click.option(
-    "--image-format",
-    cls=RenamedOption,
-    former=["--image"],
-    type=click.Choice(list(SUFFIXES)),
-    default="png",
-    show_default=True,
-)
-@click.option(
-    "--quality",
-    type=click.IntRange(1, 100),
-    default=ImageFormat.quality,
-    show_default=True,
-    help="Quality of jpeg and webp.",
-)
-@click.option(
-    "--shard-size",
-    "part",
-    cls=RenamedOption,
-    former=["--part"],
-    type=click.IntRange(1, 100_000),
-    default=JobOptions.part,
-    show_default=True,
-    help="Images in a shard, or in each folder of files.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="Processes, each with its share of the cores; default: one, or with ray one a node.",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Processes of this machine, or of a Ray cluster.",
-)
-@click.option("--address", help="Ray cluster; default: RAY_ADDRESS, else this machine.")
-@click.option(
-    "--retry-failed",
-    is_flag=True,
-    help="Try again what failed in an earlier run, except invalid rows.",
-)
-@click.option(
-    "--update",
-    is_flag=True,
-    help="Accept changed rows: only their images are generated again.",
-)
-@click.option(
-    "--verify",
-    is_flag=True,
-    help="Compare each image with its hash; what is damaged or missing is generated again.",
-)
-@click.option(
-    "--max-errors", type=click.IntRange(min=0), help="Stop after more failures than this."
-)
-@click.option(
-    "--force",
-    is_flag=True,
-    help="If the job cannot continue: remove what it made and start again.",
-)
-@click.option(
-    "--dry-run", is_flag=True, help="Estimate image count, output size and duration, then exit."
-)
-@threads_option
-@click.option(
-    "--streams",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Images in parallel in each process; default: one for each core.",
-)
-@cache_option
-@precision_option
-@signing_options
-@json_option
 def command(
     prompts: Path,
     out: str,
@@ -175,13 +201,13 @@ def command(
     encoding: str | None,
     count: int,
     seed: int,
-    carry: tuple[str, ...],
-    form: str,
+    keep_columns: tuple[str, ...],
+    output_format: str,
     image_format: str,
     quality: int,
-    part: int,
+    shard_size: int,
     workers: int | None,
-    engine: str,
+    executor: str,
     address: str | None,
     retry_failed: bool,
     update: bool,
@@ -196,18 +222,27 @@ def command(
     as_json: bool,
     signer: Signer | None,
 ) -> None:
-    """Generate images of all prompts in a file; the same command again resumes.
+    """Generate images of all prompts in a file, in a job that resumes.
 
     PROMPTS is .txt (one prompt per line), .csv, .tsv, .json, .jsonl or .parquet, with a column
-    `prompt`, `caption` or `text` and, optionally, `id`, `n` and `seed`; also compressed (.gz, .bz2,
-    .xz, .zst), in UTF-8 or UTF-16, with any usual delimiter; `-` reads standard input. Rows added
-    to the file later extend the job. Prints the path of the manifest, which has a line for each
-    image, also for one that failed.
+    `prompt`, `caption` or `text` and, optionally, `id`, `n` and `seed`; `-` reads standard input.
+    The same command again generates only what is missing; rows added to the file extend the job.
+    Prints the path of the manifest, which lists each image and each failure.
+
+    \b
+    Examples:
+      # 4 images per prompt, as PNG files
+      galip-edge batch prompts.txt -o images -n 4
+      # a webdataset of 10,000 JPEGs per shard, with a column of labels
+      galip-edge batch prompts.csv -o data --output-format tar --shard-size 10000 \\
+          --image-format jpeg --keep-column label
+      # after correcting rows of the file
+      galip-edge batch prompts.txt -o images -n 4 --update
     """
     options = JobOptions(
-        form=form,
+        output_format=output_format,
         image_format=ImageFormat(image_format, quality, signer),
-        part=part,
+        shard_size=shard_size,
         retry_failed=retry_failed,
         max_errors=max_errors,
         update=update,
@@ -217,16 +252,16 @@ def command(
     )
     bundle = model or default_bundle()
     with _prompt_file(prompts, input_format) as path:
-        file = PromptFile(path, input_format, count, seed, carry, prompt_column, encoding)
+        file = PromptFile(path, input_format, count, seed, keep_columns, prompt_column, encoding)
         source = "standard input" if str(prompts) == "-" else prompts
-        click.echo(f"{source}: {file.understood}", err=True)
+        click.echo(f"{source}: {file.layout}", err=True)
         if dry_run:
             _print_estimate(asdict(estimate(file, bundle, options)), as_json)
             return
-        # Ray says things on stdout, up to its end.
-        with redirect_stdout(sys.stderr), _engine(engine, workers, address) as who:
+        # Ray prints to stdout, up to its end.
+        with redirect_stdout(sys.stderr), _executor(executor, workers, address) as chosen:
             with console().status("reading the prompts"):
-                job = Job(file, bundle, out, options, who)
+                job = Job(file, bundle, out, options, chosen)
             with _progress(job) as show, _stops_at_signals(job):
                 for _ in job:
                     show()
@@ -234,19 +269,19 @@ def command(
 
 
 @contextmanager
-def _engine(name: str, workers: int | None, address: str | None) -> Iterator[Engine]:
+def _executor(name: str, workers: int | None, address: str | None) -> Iterator[Executor]:
     if name == "ray":
-        from runtime.jobs.ray_engine import Ray
+        from runtime.jobs.ray import RayExecutor
 
-        with closing(Ray(workers, address)) as engine:
-            yield engine
+        with closing(RayExecutor(workers, address)) as executor:
+            yield executor
     else:
-        yield InProcess() if workers in (None, 1) else Processes(workers)
+        yield SerialExecutor() if workers in (None, 1) else ProcessExecutor(workers)
 
 
 @contextmanager
 def _prompt_file(prompts: Path, kind: str | None) -> Iterator[Path]:
-    """The file, or a copy of standard input while the job runs."""
+    """Yield the prompt file, or a temporary copy of standard input."""
     if str(prompts) != "-":
         yield prompts
         return
@@ -259,15 +294,15 @@ def _prompt_file(prompts: Path, kind: str | None) -> Iterator[Path]:
 
 @contextmanager
 def _stops_at_signals(job: Job) -> Iterator[None]:
-    """The first SIGINT or SIGTERM lets the job finish what is in flight, the second one ends us."""
+    """Finish the images in flight at the first SIGINT or SIGTERM; exit at the second one."""
     numbers = signal.SIGINT, signal.SIGTERM
 
     def handle(number: int, _: Any) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
         job.stop()
-        console().show_cursor()  # which the second one could not do
-        click.echo("finishing what is in flight; a second signal stops at once", err=True)
+        console().show_cursor()  # the second signal leaves no time for that
+        click.echo("finishing the images in flight; a second signal stops at once", err=True)
 
     before = [signal.signal(number, handle) for number in numbers]
     try:
@@ -277,14 +312,13 @@ def _stops_at_signals(job: Job) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# Seconds between lines of progress where there is no terminal.
-_LINES_EVERY = 30.0
+# Seconds between progress lines without a terminal.
+_INTERVAL = 30.0
 
 
 @contextmanager
 def _progress(job: Job) -> Iterator[Callable[[], None]]:
-    """A bar on stderr, or a line now and then where it is no terminal; gives a function that
-    brings it up to date."""
+    """Show a bar on a terminal, else a line every 30 seconds; yields a function to update it."""
     out = console()
     if not out.is_terminal:
         yield _progress_lines(job)
@@ -315,7 +349,7 @@ def _progress_lines(job: Job) -> Callable[[], None]:
     def show() -> None:
         nonlocal last
         moment = time.monotonic()
-        if moment - last < _LINES_EVERY:
+        if moment - last < _INTERVAL:
             return
         last, now = moment, job.progress
         rate = now.done / (moment - began)
@@ -328,38 +362,40 @@ def _progress_lines(job: Job) -> Callable[[], None]:
 
 def _report(job: Job, as_json: bool) -> None:
     now = job.progress
-    manifest = f"{job.place}/{MANIFEST}"
+    manifest = f"{job.storage}/{MANIFEST}"
     if as_json:
         click.echo(json.dumps({**asdict(now), "left": now.left, "manifest": manifest}))
     else:
         click.echo(manifest)
     if now.lost:
-        again = "" if now.left else " and were generated again"
-        click.echo(f"{now.lost:,} images were missing or damaged{again}", err=True)
+        images, verb = ("image", "was") if now.lost == 1 else ("images", "were")
+        repaired = "" if now.left else f" and {verb} regenerated"
+        click.echo(f"{now.lost:,} {images} {verb} missing or damaged{repaired}", err=True)
     elif job.options.verify and not now.left:
         click.echo(f"all {now.kept:,} earlier results are intact", err=True)
     if now.left:
         click.echo(
-            f"stopped: {now.left:,} of {now.items:,} are left; rerun the same command to resume",
+            f"stopped with {now.left:,} of {now.items:,} images left; rerun the same command to "
+            "resume",
             err=True,
         )
         raise click.exceptions.Exit(130)
     if now.all_failed:
         raise GalipEdgeError(
-            f"{now.all_failed:,} of {now.items:,} failed, {manifest} has the reasons: "
+            f"{now.all_failed:,} of {now.items:,} images failed, see {manifest} for the reasons: "
             f"{_advice(now.invalid, now.all_failed - now.invalid)}"
         )
 
 
 def _advice(invalid: int, others: int) -> str:
-    """What to do about failures: an invalid row fails again until it is changed."""
+    """Suggest a remedy; invalid rows fail again until they are changed."""
     advice = []
     if invalid:
         rows = "1 row is" if invalid == 1 else f"{invalid:,} rows are"
         advice.append(f"{rows} invalid (correct the prompt file, then add --update)")
     if others:
         which = f"the other {others:,}" if invalid else "them"
-        advice.append(f"--retry-failed tries {which} again")
+        advice.append(f"pass --retry-failed to retry {which}")
     return "; ".join(advice)
 
 
@@ -368,14 +404,14 @@ def _print_estimate(found: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(found))
         return
     click.echo(
-        f"{found['images']:,} images from {found['rows']:,} rows ({found['refused']:,} cannot be "
-        f"used, {found['cut']:,} longer than what the model reads), about "
-        f"{decimal(found['bytes'])}, about {_duration(found['seconds'])} on this machine"
+        f"{found['images']:,} images from {found['rows']:,} rows ({found['refused']:,} invalid, "
+        f"{found['cut']:,} longer than the model reads), about {decimal(found['bytes'])}, about "
+        f"{_duration(found['seconds'])} on this machine"
     )
 
 
 def _duration(seconds: float) -> str:
-    """For people."""
+    """Format a duration with a suitable unit."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

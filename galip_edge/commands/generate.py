@@ -152,13 +152,13 @@ def _all_prompts(prompts: tuple[str, ...]) -> Iterator[str]:
 
 def _lines_of_stdin() -> list[tuple[int, str]]:
     """Non-blank lines with their numbers from 1, in any encoding that `batch` reads."""
-    from runtime.jobs.decoding import detect, open_text
+    from runtime.jobs.prompts import detect_decoding, open_text
 
     with tempfile.TemporaryDirectory(prefix="galip-edge-") as folder:
         path = Path(folder, "standard input")
         with path.open("wb") as copy:
             shutil.copyfileobj(sys.stdin.buffer, copy)
-        with open_text(path, detect(path)[0]) as text:
+        with open_text(path, detect_decoding(path)[0]) as text:
             lines = [(number, line.strip()) for number, line in enumerate(text, 1)]
     return [(number, line) for number, line in lines if line]
 

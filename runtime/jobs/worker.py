@@ -1,4 +1,4 @@
-"""Makes the images of one part after the other."""
+"""Worker: generates, encodes and writes the images of shards."""
 
 from __future__ import annotations
 
@@ -16,30 +16,38 @@ from typing import Any
 from runtime.arrays import Images
 from runtime.errors import GalipEdgeError, JobError
 from runtime.images import ImageFormat, ImageMetadata
-from runtime.jobs.journal import DONE, FAILED, Entry, Journal, Record, entry_of, read_record
-from runtime.jobs.outputs import Output, open_output
-from runtime.jobs.parts import Item, Part
-from runtime.jobs.place import STATE, RemotePlace, place_of
+from runtime.jobs.journal import (
+    DONE,
+    FAILED,
+    Entry,
+    Journal,
+    ShardRecord,
+    entry_of,
+    parse_journal,
+)
+from runtime.jobs.shards import Item, Shard
+from runtime.jobs.storage import STATE, LocalStorage, RemoteStorage, open_storage
+from runtime.jobs.writers import ShardWriter, open_writer
 from runtime.latent import Keyframe, keyframe_latent
 from runtime.pipeline import Pipeline, PipelineOptions
 
-# Writers wait for the disk more than they work.
+# Threads that encode and write; mostly waiting for the disk.
 _WRITERS = 4
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a worker needs to know; it goes to other processes.
+class JobSpec:
+    """Everything that workers need to know; sent to other processes.
 
     Attributes:
         bundle: the model's folder.
-        model, model_hash: its name, and the hash of all of its files.
-        options: how the worker uses the CPU.
+        model, model_hash: its name, and the hash of its files.
+        options: how a worker uses the CPU.
         out: path or URL of the job's folder.
-        form: of the output, one of `outputs.FORMS`.
-        image_format: of the images.
-        retry_failed: whether to try again what failed before, invalid rows aside.
-        verify: whether to compare what is there with its hashes.
+        output_format: one of `writers.OUTPUT_FORMATS`.
+        image_format: encoding of the images.
+        retry_failed: retry failed images of earlier runs, except invalid rows.
+        verify: compare existing files with their hashes.
         types: Arrow types of the kept columns.
     """
 
@@ -48,7 +56,7 @@ class Work:
     model_hash: str
     options: PipelineOptions
     out: str
-    form: str
+    output_format: str
     image_format: ImageFormat
     retry_failed: bool = False
     verify: bool = False
@@ -56,25 +64,32 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Items of a part that earlier runs did.
+class Resumed:
+    """First event of a shard: what earlier runs did.
 
     Attributes:
-        count: items that need no more work.
+        kept: items that need no more work.
         lost: images that were missing or damaged, and are generated again.
     """
 
-    count: int
+    kept: int
     lost: int = 0
 
 
-def journal_name(part: Part) -> str:
-    """Name of a part's record in the job's folder."""
-    return f"{STATE}/parts/{part.name}.jsonl"
+@dataclass(frozen=True)
+class Completed:
+    """Event of an item: its journal entry, once its image exists or it failed."""
+
+    entry: Entry
+
+
+def journal_name(shard: Shard) -> str:
+    """Name of a shard's journal in the job's folder."""
+    return f"{STATE}/parts/{shard.name}.jsonl"
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Outcome:
     item: Item
     image: Images | None
     error: str | None
@@ -82,160 +97,172 @@ class _Made:
 
 
 class Worker:
-    """Makes parts with a model of its own, which is loaded when the first image is made."""
+    """Processes shards with its own model, loaded for the first image."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._place = place_of(work.out)
+    def __init__(self, spec: JobSpec) -> None:
+        self._spec = spec
+        self._storage = open_storage(spec.out)
 
     @cached_property
     def _pipeline(self) -> Pipeline:
-        return Pipeline.from_bundle(self._work.bundle, self._work.options)
+        return Pipeline.from_bundle(self._spec.bundle, self._spec.options)
 
     def run(
-        self, part: Part, stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[Kept | Entry]:
-        """Make what is missing of `part`: what earlier runs did, then the new entries, each once
-        its image exists.
+        self, shard: Shard, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[Resumed | Completed]:
+        """Generate the missing images of a shard.
 
         Args:
-            part: see there.
-            stopped: asked after each image; what is in flight is finished then.
+            shard: the shard to complete.
+            stopped: polled after each image; images in flight are finished then.
 
         Raises:
             GalipEdgeError: the model cannot be loaded, or a file cannot be written.
         """
-        with self._place.hold(part.number):
-            if isinstance(self._place, RemotePlace):
-                yield from self._run_elsewhere(part, self._place, stopped)
+        with self._storage.lock_shard(shard.number):
+            if isinstance(self._storage, RemoteStorage):
+                yield from self._run_remote(shard, self._storage, stopped)
             else:
-                yield from self._run_in(self._place.folder, part, stopped)
+                assert isinstance(self._storage, LocalStorage)
+                yield from self._run_local(self._storage.folder, shard, stopped)
 
-    def _run_elsewhere(
-        self, part: Part, place: RemotePlace, stopped: Callable[[], bool]
-    ) -> Iterator[Kept | Entry]:
-        """Make the part here, whole, and store its record after its files."""
-        record = read_record(place.read(journal_name(part)), f"{place}/{journal_name(part)}")
-        wanted = self._wanted(part, record)
-        finished = record.shards is not None
-        lost = self._lost(record, wanted, place) if finished else 0
-        same = len(part.items) == len(wanted) == len(record.entries)
-        if finished and same and not lost:
-            yield Kept(len(wanted))
+    def _run_remote(
+        self, shard: Shard, storage: RemoteStorage, stopped: Callable[[], bool]
+    ) -> Iterator[Resumed | Completed]:
+        """Complete the shard in a temporary folder; upload its files, the journal last."""
+        name = journal_name(shard)
+        record = parse_journal(storage.read(name), f"{storage}/{name}")
+        valid = self._valid(shard, record)
+        finished = record.sizes is not None
+        lost = self._count_lost(record, valid, storage) if finished else 0
+        unchanged = len(shard.items) == len(valid) == len(record.entries)
+        if finished and unchanged and not lost:
+            yield Resumed(len(valid))
             return
-        yield Kept(0, lost)
-        with tempfile.TemporaryDirectory(prefix="galip-edge-") as name:
-            folder = Path(name)
-            _, *entries = self._run_in(folder, part, stopped)
-            if len(entries) < len(part.items):
+        yield Resumed(0, lost)
+        with tempfile.TemporaryDirectory(prefix="galip-edge-") as temporary:
+            folder = Path(temporary)
+            completed = [
+                event
+                for event in self._run_local(folder, shard, stopped)
+                if isinstance(event, Completed)
+            ]
+            if len(completed) < len(shard.items):
                 return  # stopped
             files = {
                 file.relative_to(folder).as_posix(): file
                 for file in sorted(folder.rglob("*"))
                 if file.is_file() and STATE not in file.parts
             }
-            place.put_all(files)
-            before = {e["file"] for e in record.entries if e["file"]} | set(record.shards or {})
+            storage.put_all(files)
+            before = {e["file"] for e in record.entries if e["file"]} | set(record.sizes or {})
             for file in sorted(before - set(files)):
-                place.remove(file)
-            place.put(folder / journal_name(part), journal_name(part))
-        yield from entries
+                storage.remove(file)
+            storage.put(folder / name, name)
+        yield from completed
 
-    def _lost(self, record: Record, entries: Sequence[Entry], place: RemotePlace) -> int:
-        """How many images of a part that is stored elsewhere are missing or damaged."""
+    def _count_lost(
+        self, record: ShardRecord, entries: Sequence[Entry], storage: RemoteStorage
+    ) -> int:
+        """Count the missing or damaged images of a stored shard."""
         done = [entry for entry in entries if entry["status"] == DONE]
-        if record.shards:
-            sizes = place.sizes("")
+        if record.sizes:
+            found = storage.sizes("")
             bad = {
                 name
-                for name, size in record.shards.items()
-                if sizes.get(name) != size or not self._is_right(place, name, record.hashes)
+                for name, size in record.sizes.items()
+                if found.get(name) != size or not self._is_intact(storage, name, record.hashes)
             }
             return sum(entry["file"] in bad for entry in done)
-        sizes = {}
+        sizes: dict[str, int] = {}
         for folder in {entry["file"].split("/")[0] for entry in done}:
-            sizes |= place.sizes(folder)
+            sizes |= storage.sizes(folder)
         hashes = {entry["file"]: entry["sha256"] for entry in done}
         return sum(
             sizes.get(entry["file"]) != entry["bytes"]
-            or not self._is_right(place, entry["file"], hashes)
+            or not self._is_intact(storage, entry["file"], hashes)
             for entry in done
         )
 
-    def _is_right(self, place: RemotePlace, name: str, hashes: Mapping[str, str]) -> bool:
-        """Whether a file has its hash, where hashes are to be verified."""
-        if not self._work.verify or name not in hashes:
+    def _is_intact(self, storage: RemoteStorage, name: str, hashes: Mapping[str, str]) -> bool:
+        """Compare a file with its hash, if files are to be verified."""
+        if not self._spec.verify or name not in hashes:
             return True
-        return hashlib.sha256(place.read(name) or b"").hexdigest() == hashes[name]
+        return hashlib.sha256(storage.read(name) or b"").hexdigest() == hashes[name]
 
-    def _run_in(
-        self, folder: Path, part: Part, stopped: Callable[[], bool]
-    ) -> Iterator[Kept | Entry]:
-        work, journal = self._work, Journal(folder / journal_name(part))
-        output = open_output(
-            *(work.form, folder, folder / STATE / "open", part),
-            *(work.image_format.suffix, dict(work.types)),
+    def _valid(self, shard: Shard, record: ShardRecord) -> list[Entry]:
+        """Select the latest entry of each item that is unchanged and not to be retried."""
+        items = {item.position: item for item in shard.items}
+        found: dict[tuple[int, int], Entry] = {}
+        for entry in record.entries:
+            position = entry["row"], entry["index"]
+            item = items.get(position)
+            if item is None or not item.matches(entry):
+                continue
+            retry = entry["status"] == FAILED and item.error is None and self._spec.retry_failed
+            if not retry:
+                found[position] = entry
+        return list(found.values())
+
+    def _run_local(
+        self, folder: Path, shard: Shard, stopped: Callable[[], bool]
+    ) -> Iterator[Resumed | Completed]:
+        spec, journal = self._spec, Journal(folder / journal_name(shard))
+        writer = open_writer(
+            *(spec.output_format, folder, folder / STATE / "open", shard),
+            *(spec.image_format.suffix, dict(spec.types)),
         )
         try:
-            yield from self._run(part, journal, output, stopped)
+            yield from self._complete(shard, journal, writer, stopped)
         except OSError as error:
             raise JobError(f"cannot write to {folder}: {error.strerror or error}") from error
         finally:
-            output.suspend()
+            writer.suspend()
             journal.close()
 
-    def _wanted(self, part: Part, record: Record) -> list[Entry]:
-        """An earlier run's entries whose items are as they were; the latest one of each item."""
-        items = {item.place: item for item in part.items}
-        found: dict[tuple[int, int], Entry] = {}
-        for entry in record.entries:
-            place = entry["row"], entry["index"]
-            item = items.get(place)
-            if item is None or not item.matches(entry):
-                continue
-            again = entry["status"] == FAILED and item.error is None and self._work.retry_failed
-            if not again:
-                found[place] = entry
-        return list(found.values())
-
-    def _run(
-        self, part: Part, journal: Journal, output: Output, stopped: Callable[[], bool]
-    ) -> Iterator[Kept | Entry]:
+    def _complete(
+        self, shard: Shard, journal: Journal, writer: ShardWriter, stopped: Callable[[], bool]
+    ) -> Iterator[Resumed | Completed]:
         record = journal.read()
-        wanted = self._wanted(part, record)
-        entries = output.resume(record, wanted, self._work.verify)
+        reasons = {item.position: item.error for item in shard.items if item.error is not None}
+        valid = [  # an invalid row may have another reason now
+            entry
+            for entry in self._valid(shard, record)
+            if reasons.get((entry["row"], entry["index"]), entry["error"]) == entry["error"]
+        ]
+        entries = writer.resume(record, valid, self._spec.verify)
         known = {(entry["row"], entry["index"]) for entry in entries}
-        missing = [item for item in part.items if item.place not in known]
-        finished = record.shards is not None
-        yield Kept(len(entries), len(wanted) - len(entries) if finished else 0)
-        if finished and not missing and not output.at_once and len(entries) == len(record.entries):
+        missing = [item for item in shard.items if item.position not in known]
+        finished = record.sizes is not None
+        yield Resumed(len(entries), len(valid) - len(entries) if finished else 0)
+        if finished and not missing and not writer.atomic and len(entries) == len(record.entries):
             return
-        if not output.at_once:
-            journal.restart(Record(entries, record.shards, record.hashes))
-        for entry in self._write_all(missing, output, stopped):
-            if not output.at_once:
-                journal.add(entry)
+        if not writer.atomic:
+            journal.restart(ShardRecord(entries, record.sizes, record.hashes))
+        for entry in self._write_all(missing, writer, stopped):
+            if not writer.atomic:
+                journal.append(entry)
             entries.append(entry)
-            yield entry
-        if len(entries) == len(part.items):
+            yield Completed(entry)
+        if len(entries) == len(shard.items):
             entries.sort(key=lambda entry: (entry["row"], entry["index"]))
-            journal.finish(Record(entries, *output.finish()))
+            journal.finish(ShardRecord(entries, *writer.finish()))
 
     def _write_all(
-        self, items: Sequence[Item], output: Output, stopped: Callable[[], bool]
+        self, items: Sequence[Item], writer: ShardWriter, stopped: Callable[[], bool]
     ) -> Iterator[Entry]:
-        """Images are encoded and stored beside the work on the next ones."""
-        pending: deque[Future[tuple[_Made, bytes, Entry]]] = deque()
+        """Encode and write images in threads while the next ones are generated."""
+        pending: deque[Future[tuple[_Outcome, bytes, Entry]]] = deque()
         with ThreadPoolExecutor(_WRITERS) as pool:
 
             def oldest() -> Entry:
-                made, data, entry = pending.popleft().result()
-                if made.image is not None:
-                    output.append(made.item, data, entry)
+                outcome, data, entry = pending.popleft().result()
+                if outcome.image is not None:
+                    writer.append(outcome.item, data, entry)
                 return entry
 
-            for made in self._make_all(items):
-                pending.append(pool.submit(self._store, made, output))
+            for outcome in self._generate_all(items):
+                pending.append(pool.submit(self._store, outcome, writer))
                 if len(pending) > 2 * _WRITERS:
                     yield oldest()
                 if stopped():
@@ -243,44 +270,43 @@ class Worker:
             while pending:
                 yield oldest()
 
-    def _store(self, made: _Made, output: Output) -> tuple[_Made, bytes, Entry]:
-        item, model = made.item, self._work.model_hash
-        if made.image is None:
-            error = {"status": FAILED, "error": made.error}
-            return made, b"", entry_of(item, model, made.milliseconds, **error)
-        metadata = ImageMetadata(item.prompt, item.seed, item.index, self._work.model, model)
-        data = self._work.image_format.encode(made.image, metadata)
-        output.store(item, data)
+    def _store(self, outcome: _Outcome, writer: ShardWriter) -> tuple[_Outcome, bytes, Entry]:
+        item, model = outcome.item, self._spec.model_hash
+        if outcome.image is None:
+            error = {"status": FAILED, "error": outcome.error}
+            return outcome, b"", entry_of(item, model, outcome.milliseconds, **error)
+        metadata = ImageMetadata(item.prompt, item.seed, item.index, self._spec.model, model)
+        data = self._spec.image_format.encode(outcome.image, metadata)
+        writer.store(item, data)
         digest = hashlib.sha256(data).hexdigest()
         facts: dict[str, Any] = {"status": DONE, "bytes": len(data), "sha256": digest}
-        return made, data, entry_of(item, model, made.milliseconds, **facts)
+        return outcome, data, entry_of(item, model, outcome.milliseconds, **facts)
 
-    def _make_all(self, items: Sequence[Item]) -> Iterator[_Made]:
-        """Each item's image, or why there is none."""
+    def _generate_all(self, items: Sequence[Item]) -> Iterator[_Outcome]:
+        """Generate each item's image; a failure affects no other item."""
         position, clock = 0, _Clock()
         while position < len(items):
             images = self._images([item for item in items[position:] if item.error is None])
             try:
                 for item in items[position:]:
                     image = None if item.error is not None else next(images)
-                    yield _Made(item, image, item.error, clock.lap())
+                    yield _Outcome(item, image, item.error, clock.lap())
                     position += 1
             except GalipEdgeError:
-                raise  # of the model, not of this item
+                raise  # an error of the model, not of this item
             except Exception:  # noqa: BLE001
-                # Whatever an item does, the next ones are made. Some are calculated ahead, so that
-                # it may have been a later one.
-                yield self._alone(items[position], clock)
+                # Items are processed ahead: the failure may be that of a later one.
+                yield self._generate_alone(items[position], clock)
                 position += 1
 
-    def _alone(self, item: Item, clock: _Clock) -> _Made:
+    def _generate_alone(self, item: Item, clock: _Clock) -> _Outcome:
         try:
-            return _Made(item, next(self._images([item])), None, clock.lap())
+            return _Outcome(item, next(self._images([item])), None, clock.lap())
         except GalipEdgeError:
             raise
         except Exception as error:  # noqa: BLE001
-            said = f"{type(error).__name__}: {str(error).strip() or 'no more is known'}"
-            return _Made(item, None, said, clock.lap())
+            message = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+            return _Outcome(item, None, message, clock.lap())
 
     def _images(self, items: Sequence[Item]) -> Iterator[Images]:
         if not items:
@@ -293,7 +319,7 @@ class Worker:
 
 
 class _Clock:
-    """Milliseconds since it was last asked: over many images they sum up to the time of all."""
+    """Milliseconds since the last lap; the laps of all images add up to the total time."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()

@@ -34,7 +34,7 @@ def test_a_job_from_a_file(prompts, tmp_path):
     done = batch(*command)
     assert done.stdout.strip() == str(out / "__manifest__" / "manifest.jsonl")
     assert done.returncode == 1
-    assert "1 of 4 failed, " in done.stderr
+    assert "1 of 4 images failed, " in done.stderr
     assert [(e["status"], e["note"]) for e in lines(out)] == [
         ("done", "x"),
         ("done", "x"),
@@ -51,7 +51,7 @@ def test_a_job_from_a_file(prompts, tmp_path):
     assert (longer["kept"], longer["done"]) == (4, 0)
     changed = batch(*command, "--seed", 2)
     assert changed.returncode == 1
-    assert "holds a job with other seed: choose another folder, or give --force" in changed.stderr
+    assert "holds a job with another seed: choose another folder, or pass --force" in changed.stderr
     assert "Traceback" not in changed.stderr
     assert batch(*command, "--seed", 2, "--force").returncode == 1
     assert len(lines(out)) == 4
@@ -79,22 +79,37 @@ def test_a_job_grows_with_its_file_and_is_verified(prompts, tmp_path):
     data[-30] ^= 1
     file.write_bytes(data)
     repaired = batch(*command, "--verify")
-    assert "1 images were missing or damaged and were generated again" in repaired.stderr
+    assert "1 image was missing or damaged and was regenerated" in repaired.stderr
     assert json.loads(repaired.stdout)["lost"] == 1
 
 
 def test_former_spellings_of_options(prompts, tmp_path):
     new = ("--output-format", "tar", "--shard-size", 2, "--image-format", "webp")
-    old = ("--as", "tar", "--part", 2, "--image", "webp")
+    old = ("--as", "tar", "--part", 2, "--image", "webp", "--engine", "local")
     command = (prompts, "--out", tmp_path / "out", "--model", default_bundle(), "--json")
     assert json.loads(batch(*command, *new, "--keep-column", "note").stdout)["done"] == 3
     assert json.loads(batch(*command, *old, "--carry", "note").stdout)["kept"] == 4
     shown = batch("--help").stdout
-    for name in ("--as ", "--part ", "--image ", "--carry "):
+    for name in ("--as ", "--part ", "--image ", "--carry ", "--engine "):
         assert name not in shown
-    for name in ("--output-format", "--shard-size", "--image-format", "--keep-column"):
+    for name in (
+        "--output-format",
+        "--shard-size",
+        "--image-format",
+        "--keep-column",
+        "--executor",
+    ):
         assert name in shown
     assert "'--shard-size'" in batch(*command, "--part", 0).stderr
+
+
+def test_help_groups_the_options():
+    shown = batch("--help").stdout
+    titles = ("Examples:", "Input:", "Images:", "Output:", "Resuming:", "Execution:", "Reporting:")
+    places = [shown.index(f"\n{' ' * 2 * (title == 'Examples:')}{title}\n") for title in titles]
+    assert places == sorted(places)
+    assert places[3] < shown.index("--sign-cert") < places[4]
+    assert shown.index("--help") > shown.index("\nOptions:\n") > places[-1]
 
 
 def test_standard_input(tmp_path):
@@ -123,7 +138,7 @@ def test_a_dry_run_makes_nothing(prompts, tmp_path):
     assert (told["rows"], told["images"], told["refused"]) == (3, 3, 1)
     assert told["bytes"] > 0
     assert told["seconds"] > 0
-    wanted = "3 images from 3 rows (1 cannot be used, 0 longer than what the model reads), about"
+    wanted = "3 images from 3 rows (1 invalid, 0 longer than the model reads), about"
     assert wanted in batch(*command).stdout
     prompts.write_text(f"prompt\na bird\n{'a bird ' * 40}\n{'a bird ' * 12}\n")
     told = json.loads(batch(*command, "--json").stdout)
@@ -135,7 +150,7 @@ def test_a_dry_run_makes_nothing(prompts, tmp_path):
     ("arguments", "message"),
     [
         (["missing.csv", "--out", "x"], "cannot read the prompts in missing.csv: No such file"),
-        (["p.doc", "--out", "x"], "the format of p.doc is unknown by its ending"),
+        (["p.doc", "--out", "x"], "unknown format of p.doc"),
         (["p.xlsx", "--out", "x"], "save the sheet as CSV"),
         (["p.txt", "--out", "x", "--carry", "image"], "column 'image' cannot be kept"),
         (["p.txt", "--out", "x", "--carry", "file"], "column 'file' cannot be kept"),

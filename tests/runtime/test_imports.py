@@ -59,7 +59,7 @@ def test_commands_of_an_edge_box_run_without_torch(arguments, tiny_bundles, tmp_
 def test_a_batch_job_runs_without_torch(workers, tiny_bundles, tmp_path):
     (tmp_path / "p.txt").write_text("a bird\ntwo dogs\n")
     arguments = [str(tmp_path / "p.txt"), "--out", str(tmp_path / "out"), "--workers", workers]
-    arguments += ["--part", "1", "--model", str(tiny_bundles["int8"]), "--json"]
+    arguments += ["--shard-size", "1", "--model", str(tiny_bundles["int8"]), "--json"]
     result = run(f"from galip_edge.cli import main; main(['batch', *{arguments!r}])")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["done"] == 2

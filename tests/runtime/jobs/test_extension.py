@@ -10,9 +10,9 @@ from left import MANIFEST, entries, made, orphans
 from plain_model import PlainPipeline
 
 from runtime import Job, JobError, JobOptions, PromptFile
-from runtime.jobs.prompt_file import RESERVED
+from runtime.jobs.prompts import RESERVED
 
-FORMS = ("folder", "tar", "parquet")
+OUTPUT_FORMATS = ("folder", "tar", "parquet")
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +47,9 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def run(path, bundle, out, count=1, carry=(), **options) -> Job:
-    options = JobOptions(**{"part": 10, **options})
-    job = Job(PromptFile(path, count=count, carry=carry), bundle, out, options)
+def run(path, bundle, out, count=1, keep_columns=(), **options) -> Job:
+    options = JobOptions(**{"shard_size": 10, **options})
+    job = Job(PromptFile(path, count=count, keep_columns=keep_columns), bundle, out, options)
     for _ in job:
         pass
     assert job.progress.left == 0
@@ -76,75 +76,82 @@ def images(folder) -> dict[tuple, str]:
     return {key: entry["sha256"] for key, entry in found.items()}
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_rows_at_the_end_are_an_extension(form, path, bundle, tmp_path, asked):
-    run(path, bundle, tmp_path / "out", form=form)
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_rows_at_the_end_are_an_extension(output_format, path, bundle, tmp_path, asked):
+    run(path, bundle, tmp_path / "out", output_format=output_format)
     before = made(tmp_path / "out")
     for number in (25, 26):  # more than once
         asked.clear()
         write(path, [*read(path), {"prompt": f"bird {number}", "n": 2}])
-        job = run(path, bundle, tmp_path / "out", form=form)
+        job = run(path, bundle, tmp_path / "out", output_format=output_format)
         assert asked == [f"bird {number}"] * 2
         assert (job.progress.kept, job.progress.done) == (37 + 2 * (number - 25), 2)
     after = made(tmp_path / "out")
     names = [name for name in before if name[0] == "0"]
     assert {name: after[name] for name in names} == {name: before[name] for name in names}
-    run(path, bundle, tmp_path / "whole", form=form)
+    run(path, bundle, tmp_path / "whole", output_format=output_format)
     assert images(tmp_path / "out") == images(tmp_path / "whole")
-    assert run(path, bundle, tmp_path / "out", form=form).progress.done == 0
+    assert run(path, bundle, tmp_path / "out", output_format=output_format).progress.done == 0
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_more_images_of_each_row_are_an_extension(form, path, bundle, tmp_path):
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_more_images_of_each_row_are_an_extension(output_format, path, bundle, tmp_path):
     write(path, [{"prompt": f"bird {i}"} for i in range(25)])
-    run(path, bundle, tmp_path / "out", form=form)
-    job = run(path, bundle, tmp_path / "out", count=3, form=form)
+    run(path, bundle, tmp_path / "out", output_format=output_format)
+    job = run(path, bundle, tmp_path / "out", count=3, output_format=output_format)
     assert (job.progress.kept, job.progress.done) == (25, 50)
-    run(path, bundle, tmp_path / "whole", count=3, form=form)
+    run(path, bundle, tmp_path / "whole", count=3, output_format=output_format)
     assert images(tmp_path / "out") == images(tmp_path / "whole")
     with pytest.raises(JobError, match="row 0 and 24 more of .* changed .* fewer images"):
-        run(path, bundle, tmp_path / "out", count=2, form=form)
-    job = run(path, bundle, tmp_path / "out", count=2, form=form, update=True)
+        run(path, bundle, tmp_path / "out", count=2, output_format=output_format)
+    job = run(path, bundle, tmp_path / "out", count=2, output_format=output_format, update=True)
     assert job.progress.done == 0
-    run(path, bundle, tmp_path / "two", count=2, form=form)
+    run(path, bundle, tmp_path / "two", count=2, output_format=output_format)
     assert images(tmp_path / "out") == images(tmp_path / "two")
     assert not orphans(tmp_path / "out")
-    run(path, bundle, tmp_path / "out", count=4, form=form)
-    run(path, bundle, tmp_path / "four", count=4, form=form)
+    run(path, bundle, tmp_path / "out", count=4, output_format=output_format)
+    run(path, bundle, tmp_path / "four", count=4, output_format=output_format)
     assert images(tmp_path / "out") == images(tmp_path / "four")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_changed_rows_are_named_and_only_they_are_made_again(form, path, bundle, tmp_path, asked):
-    run(path, bundle, tmp_path / "out", form=form)
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_changed_rows_are_named_and_only_they_are_made_again(
+    output_format, path, bundle, tmp_path, asked
+):
+    run(path, bundle, tmp_path / "out", output_format=output_format)
     before = made(tmp_path / "out")
     rows = read(path)
     rows[11] = {"prompt": "a duck", "n": 2}
     rows[20] = {**rows[20], "seed": 5}
     write(path, rows)
     with pytest.raises(JobError, match="row 11 and 1 more of .* changed .* --update"):
-        run(path, bundle, tmp_path / "out", form=form)
+        run(path, bundle, tmp_path / "out", output_format=output_format)
     assert made(tmp_path / "out") == before
     asked.clear()
-    run(path, bundle, tmp_path / "out", form=form, update=True)
+    run(path, bundle, tmp_path / "out", output_format=output_format, update=True)
     assert sorted(asked) == ["a duck", "a duck", "bird 20"]
-    run(path, bundle, tmp_path / "whole", form=form)
+    run(path, bundle, tmp_path / "whole", output_format=output_format)
     assert made(tmp_path / "out") == made(tmp_path / "whole")
     assert not orphans(tmp_path / "out")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_an_update_that_was_stopped_goes_on_without_being_asked(form, path, bundle, tmp_path):
-    run(path, bundle, tmp_path / "out", form=form)
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_an_update_that_was_stopped_goes_on_without_being_asked(
+    output_format, path, bundle, tmp_path
+):
+    run(path, bundle, tmp_path / "out", output_format=output_format)
     write(path, [{**row, "prompt": row["prompt"] + " at night"} for row in read(path)])
-    prompts, options = PromptFile(path), JobOptions(form=form, part=10, update=True)
+    prompts, options = (
+        PromptFile(path),
+        JobOptions(output_format=output_format, shard_size=10, update=True),
+    )
     job = Job(prompts, bundle, tmp_path / "out", options)
     for count, _ in enumerate(job):
         if count == 13:
             job.stop()
     assert job.progress.left
-    run(path, bundle, tmp_path / "out", form=form)
-    run(path, bundle, tmp_path / "whole", form=form)
+    run(path, bundle, tmp_path / "out", output_format=output_format)
+    run(path, bundle, tmp_path / "whole", output_format=output_format)
     assert made(tmp_path / "out") == made(tmp_path / "whole")
 
 
@@ -177,27 +184,32 @@ def test_the_same_rows_in_another_form_are_the_same_job(path, bundle, tmp_path):
     assert run(tmp_path / "p.csv", bundle, tmp_path / "out").progress.done == 0
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_file_that_changes_during_a_run_is_not_mixed(form, bundle, tmp_path):
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_a_file_that_changes_during_a_run_is_not_mixed(output_format, bundle, tmp_path):
     path = tmp_path / "p.txt"
     parrots = "".join(f"a red parrot number {i} {'x' * 500}\n" for i in range(300))
     path.write_text(parrots)
-    job = Job(PromptFile(path), bundle, tmp_path / "out", JobOptions(part=10, form=form))
+    job = Job(
+        PromptFile(path),
+        bundle,
+        tmp_path / "out",
+        JobOptions(shard_size=10, output_format=output_format),
+    )
     with pytest.raises(JobError, match=r"row \d+ changed in .* during the run"):
         for count, _ in enumerate(job):
             if count == 25:
                 path.write_text("a blue duck\n" * 313)
     assert not any("duck" in entry["prompt"] for entry in entries(tmp_path / "out"))
     path.write_text(parrots)
-    run(path, bundle, tmp_path / "out", form=form)
-    run(path, bundle, tmp_path / "whole", form=form)
+    run(path, bundle, tmp_path / "out", output_format=output_format)
+    run(path, bundle, tmp_path / "whole", output_format=output_format)
     assert made(tmp_path / "out") == made(tmp_path / "whole")
 
 
 def test_rows_added_during_a_run_are_not_forgotten(bundle, tmp_path):
     path = tmp_path / "p.txt"
     path.write_text("".join(f"bird {i} {'x' * 500}\n" for i in range(100)))
-    job = Job(PromptFile(path), bundle, tmp_path / "out", JobOptions(part=10))
+    job = Job(PromptFile(path), bundle, tmp_path / "out", JobOptions(shard_size=10))
     with pytest.raises(JobError, match="rows were added to .* during the run: rerun"):
         for count, _ in enumerate(job):
             if count == 5:
@@ -227,22 +239,24 @@ def test_the_lock_comes_before_the_prompts_are_read(path, bundle, tmp_path, monk
         run(other, bundle, tmp_path / "out")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_entries_of_other_prompts_are_not_kept(form, path, bundle, tmp_path):
-    run(path, bundle, tmp_path / "out", form=form)
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_entries_of_other_prompts_are_not_kept(output_format, path, bundle, tmp_path):
+    run(path, bundle, tmp_path / "out", output_format=output_format)
     whole = made(tmp_path / "out")
     journal = tmp_path / "out" / ".job" / "parts" / "00000001.jsonl"
     text = journal.read_text()
     assert '"prompt": "bird 8"' in text
     journal.write_text(text.replace('"prompt": "bird 8"', '"prompt": "a duck"'))
-    job = run(path, bundle, tmp_path / "out", form=form)
+    job = run(path, bundle, tmp_path / "out", output_format=output_format)
     assert job.progress.done == text.count('"prompt": "bird 8"')
     assert made(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_damage_of_the_same_size_is_found_and_repaired(form, path, bundle, tmp_path, asked):
-    run(path, bundle, tmp_path / "out", form=form)
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_damage_of_the_same_size_is_found_and_repaired(
+    output_format, path, bundle, tmp_path, asked
+):
+    run(path, bundle, tmp_path / "out", output_format=output_format)
     whole = made(tmp_path / "out")
     names = [name for name in whole if name[0] == "0"]
     for position in (0.02, 0.5, 0.98):
@@ -250,29 +264,39 @@ def test_damage_of_the_same_size_is_found_and_repaired(form, path, bundle, tmp_p
         data = bytearray(file.read_bytes())
         data[int(position * len(data))] ^= 0x10
         file.write_bytes(data)
-        assert run(path, bundle, tmp_path / "out", form=form).progress.lost == 0
-        job = run(path, bundle, tmp_path / "out", form=form, verify=True)
+        assert run(path, bundle, tmp_path / "out", output_format=output_format).progress.lost == 0
+        job = run(path, bundle, tmp_path / "out", output_format=output_format, verify=True)
         assert made(tmp_path / "out") == whole
         assert job.progress.lost == job.progress.done
-    job = run(path, bundle, tmp_path / "out", form=form, verify=True)
+    job = run(path, bundle, tmp_path / "out", output_format=output_format, verify=True)
     assert (job.progress.lost, job.progress.done) == (0, 0)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_folder_removed_during_a_run_is_an_error(form, path, bundle, tmp_path):
-    job = Job(PromptFile(path), bundle, tmp_path / "out", JobOptions(part=5, form=form))
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_a_folder_removed_during_a_run_is_an_error(output_format, path, bundle, tmp_path):
+    job = Job(
+        PromptFile(path),
+        bundle,
+        tmp_path / "out",
+        JobOptions(shard_size=5, output_format=output_format),
+    )
     with pytest.raises(JobError, match="was removed or replaced during the run|cannot write"):
         for count, _ in enumerate(job):
             if count == 12:
                 shutil.rmtree(tmp_path / "out")
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    run(path, bundle, tmp_path / "out", form=form)
+    run(path, bundle, tmp_path / "out", output_format=output_format)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
 @pytest.mark.parametrize("what", ["images", "record"])
-def test_files_removed_during_a_run_are_an_error(form, what, path, bundle, tmp_path):
-    job = Job(PromptFile(path), bundle, tmp_path / "out", JobOptions(part=5, form=form))
+def test_files_removed_during_a_run_are_an_error(output_format, what, path, bundle, tmp_path):
+    job = Job(
+        PromptFile(path),
+        bundle,
+        tmp_path / "out",
+        JobOptions(shard_size=5, output_format=output_format),
+    )
     with pytest.raises(JobError, match="images are missing from .* removed during the run"):
         for count, _ in enumerate(job):
             if count == 12 and what == "record":
@@ -280,8 +304,8 @@ def test_files_removed_during_a_run_are_an_error(form, what, path, bundle, tmp_p
             elif count == 12:
                 (found,) = (tmp_path / "out").glob("00000000*")
                 shutil.rmtree(found) if found.is_dir() else found.unlink()
-    run(path, bundle, tmp_path / "out", form=form, part=5)
-    run(path, bundle, tmp_path / "whole", form=form, part=5)
+    run(path, bundle, tmp_path / "out", output_format=output_format, shard_size=5)
+    run(path, bundle, tmp_path / "whole", output_format=output_format, shard_size=5)
     assert images(tmp_path / "out") == images(tmp_path / "whole")
 
 
@@ -296,22 +320,39 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_kept_values_have_their_types(form, bundle, tmp_path):
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_kept_values_have_their_types(output_format, bundle, tmp_path):
     path, names = tmp_path / "p.jsonl", tuple(VALUES)
     rows = [{"prompt": f"bird {i}"} | {n: VALUES[n][i] for n in names} for i in range(3)]
     write(path, rows)
-    run(path, bundle, tmp_path / "out", carry=names, form=form, part=2)
+    run(
+        path,
+        bundle,
+        tmp_path / "out",
+        keep_columns=names,
+        output_format=output_format,
+        shard_size=2,
+    )
     wanted = [{name: row[name] for name in names} for row in rows]
     assert [{n: e[n] for n in names} for e in entries(tmp_path / "out")] == wanted
     table = pq.read_table(tmp_path / "out" / "__manifest__" / "manifest.parquet").to_pylist()
     assert [{n: e[n] for n in names} for e in table] == wanted
-    if form == "parquet":
+    if output_format == "parquet":
         shards = sorted((tmp_path / "out").glob("*.parquet"))
         assert len({str(pq.read_schema(shard)) for shard in shards}) == 1
         found = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
         assert [{n: row[n] for n in names} for row in found] == wanted
-    assert run(path, bundle, tmp_path / "out", carry=names, form=form, part=2).progress.done == 0
+    assert (
+        run(
+            path,
+            bundle,
+            tmp_path / "out",
+            keep_columns=names,
+            output_format=output_format,
+            shard_size=2,
+        ).progress.done
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -319,10 +360,10 @@ def test_kept_values_have_their_types(form, bundle, tmp_path):
     [
         (["1", 2], "column 'kind' .* is string before row 1, which has 2"),
         ([1, "2"], "column 'kind' .* is int64 before row 1, which has '2'"),
-        ([float("nan"), 1], "column 'kind' .* nan, which JSON cannot hold, in row 0"),
-        ([1.5, float("-inf")], "column 'kind' .* -inf, which JSON cannot hold, in row 1"),
-        ([[1, float("nan")], []], "column 'kind' .* nan, which JSON cannot hold, in row 0"),
-        ([2**63, 1], "column 'kind' .* more than 64 bits in row 0"),
+        ([float("nan"), 1], "column 'kind' .* row 0 has nan, which JSON cannot represent"),
+        ([1.5, float("-inf")], "column 'kind' .* row 1 has -inf, which JSON cannot represent"),
+        ([[1, float("nan")], []], "column 'kind' .* row 0 has nan, which JSON cannot represent"),
+        ([2**63, 1], "column 'kind' .* row 0 has an integer of more than 64 bits"),
         ([{}, {}], "column 'kind' .* objects without keys"),
     ],
 )
@@ -330,34 +371,34 @@ def test_values_that_cannot_be_kept_name_their_column(values, message, bundle, t
     path = tmp_path / "p.jsonl"
     write(path, [{"prompt": f"bird {i}", "kind": value} for i, value in enumerate(values)])
     with pytest.raises(JobError, match=message):
-        run(path, bundle, tmp_path / "out", carry=("kind",))
+        run(path, bundle, tmp_path / "out", keep_columns=("kind",))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_mistyped_column_is_an_error(path, bundle, tmp_path):
     with pytest.raises(JobError, match=r"no column 'colour' to keep, only 'prompt', 'n'"):
-        run(path, bundle, tmp_path / "out", carry=("colour",))
+        run(path, bundle, tmp_path / "out", keep_columns=("colour",))
     (tmp_path / "p.csv").write_text("prompt,color\na bird,red\n")
     with pytest.raises(JobError, match=r"no column 'colour' to keep, only 'prompt', 'color'"):
-        run(tmp_path / "p.csv", bundle, tmp_path / "out", carry=("colour",))
+        run(tmp_path / "p.csv", bundle, tmp_path / "out", keep_columns=("colour",))
     (tmp_path / "p.txt").write_text("a bird\n")
-    with pytest.raises(JobError, match="has lines of text and no column 'colour'"):
-        run(tmp_path / "p.txt", bundle, tmp_path / "out", carry=("colour",))
+    with pytest.raises(JobError, match="has text lines and no column 'colour'"):
+        run(tmp_path / "p.txt", bundle, tmp_path / "out", keep_columns=("colour",))
 
 
 @pytest.mark.parametrize("name", [*sorted(RESERVED), "Image", "ROW"])
 def test_columns_of_our_own_are_refused_at_once(name, tmp_path):
     with pytest.raises(ValueError, match=f"column '{name}' cannot be kept"):
-        PromptFile(tmp_path / "p.jsonl", carry=(name,))
+        PromptFile(tmp_path / "p.jsonl", keep_columns=(name,))
 
 
 def test_shards_with_another_type_are_not_added(bundle, tmp_path):
     path = tmp_path / "p.jsonl"
     write(path, [{"prompt": "bird 0", "score": 1}])
-    run(path, bundle, tmp_path / "out", carry=("score",), form="parquet")
+    run(path, bundle, tmp_path / "out", keep_columns=("score",), output_format="parquet")
     write(path, [*read(path), {"prompt": "bird 1", "score": 1.5}])
-    with pytest.raises(JobError, match="column 'score' .* is double now, and the shards .* int64"):
-        run(path, bundle, tmp_path / "out", carry=("score",), form="parquet")
+    with pytest.raises(JobError, match="column 'score' .* is double, but int64 in the shards"):
+        run(path, bundle, tmp_path / "out", keep_columns=("score",), output_format="parquet")
 
 
 def as_version_1(out, path) -> None:
@@ -379,21 +420,26 @@ def as_version_1(out, path) -> None:
         )
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_job_of_the_version_before_continues(form, path, bundle, tmp_path):
-    job = Job(PromptFile(path), bundle, tmp_path / "out", JobOptions(form=form, part=10))
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_a_job_of_the_version_before_continues(output_format, path, bundle, tmp_path):
+    job = Job(
+        PromptFile(path),
+        bundle,
+        tmp_path / "out",
+        JobOptions(output_format=output_format, shard_size=10),
+    )
     for count, _ in enumerate(job):
         if count == 22:
             job.stop()
     as_version_1(tmp_path / "out", path)
     original = path.read_text()
     write(path, [*read(path), {"prompt": "one more"}])
-    with pytest.raises(JobError, match="begun by an earlier version .* rerun it once with its own"):
-        run(path, bundle, tmp_path / "out", form=form)
+    with pytest.raises(JobError, match="by an early version .* rerun it once with its original"):
+        run(path, bundle, tmp_path / "out", output_format=output_format)
     path.write_text(original)
-    run(path, bundle, tmp_path / "out", form=form, verify=True)
-    run(path, bundle, tmp_path / "whole", form=form)
+    run(path, bundle, tmp_path / "out", output_format=output_format, verify=True)
+    run(path, bundle, tmp_path / "whole", output_format=output_format)
     assert made(tmp_path / "out") == made(tmp_path / "whole")
     assert not (tmp_path / "out" / MANIFEST.split("/")[-1]).exists()
     write(path, [*read(path), {"prompt": "one more"}])
-    assert run(path, bundle, tmp_path / "out", form=form).progress.done == 1
+    assert run(path, bundle, tmp_path / "out", output_format=output_format).progress.done == 1

@@ -9,8 +9,8 @@ from left import entries, made
 
 from runtime import Job, JobOptions, PromptFile
 from runtime.errors import GalipEdgeError
-from runtime.jobs.journal import read_record
-from runtime.jobs.rows import Pass
+from runtime.jobs.journal import parse_journal
+from runtime.jobs.shards import Pass
 from runtime.jobs.state import State
 
 # What a value in a line of JSON is replaced by.
@@ -58,8 +58,8 @@ def whole(bundle, tmp_path, plain_model, request):
     path = tmp_path / "p.jsonl"
     rows = [{"prompt": f"bird {i}", "kind": i} for i in range(12)]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": " "}]))
-    prompts = PromptFile(path, carry=("kind",))
-    options = JobOptions(form=request.param, part=5)
+    prompts = PromptFile(path, keep_columns=("kind",))
+    options = JobOptions(output_format=request.param, shard_size=5)
     list(Job(prompts, bundle, tmp_path / "whole", options))
     return prompts, options
 
@@ -67,7 +67,7 @@ def whole(bundle, tmp_path, plain_model, request):
 @pytest.mark.parametrize("whole", ["folder", "tar", "parquet"], indirect=True)
 def test_a_damaged_folder_is_repaired_or_refused(whole, bundle, tmp_path):
     prompts, options = whole
-    draw, out = random.Random(options.form), tmp_path / "out"
+    draw, out = random.Random(options.output_format), tmp_path / "out"
     wanted, succeeded = made(tmp_path / "whole"), 0
     for _ in range(60):
         shutil.rmtree(out, ignore_errors=True)
@@ -77,10 +77,12 @@ def test_a_damaged_folder_is_repaired_or_refused(whole, bundle, tmp_path):
         file = draw.choice([draw.choice(files), draw.choice(files[:4])])
         file.write_bytes(damaged(file.read_bytes(), draw))
         try:
-            for _ in Job(prompts, bundle, out, JobOptions(options.form, part=5, verify=True)):
+            for _ in Job(
+                prompts, bundle, out, JobOptions(options.output_format, shard_size=5, verify=True)
+            ):
                 pass
         except GalipEdgeError:
-            force = JobOptions(options.form, part=5, force=True, verify=True)
+            force = JobOptions(options.output_format, shard_size=5, force=True, verify=True)
             for _ in Job(prompts, bundle, out, force):
                 pass
         else:
@@ -113,11 +115,11 @@ def test_readers_of_records_and_states_fail_in_one_way():
     record = "".join(
         json.dumps(line) + "\n" for line in [entry, entry, {"shards": {"00000000.tar": 10240}}]
     ).encode()
-    assert len(read_record(record).entries) == 2
+    assert len(parse_journal(record).entries) == 2
     state = State({"n": 1}, (Pass(0, 3, 3, "0" * 64),), 3, {}).to_bytes()
     assert State.from_bytes(state).items == 3
     for _ in range(5000):
-        found = read_record(damaged(record, draw))
+        found = parse_journal(damaged(record, draw))
         assert all(isinstance(each["file"], str | None) for each in found.entries)
         try:
             State.from_bytes(damaged(state, draw))
@@ -133,5 +135,5 @@ def test_a_record_that_is_none_is_one_sentence(bundle, tmp_path, plain_model, ca
     journal = tmp_path / "out" / ".job" / "parts" / "00000000.jsonl"
     journal.write_text('{"shards": 5}\n')
     list(Job(PromptFile(path), bundle, tmp_path / "out"))
-    assert "is damaged after 0 entries: what it does not list is generated again" in caplog.text
+    assert "is damaged after 0 entries: all other images are generated again" in caplog.text
     assert made(tmp_path / "out") == before

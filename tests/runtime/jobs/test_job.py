@@ -18,10 +18,10 @@ from runtime import Job, JobError, JobOptions, Pipeline, PipelineOptions, Prompt
 from runtime.bundle import Manifest
 from runtime.errors import GalipEdgeError
 from runtime.images import ImageFormat, read_metadata
-from runtime.jobs import outputs
+from runtime.jobs import writers
 from runtime.jobs.state import STATE_FILE, State
 
-FORMS = ("folder", "tar", "parquet")
+OUTPUT_FORMATS = ("folder", "tar", "parquet")
 
 
 @pytest.fixture
@@ -32,19 +32,19 @@ def prompts(tmp_path) -> PromptFile:
     lines[7] = "bird-7, ,3,1,0"
     lines[9] = "bird-3,a bird,1,1,0"
     path.write_text("id,prompt,n,seed,kind\n" + "\n".join(lines) + "\nlast,the last,2,1,x\n")
-    return PromptFile(path, carry=("kind",))
+    return PromptFile(path, keep_columns=("kind",))
 
 
 def run(prompts, bundle, out, **options) -> Job:
-    job = Job(prompts, bundle, out, JobOptions(**{"part": 10, **options}))
+    job = Job(prompts, bundle, out, JobOptions(**{"shard_size": 10, **options}))
     for _ in job:
         pass
     return job
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_item_is_in_the_manifest(form, prompts, bundle, tmp_path, plain_model):
-    job = run(prompts, bundle, tmp_path / "out", form=form)
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_every_item_is_in_the_manifest(output_format, prompts, bundle, tmp_path, plain_model):
+    job = run(prompts, bundle, tmp_path / "out", output_format=output_format)
     found = entries(tmp_path / "out")
     expected = [(r.number, i) for r in prompts.rows() for i in range(r.count)]
     assert [(e["row"], e["index"]) for e in found] == expected
@@ -80,7 +80,7 @@ def test_files_are_what_the_manifest_says(prompts, bundle, tmp_path, plain_model
 def test_shards_are_read_by_webdataset(prompts, bundle, tmp_path, plain_model):
     import webdataset
 
-    run(prompts, bundle, tmp_path / "out", form="tar", image_format=ImageFormat("webp"))
+    run(prompts, bundle, tmp_path / "out", output_format="tar", image_format=ImageFormat("webp"))
     shards = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
     assert len(shards) == 5
     samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8"))
@@ -97,7 +97,7 @@ def test_shards_are_read_by_webdataset(prompts, bundle, tmp_path, plain_model):
 
 
 def test_parquet_shards_hold_images(prompts, bundle, tmp_path, plain_model):
-    run(prompts, bundle, tmp_path / "out", form="parquet")
+    run(prompts, bundle, tmp_path / "out", output_format="parquet")
     shards = sorted((tmp_path / "out").glob("0*.parquet"))
     rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
     done = [e for e in entries(tmp_path / "out") if e["status"] == "done"]
@@ -106,11 +106,13 @@ def test_parquet_shards_hold_images(prompts, bundle, tmp_path, plain_model):
     assert (picture.size, rows[0]["image"]["path"]) == ((8, 8), f"{done[0]['key']}.png")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
 @pytest.mark.parametrize("after", [0, 1, 9, 10, 11, 25, 43])
-def test_a_stopped_job_goes_on(form, after, prompts, bundle, tmp_path, plain_model):
-    run(prompts, bundle, tmp_path / "whole", form=form)
-    job = Job(prompts, bundle, tmp_path / "out", JobOptions(form=form, part=10))
+def test_a_stopped_job_goes_on(output_format, after, prompts, bundle, tmp_path, plain_model):
+    run(prompts, bundle, tmp_path / "whole", output_format=output_format)
+    job = Job(
+        prompts, bundle, tmp_path / "out", JobOptions(output_format=output_format, shard_size=10)
+    )
     seen = []
     if after == 0:
         job.stop()
@@ -119,9 +121,11 @@ def test_a_stopped_job_goes_on(form, after, prompts, bundle, tmp_path, plain_mod
         if len(seen) == after:
             job.stop()
     assert (tmp_path / "out" / MANIFEST).exists()
-    again = Job(prompts, bundle, tmp_path / "out", JobOptions(form=form, part=10))
+    again = Job(
+        prompts, bundle, tmp_path / "out", JobOptions(output_format=output_format, shard_size=10)
+    )
     rest = list(again)
-    if form != "parquet":  # whose shards are made whole
+    if output_format != "parquet":  # whose shards are made whole
         assert len(seen) + len(rest) == 44
     assert again.progress.left == 0
     assert made(tmp_path / "out") == made(tmp_path / "whole")
@@ -129,77 +133,89 @@ def test_a_stopped_job_goes_on(form, after, prompts, bundle, tmp_path, plain_mod
     assert list(again) == []  # nothing is left
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_what_is_gone_is_made_again_and_nothing_else(form, prompts, bundle, tmp_path, plain_model):
-    run(prompts, bundle, tmp_path / "out", form=form)
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_what_is_gone_is_made_again_and_nothing_else(
+    output_format, prompts, bundle, tmp_path, plain_model
+):
+    run(prompts, bundle, tmp_path / "out", output_format=output_format)
     before = made(tmp_path / "out")
     file = next(name for name in sorted(before, reverse=True) if name[0] == "0")
     times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in before}
     (tmp_path / "out" / file).unlink()
     (tmp_path / "out" / MANIFEST).write_bytes(before[MANIFEST][:200])
-    run(prompts, bundle, tmp_path / "out", form=form)
+    run(prompts, bundle, tmp_path / "out", output_format=output_format)
     assert made(tmp_path / "out") == before
     for name, time in times.items():
         if name[0] == "0" and name != file:
             assert (tmp_path / "out" / name).stat().st_mtime_ns == time
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.99])
-def test_a_record_cut_short_costs_only_work(form, share, prompts, bundle, tmp_path, plain_model):
-    run(prompts, bundle, tmp_path / "out", form=form)
+def test_a_record_cut_short_costs_only_work(
+    output_format, share, prompts, bundle, tmp_path, plain_model
+):
+    run(prompts, bundle, tmp_path / "out", output_format=output_format)
     before = made(tmp_path / "out")
     for journal in (tmp_path / "out" / ".job" / "parts").iterdir():
         data = journal.read_bytes()
         journal.write_bytes(data[: int(share * len(data))])
-    run(prompts, bundle, tmp_path / "out", form=form)
+    run(prompts, bundle, tmp_path / "out", output_format=output_format)
     assert made(tmp_path / "out") == before
     assert not orphans(tmp_path / "out")
 
 
-@pytest.mark.parametrize("form", ["folder", "tar"])
+@pytest.mark.parametrize("output_format", ["folder", "tar"])
 def test_killed_before_the_record_says_that_a_part_is_whole(
-    form, prompts, bundle, tmp_path, plain_model
+    output_format, prompts, bundle, tmp_path, plain_model
 ):
-    run(prompts, bundle, tmp_path / "out", form=form)
+    run(prompts, bundle, tmp_path / "out", output_format=output_format)
     before = made(tmp_path / "out")
     for journal in (tmp_path / "out" / ".job" / "parts").iterdir():
         *images, shards = journal.read_bytes().splitlines(keepends=True)
         assert b"shards" in shards
         journal.write_bytes(b"".join(images))
     (tmp_path / "out" / MANIFEST).unlink()
-    again = run(prompts, bundle, tmp_path / "out", form=form)
+    again = run(prompts, bundle, tmp_path / "out", output_format=output_format)
     assert again.progress.done == 0  # nothing is made twice
     assert made(tmp_path / "out") == before
     assert not orphans(tmp_path / "out")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
 def test_one_that_fails_stops_nothing_and_can_be_tried_again(
-    form, bundle, tmp_path, plain_model, monkeypatch
+    output_format, bundle, tmp_path, plain_model, monkeypatch
 ):
     path = tmp_path / "p.txt"
     path.write_text("\n".join(f"{'crash' if i in (3, 4, 17) else 'bird'} {i}" for i in range(25)))
-    job = run(PromptFile(path), bundle, tmp_path / "out", form=form)
+    job = run(PromptFile(path), bundle, tmp_path / "out", output_format=output_format)
     assert (job.progress.done, job.progress.failed) == (22, 3)
     failed = [e for e in entries(tmp_path / "out") if e["status"] == "failed"]
     assert [(e["row"], e["error"]) for e in failed] == [
         (row, "RuntimeError: a kernel gave up") for row in (3, 4, 17)
     ]
     before = made(tmp_path / "out")
-    assert run(PromptFile(path), bundle, tmp_path / "out", form=form).progress.kept == 25
+    assert (
+        run(PromptFile(path), bundle, tmp_path / "out", output_format=output_format).progress.kept
+        == 25
+    )
     encode = PlainPipeline.encode
     monkeypatch.setattr(
         PlainPipeline,
         "encode",
         lambda self, ps: encode(self, [p.replace("crash", "x") for p in ps]),
     )
-    again = run(PromptFile(path), bundle, tmp_path / "out", form=form, retry_failed=True)
+    again = run(
+        PromptFile(path), bundle, tmp_path / "out", output_format=output_format, retry_failed=True
+    )
     assert (again.progress.done, again.progress.kept) == (3, 22)
     after = made(tmp_path / "out")
     assert {e["status"] for e in entries(tmp_path / "out")} == {"done"}
     assert all(after[name] == data for name, data in before.items() if name[0] == "0")
-    assert run(PromptFile(path), bundle, tmp_path / "out", form=form).progress.kept == 25
+    assert (
+        run(PromptFile(path), bundle, tmp_path / "out", output_format=output_format).progress.kept
+        == 25
+    )
     assert made(tmp_path / "out") == after
 
 
@@ -216,8 +232,8 @@ def test_too_many_failures_end_it(bundle, tmp_path, plain_model):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"part": 11}, "part size"),
-        ({"form": "tar"}, "output form"),
+        ({"shard_size": 11}, "shard size"),
+        ({"output_format": "tar"}, "output format"),
         ({"image_format": ImageFormat("jpeg")}, "image format"),
         ({"pipeline": PipelineOptions(precision="f32")}, "precision"),
     ],
@@ -227,7 +243,7 @@ def test_another_job_in_the_same_folder_is_refused(
 ):
     run(prompts, bundle, tmp_path / "out")
     (tmp_path / "out" / "notes.txt").write_text("the user's")
-    with pytest.raises(JobError, match=f"holds a job with other {named}: .* --force"):
+    with pytest.raises(JobError, match=f"holds a job with another {named}: .* --force"):
         run(prompts, bundle, tmp_path / "out", **change)
     run(prompts, bundle, tmp_path / "out", force=True, **change)
     run(prompts, bundle, tmp_path / "other", **change)
@@ -244,7 +260,7 @@ def test_a_job_recorded_before_precision_was_continues(prompts, bundle, tmp_path
     path.write_bytes(state.to_bytes())
     assert run(prompts, bundle, tmp_path / "out").progress.kept == whole.items
     path.write_bytes(state.to_bytes())
-    with pytest.raises(JobError, match="holds a job with other precision"):
+    with pytest.raises(JobError, match="holds a job with another precision"):
         run(prompts, bundle, tmp_path / "out", pipeline=PipelineOptions(precision="bf16"))
 
 
@@ -259,14 +275,14 @@ def test_force_removes_nothing_outside(name, prompts, bundle, tmp_path, plain_mo
     first, *rest = journal.read_text().splitlines()
     entry = json.loads(first) | {"file": name}
     journal.write_text("\n".join([*rest[:-1], json.dumps(entry), rest[-1]]) + "\n")
-    run(prompts, bundle, tmp_path / "out", force=True, part=11)
+    run(prompts, bundle, tmp_path / "out", force=True, shard_size=11)
     assert all(path.exists() for path in outside)
 
 
 def test_another_model_is_noticed(prompts, bundle, tmp_path, plain_model, monkeypatch):
     run(prompts, bundle, tmp_path / "out")
     monkeypatch.setattr(Manifest, "model_hash", "0" * 64)
-    with pytest.raises(JobError, match="holds a job with other model"):
+    with pytest.raises(JobError, match="holds a job with another model"):
         run(prompts, bundle, tmp_path / "out")
 
 
@@ -274,7 +290,7 @@ def test_another_model_is_noticed(prompts, bundle, tmp_path, plain_model, monkey
 def test_no_prompts_are_one_sentence(content, bundle, tmp_path):
     path = tmp_path / ("p.csv" if "prompt" in content else "p.txt")
     path.write_text(content)
-    with pytest.raises(JobError, match="holds no prompts"):
+    with pytest.raises(JobError, match="has no prompts"):
         Job(PromptFile(path), bundle, tmp_path / "out")
 
 
@@ -297,7 +313,7 @@ def test_two_processes_do_not_work_on_one_job(prompts, bundle, tmp_path, plain_m
 
 
 def test_what_lost_workers_left_half_written_is_removed(prompts, bundle, tmp_path, plain_model):
-    out, options = tmp_path / "out", JobOptions(part=4)
+    out, options = tmp_path / "out", JobOptions(shard_size=4)
     job = Job(prompts, bundle, out, options)
     for count, _ in enumerate(job):
         if count == 6:
@@ -312,7 +328,7 @@ def test_a_write_that_fails_ends_it_and_loses_nothing(
     prompts, bundle, tmp_path, plain_model, monkeypatch
 ):
     run(prompts, bundle, tmp_path / "whole")
-    write_whole, count = outputs.write_whole, 0
+    write_whole, count = writers.write_whole, 0
 
     def full(path, data):
         nonlocal count
@@ -321,21 +337,21 @@ def test_a_write_that_fails_ends_it_and_loses_nothing(
             raise JobError(f"cannot write {path}: No space left on device")
         write_whole(path, data)
 
-    monkeypatch.setattr(outputs, "write_whole", full)
+    monkeypatch.setattr(writers, "write_whole", full)
     with pytest.raises(JobError, match="left on device; rerun the same command to resume"):
         run(prompts, bundle, tmp_path / "out")
-    monkeypatch.setattr(outputs, "write_whole", write_whole)
+    monkeypatch.setattr(writers, "write_whole", write_whole)
     job = run(prompts, bundle, tmp_path / "out")
     assert job.progress.kept >= 10
     assert made(tmp_path / "out") == made(tmp_path / "whole")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
-@pytest.mark.parametrize("form", FORMS)
-def test_a_full_disk_ends_it_and_loses_nothing(form, bundle, tmp_path, plain_model):
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_a_full_disk_ends_it_and_loses_nothing(output_format, bundle, tmp_path, plain_model):
     path = tmp_path / "p.txt"
     path.write_text("\n".join(f"bird {i}" for i in range(600)))
-    run(PromptFile(path), bundle, tmp_path / "whole", form=form, part=50)
+    run(PromptFile(path), bundle, tmp_path / "whole", output_format=output_format, shard_size=50)
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk])
@@ -343,9 +359,11 @@ def test_a_full_disk_ends_it_and_loses_nothing(form, bundle, tmp_path, plain_mod
         pytest.skip("no file system can be mounted here")
     try:
         with pytest.raises(JobError, match="No space left on device"):
-            run(PromptFile(path), bundle, disk / "out", form=form, part=50)
+            run(PromptFile(path), bundle, disk / "out", output_format=output_format, shard_size=50)
         subprocess.run(["mount", "-o", "remount,size=60m", disk], check=True)
-        job = run(PromptFile(path), bundle, disk / "out", form=form, part=50)
+        job = run(
+            PromptFile(path), bundle, disk / "out", output_format=output_format, shard_size=50
+        )
         assert job.progress.kept > 0
         assert made(disk / "out") == made(tmp_path / "whole")
         assert not orphans(disk / "out")
@@ -377,7 +395,7 @@ def test_pictures_are_those_of_the_pipeline(bundle, tmp_path):
     path = tmp_path / "p.jsonl"
     rows = [{"prompt": f"a bird {i}", "n": 2, "seed": i} for i in range(3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run(PromptFile(path), bundle, tmp_path / "out", part=4)
+    run(PromptFile(path), bundle, tmp_path / "out", shard_size=4)
     pipeline = Pipeline.from_bundle(bundle)
     for entry in entries(tmp_path / "out"):
         image = np.asarray(Image.open(tmp_path / "out" / entry["file"]))
@@ -387,13 +405,13 @@ def test_pictures_are_those_of_the_pipeline(bundle, tmp_path):
 
 
 def test_a_shard_that_a_power_cut_left_empty_is_made_again(prompts, bundle, tmp_path, plain_model):
-    run(prompts, bundle, tmp_path / "whole", form="tar", part=40)
-    job = Job(prompts, bundle, tmp_path / "out", JobOptions(form="tar", part=40))
+    run(prompts, bundle, tmp_path / "whole", output_format="tar", shard_size=40)
+    job = Job(prompts, bundle, tmp_path / "out", JobOptions(output_format="tar", shard_size=40))
     for count, _ in enumerate(job):
         if count == 20:
             job.stop()
     (shard,) = (tmp_path / "out" / ".job" / "open").iterdir()
     size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[: size // 2] + bytes(size - size // 2))
-    run(prompts, bundle, tmp_path / "out", form="tar", part=40)
+    run(prompts, bundle, tmp_path / "out", output_format="tar", shard_size=40)
     assert made(tmp_path / "out") == made(tmp_path / "whole")

@@ -5,15 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import plain_batch
 import pytest
-from kills import FORMS, kill_and_compare, start
+from kills import kill_and_compare, start
 from left import entries, made, orphans, wait_until, wait_until_written
 
 from runtime import Job, JobOptions, PromptFile
+from runtime.jobs.writers import OUTPUT_FORMATS
 
 
 @pytest.fixture
@@ -26,11 +26,13 @@ def prompts(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("form", FORMS)
-def test_a_killed_job_ends_as_if_it_had_not_been(form, workers, bundle, tmp_path, plain_model):
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_a_killed_job_ends_as_if_it_had_not_been(
+    output_format, workers, bundle, tmp_path, plain_model
+):
     """A few of many: the command in kills.py does as many as one likes."""
-    found = kill_and_compare(form, workers, 2, 1, bundle, tmp_path)
-    assert found.kills == 2
+    found = kill_and_compare(output_format, workers, 2, 1, bundle, tmp_path)
+    assert (found.kills, found.during_extension) == (2, 1)
 
 
 def worker_processes(of: int) -> list[int]:
@@ -40,7 +42,7 @@ def worker_processes(of: int) -> list[int]:
 
 
 def test_a_worker_that_is_killed_is_replaced(prompts, bundle, tmp_path, plain_model):
-    for _ in Job(PromptFile(prompts), bundle, tmp_path / "whole", JobOptions(part=40)):
+    for _ in Job(PromptFile(prompts), bundle, tmp_path / "whole", JobOptions(shard_size=40)):
         pass
     process = start(prompts, bundle, tmp_path / "out", "folder", 2, milliseconds=20)
     killed = set()
@@ -66,17 +68,15 @@ def test_a_signal_lets_it_finish_what_is_in_flight(number, workers, bundle, tmp_
     path = tmp_path / "p.txt"
     path.write_text("\n".join(f"bird {i}" for i in range(20_000)))
     command = (path, "--out", tmp_path / "out", "--model", bundle, "--workers", workers)
-    process = galip_edge(*command, "--part", 100, "--json")
-    while not list((tmp_path / "out").glob("*/*.png")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = galip_edge(*command, "--shard-size", 100, "--json")
+    wait_until(lambda: list((tmp_path / "out").glob("*/*.png")) or process.poll() is not None)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "finishing what is in flight" in err
-    assert "are left; rerun the same command to resume" in err
-    told = json.loads(out)
-    assert told["done"] == len(entries(tmp_path / "out")) == 20_000 - told["left"] > 0
+    assert "finishing the images in flight" in err
+    assert "left; rerun the same command to resume" in err
+    reported = json.loads(out)
+    assert reported["done"] == len(entries(tmp_path / "out")) == 20_000 - reported["left"] > 0
     assert not orphans(tmp_path / "out")
 
 
@@ -96,7 +96,7 @@ def test_the_second_signal_ends_it_at_once(second, bundle, tmp_path):
         process = slow_batch(bundle, tmp_path, stderr)
     try:
         process.send_signal(signal.SIGINT)
-        wait_until(lambda: "finishing what is in flight" in (tmp_path / "stderr").read_text())
+        wait_until(lambda: "finishing the images in flight" in (tmp_path / "stderr").read_text())
         assert process.poll() is None  # the image of a minute is in flight
         process.send_signal(second)
         assert process.wait(timeout=20) == -second
@@ -121,7 +121,7 @@ def test_two_signals_leave_the_cursor_visible(bundle, tmp_path, monkeypatch):
     try:
         wait_until(lambda: shows(b"images/s"))
         process.send_signal(signal.SIGINT)
-        wait_until(lambda: shows(b"finishing what is in flight"))
+        wait_until(lambda: shows(b"finishing the images in flight"))
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == -signal.SIGINT
         assert 0 <= shown.rindex(hide) < shown.rindex(show)

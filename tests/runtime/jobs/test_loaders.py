@@ -20,7 +20,7 @@ def prompts(request, tmp_path) -> PromptFile:
     kept = {"score": 0.5, "tags": ["a", "b"], "of": {"kind": "wild", "seen": [1, 2]}}
     rows = [{"prompt": f"bird {i}", **kept} for i in range(request.param)]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": " "}]))
-    return PromptFile(path, carry=tuple(kept))
+    return PromptFile(path, keep_columns=tuple(kept))
 
 
 def load(folder, tmp_path):
@@ -29,10 +29,12 @@ def load(folder, tmp_path):
     return found["train"]
 
 
-@pytest.mark.parametrize("form", ["folder", "tar", "parquet"])
+@pytest.mark.parametrize("output_format", ["folder", "tar", "parquet"])
 @pytest.mark.parametrize("finished", [True, False])
-def test_datasets_loads_the_folder(form, finished, prompts, bundle, tmp_path, plain_model):
-    job = Job(prompts, bundle, tmp_path / "out", JobOptions(form=form, part=10))
+def test_datasets_loads_the_folder(output_format, finished, prompts, bundle, tmp_path, plain_model):
+    job = Job(
+        prompts, bundle, tmp_path / "out", JobOptions(output_format=output_format, shard_size=10)
+    )
     for count, _ in enumerate(job):
         if not finished and count == 10:
             job.stop()
@@ -43,11 +45,11 @@ def test_datasets_loads_the_folder(form, finished, prompts, bundle, tmp_path, pl
     assert len(found) == len(done) > 0
     # In the order of files for a folder, which is that of the rows.
     for row, entry in zip(found, done):
-        image = row["png"] if form == "tar" else row["image"]
+        image = row["png"] if output_format == "tar" else row["image"]
         assert isinstance(image, Image.Image)
         assert image.size == (8, 8)
-        facts = row["json"] if form == "tar" else row
-        assert (row["txt"] if form == "tar" else facts["prompt"]) == entry["prompt"]
+        facts = row["json"] if output_format == "tar" else row
+        assert (row["txt"] if output_format == "tar" else facts["prompt"]) == entry["prompt"]
         assert (facts["seed"], facts["score"]) == (entry["seed"], 0.5)
         assert list(facts["tags"]) == ["a", "b"]
         assert facts["of"] == {"kind": "wild", "seen": [1, 2]}
@@ -55,7 +57,7 @@ def test_datasets_loads_the_folder(form, finished, prompts, bundle, tmp_path, pl
 
 
 def test_images_of_parquet_are_an_image_feature(prompts, bundle, tmp_path, plain_model):
-    list(Job(prompts, bundle, tmp_path / "out", JobOptions(form="parquet", part=10)))
+    list(Job(prompts, bundle, tmp_path / "out", JobOptions(output_format="parquet", shard_size=10)))
     shard = tmp_path / "out" / "00000000.parquet"
     features = datasets.Features.from_arrow_schema(pq.read_schema(shard))
     assert isinstance(features["image"], datasets.Image)
@@ -67,7 +69,7 @@ def test_images_of_parquet_are_an_image_feature(prompts, bundle, tmp_path, plain
 
 
 def test_imagefolder_has_the_captions(prompts, bundle, tmp_path, plain_model):
-    list(Job(prompts, bundle, tmp_path / "out", JobOptions(part=10)))
+    list(Job(prompts, bundle, tmp_path / "out", JobOptions(shard_size=10)))
     options = {"data_dir": str(tmp_path / "out"), "cache_dir": str(tmp_path / "cache")}
     found = datasets.load_dataset("imagefolder", **options)["train"]
     done = [entry for entry in entries(tmp_path / "out") if entry["status"] == "done"]
@@ -77,7 +79,7 @@ def test_imagefolder_has_the_captions(prompts, bundle, tmp_path, plain_model):
 def test_webdataset_reads_every_tar_of_the_folder(prompts, bundle, tmp_path, plain_model):
     import webdataset
 
-    list(Job(prompts, bundle, tmp_path / "out", JobOptions(form="tar", part=10)))
+    list(Job(prompts, bundle, tmp_path / "out", JobOptions(output_format="tar", shard_size=10)))
     shards = sorted(map(str, (tmp_path / "out").rglob("*.tar")))
     samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil"))
     done = [entry for entry in entries(tmp_path / "out") if entry["status"] == "done"]

@@ -3,17 +3,16 @@
 import json
 import os
 import signal
-import time
 
 import pytest
 import s3fs
 from kills import start
-from left import PATIENCE, made
+from left import made, wait_until
 from object_store import EXPIRED, SLOW_DOWN, ObjectStore
 
 from runtime import Job, JobError, JobOptions, PromptFile
-from runtime.jobs import place
-from runtime.jobs.place import RemotePlace
+from runtime.jobs import storage
+from runtime.jobs.storage import RemoteStorage
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +27,9 @@ def store(server, monkeypatch):
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(place, "_RENEWAL", 0.2)
-    monkeypatch.setattr(place, "_EXPIRY", 2.0)
-    monkeypatch.setattr(place, "_PAUSE", 0.01)
+    monkeypatch.setattr(storage, "_RENEWAL", 0.2)
+    monkeypatch.setattr(storage, "_EXPIRY", 2.0)
+    monkeypatch.setattr(storage, "_PAUSE", 0.01)
     s3fs.S3FileSystem.clear_instance_cache()
     server.fail = lambda number: None
     server.client.create_bucket(Bucket="bucket")
@@ -63,36 +62,45 @@ def downloaded(store, folder):
     return folder / "out"
 
 
-def run(prompts, bundle, out, form="folder", **options):
-    job = Job(PromptFile(prompts), bundle, out, JobOptions(form=form, part=20, **options))
+def run(prompts, bundle, out, output_format="folder", **options):
+    job = Job(
+        PromptFile(prompts),
+        bundle,
+        out,
+        JobOptions(output_format=output_format, shard_size=20, **options),
+    )
     for _ in job:
         pass
     assert job.progress.left == 0
     return job
 
 
-@pytest.mark.parametrize(("form", "workers"), [("folder", 2), ("tar", 1), ("parquet", 1)])
+def wait_until_stored(count, store, process) -> None:
+    journals = "out/.job/parts/"
+    wait_until(lambda: len(objects(store, journals)) >= count or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
+
+
+@pytest.mark.parametrize(("output_format", "workers"), [("folder", 2), ("tar", 1), ("parquet", 1)])
 def test_a_killed_job_ends_as_if_it_had_not_been(
-    form, workers, store, prompts, bundle, tmp_path, plain_model
+    output_format, workers, store, prompts, bundle, tmp_path, plain_model
 ):
-    run(prompts, bundle, tmp_path / "out", form)
+    run(prompts, bundle, tmp_path / "out", output_format)
     whole = made(tmp_path / "out")
     for count in (1, 3):
-        process = start(prompts, bundle, "s3://bucket/out", form, workers, 15, part=20)
-        until = time.monotonic() + PATIENCE
-        while len(objects(store, "out/.job/parts/")) < count:
-            assert time.monotonic() < until
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.02)
+        process = start(
+            prompts, bundle, "s3://bucket/out", output_format, workers, 15, shard_size=20
+        )
+        wait_until_stored(count, store, process)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    job = run(prompts, bundle, "s3://bucket/out", form)
+    job = run(prompts, bundle, "s3://bucket/out", output_format)
     assert 40 <= job.progress.kept < 100
     assert made(downloaded(store, tmp_path / "got")) == whole
     with prompts.open("a") as file:
         file.write('{"prompt": "one more"}\n')
-    assert run(prompts, bundle, "s3://bucket/out", form).progress.done == 1
-    run(prompts, bundle, tmp_path / "out", form)
+    assert run(prompts, bundle, "s3://bucket/out", output_format).progress.done == 1
+    run(prompts, bundle, tmp_path / "out", output_format)
     assert made(downloaded(store, tmp_path / "more")) == made(tmp_path / "out")
 
 
@@ -119,10 +127,10 @@ def test_a_store_that_is_busy_now_and_then(store, prompts, bundle, tmp_path, pla
 def test_a_store_that_stays_busy_is_one_sentence(
     store, prompts, bundle, tmp_path, plain_model, monkeypatch
 ):
-    monkeypatch.setattr(place, "_ATTEMPTS", 2)
+    monkeypatch.setattr(storage, "_ATTEMPTS", 2)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 2)
-    job = Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=20))
-    with pytest.raises(JobError, match=r"busy or out of reach 2 times .* rerun the same command"):
+    job = Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(shard_size=20))
+    with pytest.raises(JobError, match=r"unreachable in 2 attempts .* rerun the same command"):
         for count, _ in enumerate(job):
             if count == 25:
                 store.fail = lambda number: SLOW_DOWN
@@ -133,13 +141,13 @@ def test_a_store_that_stays_busy_is_one_sentence(
 
 
 def test_expired_credentials_are_one_sentence(store, prompts, bundle, tmp_path, plain_model):
-    job = Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=20))
+    job = Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(shard_size=20))
     with pytest.raises(JobError, match=r"credentials expired .*renew them; rerun the same command"):
         for count, _ in enumerate(job):
             if count == 25:
                 store.fail = lambda number: EXPIRED
     with pytest.raises(JobError, match=r"credentials expired .*renew them"):
-        Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=20))
+        Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(shard_size=20))
     store.fail = lambda number: None
     assert run(prompts, bundle, "s3://bucket/out").progress.kept >= 20
     run(prompts, bundle, tmp_path / "out")
@@ -147,16 +155,16 @@ def test_expired_credentials_are_one_sentence(store, prompts, bundle, tmp_path, 
 
 
 def test_a_second_leader_is_refused(store, prompts, bundle, tmp_path, plain_model):
-    first = iter(Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=20)))
+    first = iter(Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(shard_size=20)))
     next(first)
     other = tmp_path / "other.txt"
     other.write_text("a duck\n")
     for path in (prompts, other):
         with pytest.raises(JobError, match="another process is running the job in s3://bucket/out"):
-            Job(PromptFile(path), bundle, "s3://bucket/out", JobOptions(part=20))
+            Job(PromptFile(path), bundle, "s3://bucket/out", JobOptions(shard_size=20))
     assert len(list(first)) == 99
     with pytest.raises(JobError, match="changed since|has 1 rows"):
-        Job(PromptFile(other), bundle, "s3://bucket/out", JobOptions(part=20))
+        Job(PromptFile(other), bundle, "s3://bucket/out", JobOptions(shard_size=20))
 
 
 def test_the_lease_of_a_killed_leader_is_taken_over(store, prompts, bundle, plain_model):
@@ -166,21 +174,28 @@ def test_the_lease_of_a_killed_leader_is_taken_over(store, prompts, bundle, plai
     assert not objects(store, "out/.job/lease")
 
 
+def wait_until_lease_is_read(store) -> None:
+    """Wait for the renewal that notices another owner."""
+    first = len(store.requests)
+    path = "GET /bucket/out/.job/lease"
+    wait_until(lambda: any(request.startswith(path) for request in store.requests[first:]))
+
+
 def test_who_lost_the_lease_stops(store, prompts, bundle, plain_model):
-    job = Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(part=5))
+    job = Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(shard_size=5))
     with pytest.raises(JobError, match="another process took over the job in s3://bucket/out"):
         for count, _ in enumerate(job):
             if count == 5:
                 body = b"another-host 1 0123 1"
                 store.client.put_object(Bucket="bucket", Key="out/.job/lease", Body=body)
-                time.sleep(0.6)  # past the renewal at which it is seen
+                wait_until_lease_is_read(store)
     assert objects(store, "out/.job/lease")  # it belongs to the other one
 
 
 def test_many_small_files_are_listed_in_pages(store):
     store.put_small_files("out/00000000", 10_000)
     before = len(store.lists())
-    found = RemotePlace("s3://bucket/out").sizes("00000000")
+    found = RemoteStorage("s3://bucket/out").sizes("00000000")
     assert len(found) == 10_000
     assert found["00000000/00009999.png"] == 9999 % 7
     assert len(store.lists()) - before >= 10

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from left import PATIENCE, entries, made, orphans, wait_until, wait_until_writte
 from ray_cluster import Cluster
 
 from runtime import Job, JobOptions, PromptFile
+from runtime.bundle import read_manifest
+from runtime.jobs.ray import store_bundle
+
+RECORDED = Path(__file__).parent / "recorded"
+MODEL_HASH = read_manifest(RECORDED / "bundle").model_hash
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +39,7 @@ def prompts(tmp_path) -> Path:
 @pytest.fixture
 def whole(prompts, bundle, tmp_path) -> Path:
     """What this process makes of them."""
-    list(Job(PromptFile(prompts), bundle, tmp_path / "here", JobOptions(part=5)))
+    list(Job(PromptFile(prompts), bundle, tmp_path / "here", JobOptions(shard_size=5)))
     return tmp_path / "here"
 
 
@@ -44,7 +50,7 @@ def start(cluster, prompts, bundle):
 
     def start(out, *more) -> subprocess.Popen:
         command = [sys.executable, "-m", "galip_edge", "batch", prompts, "--out", out, "--json"]
-        command += ["--model", bundle, "--engine", "ray", "--address", cluster.address]
+        command += ["--model", bundle, "--executor", "ray", "--address", cluster.address]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         jobs.append(subprocess.Popen([*map(str, command), *map(str, more)], text=True, **pipes))
         return jobs[-1]
@@ -59,7 +65,7 @@ def result(job: subprocess.Popen) -> dict:
     """What a job told at its end: it has one row that failed, which is told as well."""
     told, error = job.communicate(timeout=PATIENCE)
     assert job.returncode == 1, error
-    assert "1 of 201 failed" in error
+    assert "1 of 201 images failed" in error
     return json.loads(told)
 
 
@@ -76,22 +82,31 @@ def worker_processes() -> list[int]:
     return [number for _, number in sorted(found)]
 
 
-@pytest.mark.parametrize("form", ["folder", "tar"])
-def test_it_makes_what_this_process_makes(form, start, prompts, bundle, tmp_path):
-    list(Job(PromptFile(prompts), bundle, tmp_path / "here", JobOptions(form=form, part=20)))
-    told = result(start(f"file://{tmp_path}/there", "--as", form, "--part", 20))
+@pytest.mark.parametrize("output_format", ["folder", "tar"])
+def test_it_makes_what_this_process_makes(output_format, start, prompts, bundle, tmp_path):
+    list(
+        Job(
+            PromptFile(prompts),
+            bundle,
+            tmp_path / "here",
+            JobOptions(output_format=output_format, shard_size=20),
+        )
+    )
+    told = result(
+        start(f"file://{tmp_path}/there", "--output-format", output_format, "--shard-size", 20)
+    )
     assert (told["done"], told["failed"], told["left"]) == (200, 1, 0)
     assert made(tmp_path / "there") == made(tmp_path / "here")
 
 
 def test_workers_for_which_there_is_no_room_are_not_waited_for(start, whole, tmp_path):
-    result(start(tmp_path / "there", "--workers", 3, "--part", 5))
+    result(start(tmp_path / "there", "--workers", 3, "--shard-size", 5))
     assert made(tmp_path / "there") == made(whole)
 
 
 def test_what_lost_workers_were_at_is_done_by_others(start, whole, tmp_path):
     out = tmp_path / "there"
-    job = start(out, "--part", 5)
+    job = start(out, "--shard-size", 5)
     for count in (10, 40, 70):
         wait_until_written(count, out)
         os.kill(worker_processes()[0], signal.SIGKILL)
@@ -104,7 +119,7 @@ def test_what_lost_workers_were_at_is_done_by_others(start, whole, tmp_path):
 
 def test_a_lost_node_is_done_without(cluster, start, whole, tmp_path):
     out = tmp_path / "there"
-    job = start(out, "--part", 5)
+    job = start(out, "--shard-size", 5)
     wait_until_written(20, out)
     cluster.tell("remove")
     result(job)
@@ -114,7 +129,7 @@ def test_a_lost_node_is_done_without(cluster, start, whole, tmp_path):
 
 def test_a_cluster_of_no_nodes_is_waited_for(cluster, start, whole, tmp_path):
     out = tmp_path / "there"
-    job = start(out, "--part", 5)
+    job = start(out, "--shard-size", 5)
     wait_until_written(20, out)
     for _ in range(2):
         cluster.tell("remove")
@@ -139,7 +154,7 @@ def test_a_signal_ends_a_job_that_waits_for_room(held_cluster, start, tmp_path):
     job.send_signal(signal.SIGINT)
     _, error = job.communicate(timeout=PATIENCE)
     assert job.returncode == 130, error
-    assert "201 of 201 are left" in error
+    assert "201 of 201 images left" in error
 
 
 def reads_tables(process, folder):
@@ -157,11 +172,11 @@ def test_no_room_for_long_is_told(held_cluster, prompts, bundle, tmp_path):
     script = f"""
 from pathlib import Path
 from runtime import Job, JobError, PromptFile
-from runtime.jobs.ray_engine import Ray
+from runtime.jobs.ray import RayExecutor
 prompts, bundle, out = {[str(prompts), str(bundle), str(tmp_path / "out")]}
-engine = Ray(address={held_cluster.address!r}, patience=2)
+executor = RayExecutor(address={held_cluster.address!r}, patience=2)
 try:
-    list(Job(PromptFile(Path(prompts)), bundle, out, None, engine))
+    list(Job(PromptFile(Path(prompts)), bundle, out, None, executor))
 except JobError as error:
     print(error)
 """
@@ -169,3 +184,45 @@ except JobError as error:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE
     )
     assert "no node with 1 free cores for 2 seconds: add nodes" in told.stdout, told.stderr
+
+
+@pytest.fixture
+def sent() -> dict[str, bytes]:
+    """A small bundle as a leader sends it to nodes."""
+    return {file.name: file.read_bytes() for file in (RECORDED / "bundle").iterdir()}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("GALIP_EDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_nodes_copy_of_the_bundle_is_private_and_repaired(sent, cache):
+    before = os.umask(0o002)  # groups of users share their files
+    try:
+        with ExitStack() as stack:
+            folder = store_bundle(sent, MODEL_HASH, stack)
+    finally:
+        os.umask(before)
+    assert folder.parent == cache / "bundles"
+    for private in (cache, folder.parent, folder):
+        assert private.stat().st_mode & 0o777 == 0o700
+    inode = folder.stat().st_ino
+    with ExitStack() as stack:
+        assert store_bundle(sent, MODEL_HASH, stack).stat().st_ino == inode
+        (folder / "generator.bin").write_bytes(b"forged")
+        assert store_bundle(sent, MODEL_HASH, stack) == folder
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == sent
+
+
+def test_a_cache_that_others_can_write_gets_no_bundle(sent, cache, caplog):
+    (cache / "bundles").mkdir(parents=True)
+    (cache / "bundles").chmod(0o777)
+    with ExitStack() as stack:
+        folder = store_bundle(sent, MODEL_HASH, stack)
+        assert not folder.is_relative_to(cache)
+        assert folder.parent.stat().st_mode & 0o777 == 0o700
+        assert {file.name for file in folder.iterdir()} == set(sent)
+    assert not folder.exists()
+    assert "other users may write to it" in caplog.text

@@ -1,48 +1,54 @@
-"""Prompts from a file of any size, row by row: lines, CSV, TSV, JSON (lines) or Parquet.
+"""Reader of prompt files of any size: text lines, CSV, TSV, JSON (lines) or Parquet.
 
-An invalid row carries its error, and the next ones are read as usual. Only a file that cannot be
-read at all, or that has no column of prompts, is an error.
+Text files may be compressed, in UTF-8, UTF-16, UTF-32 or another encoding, with any usual
+delimiter. An invalid row carries its error and does not affect the next ones; only an unreadable
+file, or one without a prompt column, is an error.
 """
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import csv
+import gzip
 import hashlib
+import io
 import json
+import lzma
 import math
 import re
 import sqlite3
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from runtime.checks import checked_path, require_integers
 from runtime.errors import JobError, PromptError
-from runtime.jobs.decoding import WORKBOOKS, Decoding, detect, open_text
 from runtime.noise import MAX_SEED
 from runtime.prompts import MAX_CHARACTERS, checked_prompt
 
-FORMATS = ("txt", "csv", "tsv", "jsonl", "parquet")
+INPUT_FORMATS = ("txt", "csv", "tsv", "jsonl", "parquet")
 
-# Names of the column of prompts, in any case; the first one that a file has.
+# Case-insensitive names of the prompt column; the first match is used.
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 
-# A longer line is no prompt; it is not read into memory as a whole.
+# Characters; longer lines are invalid and are never held in memory.
 _LONGEST_LINE = 1 << 20
 
-# Columns of our own in manifests, shards and `metadata.jsonl`, which cannot be kept.
+# Columns that manifests, shards and `metadata.jsonl` define themselves.
 RESERVED = frozenset(
     {"row", "id", "prompt", "index", "seed", "model", "file", "key", "sha256", "bytes", "status"}
     | {"error", "milliseconds", "image", "file_name", "invalid"}
 )
 
-# Images of one row. More are a mistake, and one row should not be a job of its own.
+# Per row; a larger number is a mistake.
 MAX_IMAGES = 1_000_000
 
-# Integers from here on are not all exact as floats.
+# Above this, not every integer has a float64.
 _EXACT_FLOATS = 2.0**53
 
 _INTEGER = re.compile(r"\s*([+-]?\d+)(\.0*)?\s*", re.ASCII)
@@ -59,13 +65,13 @@ class Row:
     """A row of a prompt file.
 
     Attributes:
-        number: from 0.
-        id: as given, else the number.
-        prompt: text to draw.
-        count: images of it.
-        seed: picks their noise.
-        carried: kept columns, with their types.
-        error: why nothing can be generated from it, or None.
+        number: position in the file, from 0.
+        id: value of the `id` column; default: the number.
+        prompt: text.
+        count: number of images.
+        seed: noise seed.
+        columns: kept columns, with their types.
+        error: reason why the row is invalid, or None.
     """
 
     number: int
@@ -73,20 +79,20 @@ class Row:
     prompt: str
     count: int
     seed: int
-    carried: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
 
 @dataclass(frozen=True)
-class Understood:
-    """How a prompt file is read.
+class Layout:
+    """Detected layout of a prompt file.
 
     Attributes:
-        format: one of `FORMATS`.
-        decoding: of a text file.
-        delimiter: of CSV and TSV.
-        column: of prompts; None for lines, and for JSON lines while no object has one.
-        others: columns `id`, `n` and `seed` that it has.
+        format: one of `INPUT_FORMATS`.
+        decoding: text files only.
+        delimiter: CSV and TSV only.
+        column: prompt column; None for text lines and for JSON lines without one in the head.
+        others: those of `id`, `n` and `seed` that exist.
     """
 
     format: str
@@ -112,154 +118,159 @@ class Understood:
 
 @dataclass(frozen=True)
 class PromptFile:
-    """A file of prompts.
+    """A prompt file and how to read it.
 
     Attributes:
-        path: its path.
-        format: one of `FORMATS`; None: by the file's ending.
-        count: images of a row without its own number.
-        seed: seed of a row without its own.
-        carry: columns to keep in the manifest and in shards.
-        prompt_column: column of prompts; None: the first of `PROMPT_COLUMNS` that it has.
-        encoding: of a text file; None: UTF-8, or UTF-16 or UTF-32 where the file is.
+        path: path of the file.
+        format: one of `INPUT_FORMATS`; default: by the file name's suffix.
+        count: images per row, for rows without `n`.
+        seed: noise seed, for rows without `seed`.
+        keep_columns: columns to copy to the manifest and to shards.
+        prompt_column: default: the first of `PROMPT_COLUMNS` that exists.
+        encoding: of a text file; default: detected (UTF-8, UTF-16 or UTF-32).
+
+    Raises:
+        ValueError: a value is out of range, or a reserved column name is to be kept.
     """
 
-    path: Path  # or text
+    path: Path  # str is accepted
     format: str | None = None
     count: int = 1
     seed: int = 0
-    carry: tuple[str, ...] = ()
+    keep_columns: tuple[str, ...] = ()
     prompt_column: str | None = None
     encoding: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", checked_path(self.path))
         require_integers(self, "count", "seed")
-        if self.format is not None and self.format not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        if self.format is not None and self.format not in INPUT_FORMATS:
+            names = ", ".join(INPUT_FORMATS)
+            raise ValueError(f"format must be one of {names}, got {self.format!r}")
         if not 1 <= self.count <= MAX_IMAGES:
             raise ValueError(f"count must be from 1 to {MAX_IMAGES:,}, got {self.count}")
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed must be from 0 to {MAX_SEED}, got {self.seed}")
-        if reserved := sorted(name for name in self.carry if name.lower() in RESERVED):
+        if reserved := sorted(name for name in self.keep_columns if name.lower() in RESERVED):
             raise ValueError(
-                f"column {reserved[0]!r} cannot be kept: the manifest and the shards have a column "
-                "of this name; rename it in the prompt file"
+                f"column {reserved[0]!r} cannot be kept: its name is reserved for a column of the "
+                "manifest and the shards; rename it in the prompt file"
             )
-        if len(set(self.carry)) < len(self.carry):
-            raise ValueError("a column to keep is named twice")
+        if len(set(self.keep_columns)) < len(self.keep_columns):
+            raise ValueError("keep_columns has a duplicate name")
 
     @property
     def kind(self) -> str:
-        """Its format. Raises JobError if its ending is none of the known ones."""
+        """Format, given or by suffix. Raises JobError if the suffix is unknown."""
         endings = [each.lower().lstrip(".") for each in self.path.suffixes]
         while endings and endings[-1] in _COMPRESSED:
             endings.pop()
         ending = endings[-1] if endings else ""
-        if ending in WORKBOOKS:
+        if ending in _WORKBOOKS:
             raise JobError(
-                f"{self.path} is a spreadsheet workbook, which is not read: save the sheet as CSV "
-                '(in Excel: Save As, "CSV UTF-8") and pass that file'
+                f"{self.path} is a spreadsheet workbook, which is not supported: save the sheet "
+                'as CSV (in Excel: Save As, "CSV UTF-8") and pass that file'
             )
         if self.format is not None:
             return self.format
         kind = _ENDINGS.get(ending, ending)
-        if kind not in FORMATS:
+        if kind not in INPUT_FORMATS:
             raise JobError(
-                f"the format of {self.path} is unknown by its ending: give --input-format, one of "
-                f"{', '.join(FORMATS)}"
+                f"unknown format of {self.path}: pass --input-format, one of "
+                f"{', '.join(INPUT_FORMATS)}"
             )
         return kind
 
     @cached_property
-    def understood(self) -> Understood:
-        """How the file is read, from its first characters.
+    def layout(self) -> Layout:
+        """Layout, detected from the head of the file.
 
-        Raises JobError if it cannot be read or has no column of prompts.
+        Raises JobError if the file is unreadable or has no prompt column.
         """
         kind = self.kind
         with _readable(self.path):
             if kind == "parquet":
-                return _Columns(self, kind, _parquet_columns(self.path)).understood
-            decoding, head = detect(self.path, self.encoding)
+                return _Columns(self, kind, _parquet_columns(self.path)).layout
+            decoding, head = detect_decoding(self.path, self.encoding)
         if kind == "txt":
-            for name in (self.prompt_column, *self.carry):
+            for name in (self.prompt_column, *self.keep_columns):
                 if name is not None:
                     raise JobError(
-                        f"{self.path} has lines of text and no column {name!r}: give "
-                        "--input-format if it is a table"
+                        f"{self.path} has text lines and no column {name!r}: pass --input-format "
+                        "if it is a table"
                     )
-            return Understood(kind, decoding)
+            return Layout(kind, decoding)
         if kind == "jsonl":
-            return Understood(kind, decoding, column=_first_key(head, self.prompt_column))
+            return Layout(kind, decoding, column=_first_key(head, self.prompt_column))
         first = _first_line(head)
         delimiter = _delimiter_of(self.path, head, first, kind, self.prompt_column)
         header = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
         if not header:
-            return Understood(kind, decoding, delimiter)
-        found = _Columns(self, kind, header).understood
+            return Layout(kind, decoding, delimiter)
+        found = _Columns(self, kind, header).layout
         return replace(found, decoding=decoding, delimiter=delimiter)
 
     def rows(self) -> Iterator[Row]:
-        """All rows, in order; empty lines of a text file are none.
+        """Iterate over all rows in order; blank lines of a text file are skipped.
 
-        Raises JobError if the file cannot be read, has no column of prompts or none of a kept one,
-        or if a kept value cannot be kept.
+        Raises JobError if the file is unreadable, the prompt column or a column to keep is
+        missing, or a value to keep has no JSON form.
         """
         readers = {"txt": _lines, "jsonl": _json_lines, "parquet": _parquet}
-        seen = _Seen()
+        ids = _IdRegistry()
         with _readable(self.path):
-            read = readers.get(self.understood.format, _table)
+            read = readers.get(self.layout.format, _table)
             for number, found in enumerate(read(self)):
                 row = self._row(number, found)
                 given = row.error is None and not isinstance(found, str) and found.get("id")
-                if given and (first := seen.first(row.id, number)) != number:
-                    said = f"duplicate id {row.id!r} (first used in row {first})"
-                    row = replace(row, count=1, error=said)
+                if given and (first := ids.first_row(row.id, number)) != number:
+                    error = f"duplicate id {row.id!r} (first used in row {first})"
+                    row = replace(row, count=1, error=error)
                 yield row
 
     def _row(self, number: int, found: Columns | str) -> Row:
-        """A row from its columns, or from what is wrong with it."""
+        """Build a row from its columns, or from its error message."""
         name = f"{number:08d}"
         if isinstance(found, str):
-            return Row(number, name, "", 1, self.seed, dict.fromkeys(self.carry), found)
-        carried = {
-            column: self._carried(number, column, found.get(f"={column}")) for column in self.carry
+            return Row(number, name, "", 1, self.seed, dict.fromkeys(self.keep_columns), found)
+        columns = {
+            name: self._checked_value(number, name, found.get(f"={name}"))
+            for name in self.keep_columns
         }
         prompt, given = found.get("prompt"), found.get("id")
         name = name if given is None or given == "" else str(given)
         try:
             if not isinstance(prompt, str):
-                raise PromptError(f"the prompt is no text but {prompt!r}")
+                raise PromptError(f"the prompt must be text, got {prompt!r}")
             checked_prompt(prompt)
             checked_prompt(name)
             count = _integer("n", found.get("n"), self.count, 1, MAX_IMAGES)
             seed = _integer("seed", found.get("seed"), self.seed, 0, MAX_SEED)
         except PromptError as error:
             shown = _writable(prompt if isinstance(prompt, str) else "")
-            return Row(number, _writable(name), shown, 1, self.seed, carried, _writable(str(error)))
-        return Row(number, name, prompt, count, seed, carried)
+            return Row(number, _writable(name), shown, 1, self.seed, columns, _writable(str(error)))
+        return Row(number, name, prompt, count, seed, columns)
 
-    def _carried(self, number: int, column: str, value: Any) -> Any:
-        """A kept value as JSON has it, with its type."""
+    def _checked_value(self, number: int, column: str, value: Any) -> Any:
+        """Check and normalize a value to keep."""
         try:
             return _plain(value)
         except ValueError as error:
             raise JobError(
-                f"column {column!r} of {self.path} cannot be kept: {error} in row {number}; "
-                f"convert it to text or numbers, or do not keep it"
+                f"column {column!r} of {self.path} cannot be kept: row {number} has {error}; "
+                "convert it to text or numbers, or do not keep the column"
             ) from error
 
 
-class _Seen:
-    """Which ids were met, in a temporary file that SQLite makes when they become many."""
+class _IdRegistry:
+    """First row of each id, in a SQLite table that spills to a temporary file."""
 
     def __init__(self) -> None:
-        self._table = sqlite3.connect("")  # its own, and gone with the connection
+        self._table = sqlite3.connect("")  # deleted with the connection
         self._table.execute("CREATE TABLE ids (hash BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
 
-    def first(self, name: str, row: int) -> int:
-        """The row that had this id first, which may be `row`."""
+    def first_row(self, name: str, row: int) -> int:
+        """First row with this id: `row` itself if the id is new."""
         key = hashlib.blake2b(name.encode(), digest_size=16).digest()
         insert = "INSERT INTO ids VALUES (?, ?) ON CONFLICT DO NOTHING"
         if self._table.execute(insert, (key, row)).rowcount:
@@ -269,15 +280,15 @@ class _Seen:
 
 
 class _Columns:
-    """The columns that are read, by the names that the file has for them.
+    """Mapping from our column names to those of a table.
 
     Args:
-        file: whose they are.
+        file: the prompt file.
         kind: its format.
-        names: of all columns.
+        names: all column names of the table.
 
     Raises:
-        JobError: there is no column of prompts, or none of a kept one.
+        JobError: the prompt column or a column to keep is missing or ambiguous.
     """
 
     def __init__(self, file: PromptFile, kind: str, names: Sequence[str]) -> None:
@@ -289,14 +300,14 @@ class _Columns:
         if prompt is None:
             wanted = file.prompt_column or "prompt"
             raise JobError(
-                f"{file.path} has no column {wanted!r}, only {_listed(names)}: name the column of "
-                "prompts with --prompt-column"
+                f"{file.path} has no column {wanted!r}, only {_listed(names)}: pass the prompt "
+                "column's name with --prompt-column"
             )
         self.read = {"prompt": prompt}
         for name in ("id", "n", "seed"):
             if (found := _named(name, names)) is not None and found != prompt:
                 self.read[name] = found
-        for name in file.carry:
+        for name in file.keep_columns:
             if (found := _named(name, names)) is None:
                 raise JobError(f"{file.path} has no column {name!r} to keep, only {_listed(names)}")
             self.read[f"={name}"] = found
@@ -304,15 +315,15 @@ class _Columns:
             if self.names.count(name) > 1:
                 raise JobError(f"{file.path} has two columns {name!r}: rename one of them")
         others = tuple(name for name in ("id", "n", "seed") if name in self.read)
-        self.understood = Understood(kind, column=prompt, others=others)
+        self.layout = Layout(kind, column=prompt, others=others)
 
     def of(self, values: Columns) -> Columns:
-        """Values by our names for their columns."""
+        """Select the columns that are read, under our names."""
         return {ours: values.get(name) for ours, name in self.read.items()}
 
 
 def _named(wanted: str, names: Sequence[str]) -> str | None:
-    """The column of this name, in its own case or else in any."""
+    """Find a column by name: exact match first, then case-insensitive."""
     if wanted in names:
         return wanted
     return next((name for name in names if name.strip().lower() == wanted.lower()), None)
@@ -327,7 +338,7 @@ def _integer(name: str, value: Any, default: int, least: int, most: int) -> int:
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return default
     number = least - 1
-    if isinstance(value, float):  # as data frames with a missing value have integers
+    if isinstance(value, float):  # data frames store integers with missing values as floats
         if value.is_integer() and abs(value) <= _EXACT_FLOATS:
             number = int(value)
     elif not isinstance(value, bool) and (found := _INTEGER.fullmatch(str(value)[:40])):
@@ -338,35 +349,35 @@ def _integer(name: str, value: Any, default: int, least: int, most: int) -> int:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """A kept value as JSON has it. Raises ValueError if JSON has none such."""
+    """Normalize a value to JSON types. Raises ValueError if it has no JSON form."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
         if not -(1 << 63) <= value < 1 << 63:
-            raise ValueError("it is an integer of more than 64 bits")
+            raise ValueError("an integer of more than 64 bits")
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"it is {value}, which JSON cannot hold,")
+            raise ValueError(f"{value}, which JSON cannot represent")
         return value
     if isinstance(value, str):
         return _without_invalid(value)
     if depth > 20:
-        raise ValueError("it is nested too deeply")
+        raise ValueError("a value nested too deeply")
     if isinstance(value, list | tuple):
         return [_plain(each, depth + 1) for each in value]
     if isinstance(value, dict):
         return {_without_invalid(str(k)): _plain(v, depth + 1) for k, v in value.items()}
-    raise ValueError(f"it has the type {type(value).__name__}")
+    raise ValueError(f"a value of type {type(value).__name__}")
 
 
 def _without_invalid(text: str) -> str:
-    """Text without bytes that are no UTF-8."""
+    """Escape invalid UTF-8 and NUL."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _writable(text: str) -> str:
-    """Text that every file of ours can hold, cut."""
+    """Truncate and escape text for manifests and messages."""
     return _without_invalid(text[:MAX_CHARACTERS])
 
 
@@ -379,7 +390,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _bounded_lines(file: TextIO) -> Iterator[str | None]:
-    """Lines with their ends; None for one that is too long."""
+    """Yield lines with their newlines; None for an overlong one."""
     while line := file.readline(_LONGEST_LINE):
         if len(line) < _LONGEST_LINE or line.endswith("\n"):
             yield line
@@ -394,8 +405,8 @@ _TOO_LONG = f"the line has over {_LONGEST_LINE:,} characters, a prompt at most {
 
 @contextmanager
 def _text(file: PromptFile) -> Iterator[TextIO]:
-    assert file.understood.decoding is not None
-    with open_text(file.path, file.understood.decoding) as text:
+    assert file.layout.decoding is not None
+    with open_text(file.path, file.layout.decoding) as text:
         yield text
 
 
@@ -422,14 +433,14 @@ def _json_lines(file: PromptFile) -> Iterator[Columns | str]:
                     try:
                         found = json.loads(line)
                     except (ValueError, RecursionError) as error:
-                        yield f"the line is no JSON: {error}"
+                        yield f"invalid JSON: {error}"
                         continue
                     yield columns.of(found)
     columns.check()
 
 
 def _json_array(file: PromptFile, text: TextIO) -> list[Any] | None:
-    """All values of a .json file that is one array; None if it has a value in each line."""
+    """Load a .json file that is one array; None for one with an object per line."""
     if not any(suffix.lower() == ".json" for suffix in file.path.suffixes):
         return None
     array = text.read(1024).lstrip().startswith("[")
@@ -439,12 +450,12 @@ def _json_array(file: PromptFile, text: TextIO) -> list[Any] | None:
     try:
         found = json.load(text)
     except (ValueError, RecursionError) as error:
-        raise JobError(f"{file.path} is no JSON: {error}") from error
+        raise JobError(f"{file.path} is invalid JSON: {error}") from error
     return found if isinstance(found, list) else [found]
 
 
 def _first_key(head: str, wanted: str | None) -> str | None:
-    """The key of prompts in the first characters of JSON lines or of an array."""
+    """Find the prompt key in the head of JSON lines or of an array."""
     found: Any = None
     decoder = json.JSONDecoder()
     for line in re.split(r"[\r\n]+", head.lstrip().removeprefix("[")):
@@ -457,22 +468,22 @@ def _first_key(head: str, wanted: str | None) -> str | None:
 
 
 class _JsonColumns:
-    """Columns of objects, which may each have others: the prompt's name is that of the first."""
+    """Columns of JSON objects, whose keys may differ; the first prompt key found is used."""
 
     def __init__(self, file: PromptFile) -> None:
         self._file = file
         self._wanted = file.prompt_column
-        self._kept = set(file.carry)
+        self._kept = set(file.keep_columns)
         self._first: list[str] | None = None
         self._prompts = 0
 
     def of(self, found: Any) -> Columns | str:
-        """The columns that are read, or why there are none."""
+        """Select the columns that are read, or return an error message."""
         if isinstance(found, str):
             self._prompts += 1
             return {"prompt": found}
         if not isinstance(found, dict):
-            return f"the line is no JSON object but {_writable(repr(found)[:40])}"
+            return f"expected a JSON object, got {_writable(repr(found)[:40])}"
         names = list(found)
         self._first = names if self._first is None else self._first
         if self._wanted is None:
@@ -485,18 +496,18 @@ class _JsonColumns:
         for name in ("id", "n", "seed"):
             if (key := _named(name, names)) is not None and key != prompt:
                 values[name] = found[key]
-        for name in self._file.carry:
+        for name in self._file.keep_columns:
             if (key := _named(name, names)) is not None:
                 self._kept.discard(name)
                 values[f"={name}"] = found[key]
         return values
 
     def check(self) -> None:
-        """At the end: raises JobError if no object had prompts, or a column that is to be kept."""
+        """After the last object: raise JobError if no object had a prompt or a column to keep."""
         if self._first is not None and not self._prompts:
             raise JobError(
                 f"{self._file.path} has no key {self._wanted or 'prompt'!r}, only "
-                f"{_listed(self._first)}: name the key of prompts with --prompt-column"
+                f"{_listed(self._first)}: pass the name of the prompt key with --prompt-column"
             )
         if self._kept and self._prompts:
             raise JobError(
@@ -505,17 +516,18 @@ class _JsonColumns:
             )
 
 
+# Excel's declaration of the delimiter, in the first line.
 _EXCEL_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 
 
 def _first_line(head: str) -> str:
-    """The first row of a table, after the line by which Excel knows its delimiter."""
+    """First row of a table, without Excel's delimiter line."""
     lines = _EXCEL_LINE.sub("", head, count=1) if _EXCEL_LINE.match(head) else head
     return re.split(r"[\r\n]", lines.lstrip("\r\n"), maxsplit=1)[0]
 
 
 def _delimiter_of(path: Path, head: str, first: str, kind: str, wanted: str | None) -> str:
-    """The delimiter with which the first row has a column of prompts."""
+    """Detect the delimiter: the one that splits off a prompt column in the first row."""
     if found := _EXCEL_LINE.match(head):
         return found[1]
     usual = "\t" if kind == "tsv" else ","
@@ -525,7 +537,7 @@ def _delimiter_of(path: Path, head: str, first: str, kind: str, wanted: str | No
         try:
             cells[delimiter] = next(csv.reader([first], delimiter=delimiter), [])
         except csv.Error as error:
-            raise JobError(f"the first row of {path} cannot be read: {error}") from error
+            raise JobError(f"cannot read the first row of {path}: {error}") from error
     with_prompts = [d for d, found in cells.items() if any(_named(n, found) for n in names)]
     return max(with_prompts or cells, key=lambda each: len(cells[each]))
 
@@ -543,7 +555,7 @@ def _table(file: PromptFile) -> Iterator[Columns | str]:
                     continue
                 yield "\n" if line is None else line
 
-        reader = csv.reader(lines(), delimiter=file.understood.delimiter or ",")
+        reader = csv.reader(lines(), delimiter=file.layout.delimiter or ",")
         columns: _Columns | None = None
         while True:
             try:
@@ -551,17 +563,17 @@ def _table(file: PromptFile) -> Iterator[Columns | str]:
             except StopIteration:
                 break
             except csv.Error as error:
-                yield f"the row cannot be read: {error}"
+                yield f"unreadable row: {error}"
                 continue
             if too_long:
                 too_long = False
                 yield _TOO_LONG
             elif columns is None:
                 if cells:
-                    kind = file.understood.format
+                    kind = file.layout.format
                     columns = _Columns(file, kind, [cell.strip() for cell in cells])
             elif len(cells) > len(columns.names):
-                yield f"the row has {len(cells)} columns, the first row {len(columns.names)}"
+                yield f"the row has {len(cells)} columns, the header {len(columns.names)}"
             elif cells:
                 yield columns.of(dict(zip(columns.names, cells)))
 
@@ -575,7 +587,7 @@ def _parquet_file(path: Path) -> Iterator[Any]:
         with pq.ParquetFile(path) as file:
             yield file
     except pa.ArrowException as error:
-        raise JobError(f"{path} is damaged or no Parquet file: {error}") from error
+        raise JobError(f"{path} is damaged or not a Parquet file: {error}") from error
 
 
 def _parquet_columns(path: Path) -> list[str]:
@@ -589,3 +601,166 @@ def _parquet(file: PromptFile) -> Iterator[Columns | str]:
         wanted = list(dict.fromkeys(columns.read.values()))
         for batch in opened.iter_batches(batch_size=1024, columns=wanted):
             yield from map(columns.of, batch.to_pylist())
+
+
+# Decompressed bytes in which the encoding and the columns are detected.
+_HEAD = 1 << 16
+
+# By magic number.
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+# UTF-32 first: its marks begin like those of UTF-16.
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
+    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
+    (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
+    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
+)
+# Other file types passed by mistake, by magic number.
+_OTHER_FILES = {
+    b"PK\x03\x04": "an Excel or OpenDocument workbook, or another ZIP archive: save the sheet as "
+    'CSV (in Excel: Save As, "CSV UTF-8") and pass that file',
+    b"\xd0\xcf\x11\xe0": "an Excel workbook: save the sheet as CSV (in Excel: Save As, "
+    '"CSV UTF-8") and pass that file',
+    b"PAR1": "a Parquet file: pass --input-format parquet",
+    b"%PDF": "a PDF document: save its text as a .txt file with one prompt per line",
+    b"\x89PNG": "an image, not a file of prompts",
+    b"\xff\xd8\xff": "an image, not a file of prompts",
+    b"ARROW1": "an Arrow file: save the table as Parquet or CSV",
+}
+_WORKBOOKS = frozenset({"xlsx", "xlsm", "xls", "xlsb", "ods", "numbers"})
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+
+
+def _invalid(error: UnicodeError) -> tuple[str, int]:
+    """Decode invalid bytes to a lone surrogate, which `checked_prompt` rejects in that row."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\udcff", error.end
+
+
+codecs.register_error("galip_edge.invalid", _invalid)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Compression and encoding of a text file.
+
+    Attributes:
+        compression: gzip, bzip2, xz, zstd or None.
+        encoding: Python codec.
+        name: display name of the encoding.
+    """
+
+    compression: str | None
+    encoding: str
+    name: str
+
+
+def detect_decoding(path: Path, encoding: str | None = None) -> tuple[Decoding, str]:
+    """Detect how to decode a text file; also return the head of its text.
+
+    Args:
+        path: path of the file.
+        encoding: overrides detection.
+
+    Raises:
+        JobError: the file is damaged or not a text file.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+    compression = next((c for magic, c in _COMPRESSIONS.items() if start.startswith(magic)), None)
+    with _open_bytes(path, compression) as content, _checked(path, compression):
+        head = content.read(_HEAD)
+    for magic, what in _OTHER_FILES.items():
+        if head.startswith(magic):
+            raise JobError(f"{path} is {what}")
+    if encoding is not None:
+        try:
+            found = Decoding(compression, encoding, codecs.lookup(encoding).name)
+        except LookupError as error:
+            raise JobError(
+                f"unknown --encoding {encoding!r}: use utf-8, utf-16, cp1252 or another of Python's"
+            ) from error
+    else:
+        found = Decoding(compression, *_encoding_of(head))
+    with open_text(path, found) as text:
+        return found, text.read(_HEAD // 4)
+
+
+def _encoding_of(head: bytes) -> tuple[str, str]:
+    for mark, encoding, name in _BYTE_ORDER_MARKS:
+        if head.startswith(mark):
+            return encoding, name
+    # UTF-16 without a byte order mark: every other byte of Latin text is NUL.
+    pairs = head[: len(head) // 2 * 2]
+    if len(pairs) >= 4:
+        if pairs[1::2].count(0) * 2 > len(pairs[1::2]) and not pairs[::2].count(0):
+            return "utf-16-le", "UTF-16"
+        if pairs[::2].count(0) * 2 > len(pairs[::2]) and not pairs[1::2].count(0):
+            return "utf-16-be", "UTF-16"
+    return "utf-8", "UTF-8"
+
+
+@contextmanager
+def open_text(path: Path, decoding: Decoding) -> Iterator[TextIO]:
+    """Open a file as text, newlines untranslated and invalid bytes as lone surrogates.
+
+    Raises:
+        JobError: the compressed data is damaged.
+        OSError: the file cannot be read.
+    """
+    errors = "surrogateescape" if decoding.name == "UTF-8" else "galip_edge.invalid"
+    with _open_bytes(path, decoding.compression) as file, _checked(path, decoding.compression):
+        text = io.TextIOWrapper(file, decoding.encoding, errors, newline="")
+        try:
+            yield text
+        finally:
+            text.detach()
+
+
+@contextmanager
+def _open_bytes(path: Path, compression: str | None) -> Iterator[BinaryIO]:
+    if compression == "zstd":
+        import pyarrow as pa
+
+        with pa.OSFile(str(path)) as raw, pa.CompressedInputStream(raw, "zstd") as stream:
+            yield cast(BinaryIO, io.BufferedReader(_ArrowStream(stream)))
+        return
+    opened: dict[str | None, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+    with opened.get(compression, open)(path, "rb") as file:
+        yield file
+
+
+class _ArrowStream(io.RawIOBase):
+    """Adapter from a pyarrow stream to Python's io."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@contextmanager
+def _checked(path: Path, compression: str | None) -> Iterator[None]:
+    try:
+        yield
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        if compression is None and not isinstance(error, _DAMAGED):
+            raise
+        raise JobError(
+            f"{path} is damaged or incomplete ({compression}: {error}): copy or download it again"
+        ) from error

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from runtime.errors import JobError
-from runtime.jobs.prompt_file import PromptFile
+from runtime.jobs.prompts import PromptFile
 
 
 def rows(tmp_path, name, content, **settings):
@@ -38,9 +38,9 @@ def test_lines(tmp_path):
     ],
 )
 def test_columns(name, content, tmp_path):
-    first, second = rows(tmp_path, name, content, carry=("colour",))
+    first, second = rows(tmp_path, name, content, keep_columns=("colour",))
     assert (first.id, first.prompt, first.count, first.seed) == ("a", "a bird, red", 2, 5)
-    assert first.carried == {"colour": "red"}
+    assert first.columns == {"colour": "red"}
     assert (second.id, second.prompt, second.count, second.seed) == ("b", "two dogs", 1, 0)
     assert first.error is second.error is None
 
@@ -48,9 +48,9 @@ def test_columns(name, content, tmp_path):
 def test_parquet(tmp_path):
     table = pa.table({"prompt": ["a bird", None], "n": [2, 1], "when": [1.5, None]})
     pq.write_table(table, tmp_path / "p.parquet")
-    good, bad = PromptFile(tmp_path / "p.parquet", carry=("when",)).rows()
-    assert (good.prompt, good.count, good.carried) == ("a bird", 2, {"when": 1.5})
-    assert "no text but None" in bad.error
+    good, bad = PromptFile(tmp_path / "p.parquet", keep_columns=("when",)).rows()
+    assert (good.prompt, good.count, good.columns) == ("a bird", 2, {"when": 1.5})
+    assert "must be text, got None" in bad.error
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_parquet(tmp_path):
         ("p.csv", b"prompt,n\na,two", "n must be an integer from 1 to .* got 'two'"),
         ("p.csv", b"prompt,n\na,0", "n must be an integer .* got '0'"),
         ("p.csv", b"prompt,seed\na,-1", "seed must be an integer from 0 .* got '-1'"),
-        ("p.csv", b"prompt,n\na,1,2", "the row has 3 columns, the first row 2"),
+        ("p.csv", b"prompt,n\na,1,2", "the row has 3 columns, the header 2"),
         ("p.csv", b"id,prompt\n\xff,a bird", "not valid UTF-8"),
-        ("p.jsonl", b"{", "the line is no JSON"),
-        ("p.jsonl", b"[" * 100_000, "the line is no JSON"),
-        ("p.jsonl", b"[1]", "no JSON object but"),
+        ("p.jsonl", b"{", "invalid JSON"),
+        ("p.jsonl", b"[" * 100_000, "invalid JSON"),
+        ("p.jsonl", b"[1]", "expected a JSON object, got"),
         ("p.jsonl", b'{"url": "a"}', "no key 'prompt'"),
-        ("p.jsonl", b'{"prompt": 5}', "no text but 5"),
+        ("p.jsonl", b'{"prompt": 5}', "must be text, got 5"),
         ("p.jsonl", b'{"prompt": "\\ud800"}', "not valid UTF-8"),
         ("p.jsonl", b'{"prompt": "a", "n": 1.5}', "n must be an integer .* got 1.5"),
     ],
@@ -107,7 +107,7 @@ def test_an_id_is_given_once(tmp_path):
     [
         ("p.csv", b"url\na bird\n", "no column 'prompt', only 'url'"),
         ("p.dat", b"a bird\n", "--input-format"),
-        ("p.parquet", b"a bird\n", "damaged or no Parquet file"),
+        ("p.parquet", b"a bird\n", "damaged or not a Parquet file"),
     ],
 )
 def test_a_file_that_is_none_is_one_sentence(name, content, message, tmp_path):
@@ -126,7 +126,7 @@ def test_a_missing_file_is_one_sentence(tmp_path):
         ({"format": "xlsx"}, "format must be one of txt, .* got 'xlsx'"),
         ({"count": 0}, "count must be from 1 to 1,000,000, got 0"),
         ({"seed": -1}, "seed must be from 0 to .* got -1"),
-        ({"carry": ("file",)}, "column 'file' cannot be kept"),
+        ({"keep_columns": ("file",)}, "column 'file' cannot be kept"),
     ],
 )
 def test_invalid_settings_are_named(settings, message, tmp_path):
@@ -217,21 +217,21 @@ def test_floats_of_data_frames(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.xlsx", b"PK\3\4", "workbook, which is not read: save the sheet as CSV"),
-        ("p.xls", b"\xd0\xcf\x11\xe0", "workbook, which is not read: save the sheet as CSV"),
+        ("p.xlsx", b"PK\3\4", "workbook, which is not supported: save the sheet as CSV"),
+        ("p.xls", b"\xd0\xcf\x11\xe0", "workbook, which is not supported: save the sheet as CSV"),
         ("p.csv", b"PK\3\4aaaaaa", "workbook.*: save the sheet as CSV"),
         ("p.txt", b"\xd0\xcf\x11\xe0aaaaa", "workbook: save the sheet as CSV"),
         ("p.csv", b"PAR1aaaaaaaa", "a Parquet file: pass --input-format parquet"),
         ("p.txt.gz", b"\x1f\x8b\x08\0aaaaaaaaaaaa", "damaged or incomplete"),
         ("p.txt.zst", b"\x28\xb5\x2f\xfdaaaaaa", "damaged or incomplete"),
         ("p.jsonl", b'{"url": "x"}\n', "no key 'prompt', only 'url'"),
-        ("p.json", b'[{"prompt": "x"}', "is no JSON"),
+        ("p.json", b'[{"prompt": "x"}', "is invalid JSON"),
         ("p.csv", b"prompt,a,a\nx,1,2\n", "two columns 'a'"),
     ],
 )
 def test_a_file_of_another_kind_is_one_sentence(name, content, message, tmp_path):
     with pytest.raises(JobError, match=message):
-        rows(tmp_path, name, content, carry=("a",) if b",a,a" in content else ())
+        rows(tmp_path, name, content, keep_columns=("a",) if b",a,a" in content else ())
 
 
 def test_a_cut_archive_is_one_sentence(tmp_path):
@@ -255,7 +255,7 @@ def test_a_cut_archive_is_one_sentence(tmp_path):
 )
 def test_what_was_understood(name, content, wanted, tmp_path):
     assert rows(tmp_path, name, content)[0].error is None
-    assert wanted in str(PromptFile(tmp_path / name).understood)
+    assert wanted in str(PromptFile(tmp_path / name).layout)
 
 
 def test_another_encoding_can_be_given(tmp_path):
