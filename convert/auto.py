@@ -6,6 +6,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from convert.errors import ConversionError
 from convert.fidelity import PROMPTS
 from convert.options import ConvertOptions
 from convert.progress import Progress
-from convert.write import Source, write_bundle
 from runtime.bundle import Manifest, save_manifest
 from runtime.compiled import has_bf16
 from runtime.pipeline import Pipeline, PipelineOptions
@@ -39,14 +39,23 @@ class Candidate:
 
 
 def write_fastest(
-    source: Source, options: ConvertOptions, folder: Path, progress: Progress
+    write: Callable[[ConvertOptions, Path], Manifest],
+    options: ConvertOptions,
+    folder: Path,
+    progress: Progress,
 ) -> Manifest:
-    """Write a bundle of each precision that may be fastest, and move the chosen one to `folder`.
+    """Write a bundle of each candidate precision, and keep the fastest in `folder`.
 
-    Its manifest lists what it was chosen from.
+    Its manifest lists the candidates.
+
+    Args:
+        write: writes a bundle into an empty folder.
+        options: `lowest_psnr` is what the chosen bundle must reach.
+        folder: existing and empty.
+        progress: reports steps.
 
     Raises:
-        ConversionError: none is as near to PyTorch as asked for.
+        ConversionError: no candidate reaches it.
     """
     # Half the weights' size costs nothing where the CPU has no bfloat16 to gain time with.
     precisions = ("int8", "bf16" if has_bf16() else "fp16")
@@ -57,7 +66,7 @@ def write_fastest(
             path.mkdir()
             calibration = options.calibration if precision == "int8" else None
             one = replace(options, precision=precision, min_psnr=0.0, calibration=calibration)
-            manifests[precision] = write_bundle(source, one, path, progress)
+            manifests[precision] = write(one, path)
         progress.step("measuring which is fastest", len(precisions) * _TURNS)
         seconds = _seconds({p: Path(name) / p for p in precisions}, progress)
         candidates = [

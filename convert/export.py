@@ -112,12 +112,12 @@ def _export(
                 dynamic_shapes=tuple(dynamic for _, dynamic in inputs.values()),
                 opset_version=OPSET,
                 optimize=False,  # below, once
-                external_data=False,
+                external_data=True,
                 verbose=False,
             )
             assert program is not None
             program.optimize()
-            program.save(path)
+            program.save(path, external_data=True)
         onnx.checker.check_model(path, full_check=True)
     except OSError:
         raise

@@ -25,7 +25,7 @@ class ConvertOptions:
         name: of the model, as shown to people; by default the checkpoint's file name.
         calibration: text file with a prompt a line, for int8; by default captions that come with
             the package.
-        samples: how many calibration prompts to use.
+        num_samples: calibration prompts to use, spread evenly over the file.
         quantizer: what makes int8: edge (`convert.quantize`, one pass of statistics) or nncf.
         keep_onnx: folder that receives the ONNX files.
         min_psnr: in dB; a bundle further from PyTorch is refused. None: `MIN_PSNR`.
@@ -35,7 +35,7 @@ class ConvertOptions:
     precision: str = "int8"
     name: str | None = None
     calibration: Path | None = None
-    samples: int = 300
+    num_samples: int = 300
     quantizer: str = "edge"
     keep_onnx: Path | None = None
     min_psnr: float | None = None
@@ -55,8 +55,8 @@ class ConvertOptions:
             )
         if self.quantizer != "edge" and self.precision not in ("int8", "auto"):
             raise ValueError(f"quantizer has no effect with {self.precision}, only with int8")
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
 
     @property
     def lowest_psnr(self) -> float:

@@ -42,28 +42,16 @@ REASONS = {
 }
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """What is quantized.
-
-    Attributes:
-        keep_float: parts of the model that stay in floating point, as the names of their weights
-            have them, such as `to_rgb` or `upsampling.5`.
-    """
-
-    keep_float: tuple[str, ...] = ()
-
-
 # The parts that win the most decibels for their share of the multiply-adds, 3 % in all
 # (`benchmarks/precision.py --parts`, docs/performance.md). A model may lack some of them.
-GENERATOR_SCHEME = Scheme(keep_float=("noise_projection", "bridge", "gamma", "beta", "shortcut"))
-TEXT_ENCODER_SCHEME = Scheme(keep_float=("text_projection", "out_proj"))
+GENERATOR_KEEP_FLOAT = ("noise_projection", "bridge", "gamma", "beta", "shortcut")
+TEXT_ENCODER_KEEP_FLOAT = ("text_projection", "out_proj")
 
 
 def quantize(
     model: ov.Model,
     samples: Sequence[Sample],
-    scheme: Scheme | None = None,
+    keep_float: Sequence[str] = (),
     on_sample: Callable[[], None] = lambda: None,
 ) -> list[npt.NDArray[Any]]:
     """Quantize an `openvino.Model` in place.
@@ -71,7 +59,8 @@ def quantize(
     Args:
         model: in float32, with a dynamic batch, which it keeps.
         samples: inputs of a batch of one each.
-        scheme: by default all weights.
+        keep_float: parts that stay in floating point (the ignored scope), by a part of their
+            weights' names, such as `to_rgb` or `upsampling.5`.
         on_sample: called after each sample.
 
     Returns:
@@ -80,7 +69,7 @@ def quantize(
     Raises:
         ValueError: the model has no weights to quantize.
     """
-    groups = _groups(model, (scheme or Scheme()).keep_float)
+    groups = _groups(model, keep_float)
     if not groups:
         raise ValueError("there is nothing to quantize: the model multiplies by no weights")
     statistics, outputs = collect_statistics(model, list(groups), samples, on_sample)

@@ -17,7 +17,7 @@ from convert import ConvertOptions, convert
 from convert.options import QUANTIZERS
 from convert.workspace import remove_workspaces
 from galip_edge.commands.console import StepReporter, console
-from galip_edge.commands.options import clip_activation_option, existing_path
+from galip_edge.commands.options import RenamedOption, clip_activation_option, existing_path
 from runtime.bundle import Manifest
 
 if TYPE_CHECKING:
@@ -45,9 +45,11 @@ if TYPE_CHECKING:
     "--calibration", type=existing_path, help="Calibration prompts of --int8, one per line."
 )
 @click.option(
-    "--samples",
+    "--num-samples",
+    cls=RenamedOption,
+    former=["--samples"],
     type=click.IntRange(min=1),
-    default=ConvertOptions.samples,
+    default=ConvertOptions.num_samples,
     show_default=True,
     help="Calibration prompts to use.",
 )
@@ -69,7 +71,7 @@ def command(
     out: Path | None,
     name: str | None,
     calibration: Path | None,
-    samples: int,
+    num_samples: int,
     quantizer: str,
     keep_onnx: Path | None,
     min_psnr: float | None,
@@ -84,7 +86,7 @@ def command(
         precision=precision,
         name=name,
         calibration=calibration,
-        samples=samples,
+        num_samples=num_samples,
         quantizer=quantizer,
         keep_onnx=keep_onnx,
         min_psnr=min_psnr,

@@ -3,7 +3,7 @@ import openvino as ov
 import openvino.opset13 as ops
 import pytest
 
-from convert.quantize import Scheme, quantize, report
+from convert.quantize import quantize, report
 from runtime.bundle import TEXT_ENCODER, Bundle
 from runtime.graph_io import read_graph
 from runtime.openvino_core import openvino_core
@@ -115,7 +115,7 @@ def test_parts_are_kept_in_float_by_the_names_of_their_weights(parts, quantized)
     products = [ops.matmul(data, weight, False, False) for weight in weights]
     model = ov.Model([ops.add(*products)], [data])
     samples = [(RNG.normal(size=(1, 16)).astype(np.float32),)]
-    quantize(model, samples, Scheme(keep_float=parts))
+    quantize(model, samples, parts)
     assert report(model, parts)["quantized"] == quantized
 
 
