@@ -1,9 +1,9 @@
-"""Golden numbers for a bundle that was converted before bundles had them (format 2).
+"""Golden numbers: written by a conversion, or added to an older bundle (format 2).
 
     python -m convert.golden CHECKPOINT BUNDLE
 
-Graphs and weights stay as they are, and so do the images. CHECKPOINT is the one that the bundle was
-made from.
+adds them without changing graphs and weights, and so the images. CHECKPOINT is the checkpoint that
+the bundle was converted from.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def measured_tolerance(pipeline: Pipeline) -> GoldenEntry:
 
 
 def add_golden_numbers(file: Path, folder: Path, clip: Path | None = None) -> Manifest:
-    """Add what PyTorch computes to the bundle in `folder`, or replace it.
+    """Add or replace the golden numbers of the bundle in `folder`.
 
     Args:
-        file: the checkpoint that the bundle was made from.
-        folder: of the bundle, which is replaced as a whole or stays as it was.
+        file: checkpoint that the bundle was converted from.
+        folder: bundle, which is replaced atomically.
         clip: CLIP weights, for an original checkpoint.
 
     Returns:
@@ -57,7 +57,7 @@ def add_golden_numbers(file: Path, folder: Path, clip: Path | None = None) -> Ma
     Raises:
         BundleError: the bundle is damaged.
         CheckpointError: the checkpoint cannot be used.
-        ConversionError: the bundle was made from another checkpoint.
+        ConversionError: the bundle was converted from another checkpoint.
     """
     bundle = Bundle.open(folder)
     checkpoint = load_checkpoint(file, clip)

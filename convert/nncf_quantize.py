@@ -46,7 +46,7 @@ def quantize_with_nncf(
         quantized = nncf.quantize(
             model.clone(),
             nncf.Dataset(samples, list),
-            # Symmetric weights, asymmetric activations: LeakyReLU's output is lopsided.
+            # Symmetric weights, asymmetric activations: LeakyReLU's output is skewed.
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(samples),
