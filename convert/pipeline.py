@@ -72,7 +72,6 @@ def run(
             onnx_folder,
             progress,
             clip_activation=clip_activation,
-            keep_onnx=options.keep_onnx is not None,
         )
         bundle = folder / "bundle"
         bundle.mkdir()
@@ -95,7 +94,7 @@ class Exported:
         provenance: kind and hash of the file.
         tokenizer: tokenizer of its CLIP.
         reference: results of PyTorch.
-        text_encoder, generator: models in float32.
+        text_encoder, generator: ONNX files.
         fidelity: comparison of each step so far.
     """
 
@@ -104,8 +103,8 @@ class Exported:
     provenance: dict[str, str]
     tokenizer: Tokenizer
     reference: Reference
-    text_encoder: ov.Model
-    generator: ov.Model
+    text_encoder: Path
+    generator: Path
     fidelity: tuple[Fidelity, ...]
 
 
@@ -116,7 +115,6 @@ def export(
     progress: Progress,
     *,
     clip_activation: Activation | None = None,
-    keep_onnx: bool = False,
 ) -> Exported:
     """Read a checkpoint, run PyTorch as the reference, export it, and compare."""
     progress.step("loading the checkpoint")
@@ -130,19 +128,17 @@ def export(
     reference = make_reference(model, tokenizer, progress.advance)
 
     progress.step("exporting the text encoder to ONNX")
-    onnx = export_text_encoder(model, onnx_folder)
-    sentence = _run_onnx(onnx, reference.tokens)
-    text_encoder = _read_onnx(onnx, keep_onnx)
+    text_encoder = export_text_encoder(model, onnx_folder)
     progress.step("exporting the generator to ONNX")
-    onnx = export_generator(model, onnx_folder)
+    generator = export_generator(model, onnx_folder)
     del model
     _release_memory()
+
     progress.step("comparing ONNX", len(PROMPTS))
-    image = _run_onnx(onnx, reference.noise, sentence, on_row=progress.advance)
+    sentence = _run_onnx(text_encoder, reference.tokens)
+    image = _run_onnx(generator, reference.noise, sentence, on_row=progress.advance)
     of_onnx = compare("onnx", reference, sentence, image)
     _release_memory()
-    generator = _read_onnx(onnx, keep_onnx)
-
     progress.step("comparing OpenVINO", len(PROMPTS))
     sentence = _run_openvino(text_encoder, reference.tokens)
     image = _run_openvino(generator, reference.noise, sentence, on_row=progress.advance)
@@ -174,10 +170,11 @@ def write_bundle(
         OSError: it cannot be written.
     """
     config, precision = exported.config, options.precision
-    text_encoder, generator = exported.text_encoder, exported.generator
     quantization: dict[str, Any] = {}
     if precision == "int8":
         text_encoder, generator, quantization = _quantize(exported, captions, options, progress)
+    else:
+        text_encoder, generator = map(to_openvino, (exported.text_encoder, exported.generator))
 
     progress.step(f"writing the {precision} bundle")
     compress = precision in ("fp16", "bf16")
@@ -224,12 +221,14 @@ def _quantize(
     progress.step("quantizing the text encoder", len(captions))
     samples = text_samples(exported.tokenizer, captions)
     text_encoder, sentences = quantizer(
-        exported.text_encoder, samples, TEXT_ENCODER_KEEP_FLOAT, progress.advance
+        to_openvino(exported.text_encoder), samples, TEXT_ENCODER_KEEP_FLOAT, progress.advance
     )
     _release_memory()
     progress.step("quantizing the generator", len(captions))
     samples = generator_samples(captions, sentences, exported.config.noise_dim)
-    generator, _ = quantizer(exported.generator, samples, GENERATOR_KEEP_FLOAT, progress.advance)
+    generator, _ = quantizer(
+        to_openvino(exported.generator), samples, GENERATOR_KEEP_FLOAT, progress.advance
+    )
     _release_memory()
     models = {
         "text_encoder": (text_encoder, TEXT_ENCODER_KEEP_FLOAT),
@@ -248,8 +247,7 @@ def _quantize(
 
 
 def _with_ours(model: ov.Model, *arguments: Any) -> tuple[ov.Model, list[npt.NDArray[Any]]]:
-    copy = model.clone()
-    return copy, quantize(copy, *arguments)
+    return model, quantize(model, *arguments)
 
 
 def _with_nncf(model: ov.Model, *arguments: Any) -> tuple[ov.Model, list[npt.NDArray[Any]]]:
@@ -267,15 +265,6 @@ def _refuse_unfaithful(fidelity: Fidelity, options: ConvertOptions) -> None:
         )
 
 
-def _read_onnx(file: Path, keep: bool) -> ov.Model:
-    """The model, which maps the weights: they stay readable when the files are removed."""
-    model = to_openvino(file)
-    if not keep:
-        for path in file.parent.glob(f"{file.name}*"):
-            path.unlink()
-    return model
-
-
 def _run_onnx(
     file: Path, *inputs: npt.NDArray[Any], on_row: Callable[[], None] = lambda: None
 ) -> npt.NDArray[Any]:
@@ -288,10 +277,10 @@ def _run_onnx(
 
 
 def _run_openvino(
-    model: ov.Model, *inputs: npt.NDArray[Any], on_row: Callable[[], None] = lambda: None
+    file: Path, *inputs: npt.NDArray[Any], on_row: Callable[[], None] = lambda: None
 ) -> npt.NDArray[Any]:
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino_core().compile_model(model, "CPU", settings)
+    compiled = openvino_core().compile_model(to_openvino(file), "CPU", settings)
     return _row_by_row(lambda *rows: compiled(list(rows))[0].copy(), inputs, on_row)
 
 
