@@ -4,8 +4,9 @@
     python benchmarks/precision.py --parts ...    # the sensitivity search
 
 INT8 is calibrated on some captions; other captions are generated and compared with PyTorch in
-float32, as images of 8 bits. Statistics are collected once for all variants, and compiled models
-take turns in one process. Without a checkpoint, the model is an untrained one of full size.
+float32, as images of 8 bits. Statistics are collected once for all variants. Each variant takes
+turns with the chosen one, and "time" is the median of their ratios, from prompt to image. Without a
+checkpoint, the model is an untrained one of full size.
 
 With --parts, each part of the generator is quantized alone: its squared error, and the milliseconds
 that it saves. The parts with the largest error per millisecond are kept in floating point, until
@@ -21,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -159,51 +160,74 @@ def compiled(model: Any, precision: str, columns: int | None = None) -> Compiled
 
 
 def quantized(
-    model: Any, found: Mapping[Tensor, Statistics], keep_float: Sequence[str] | None, halved: bool
+    model: Any,
+    found: Mapping[Tensor, Statistics],
+    keep_float: Sequence[str] | None,
+    variant: Variant,
 ) -> Any:
     """A copy in INT8; `keep_float` None: the model itself."""
     if keep_float is None:
         return model
     copy = model.clone()
     apply_statistics(copy, found, keep_float)
-    if halved:
+    if variant.halved:
         halve_weights(copy)
     return copy
 
 
+@dataclass
+class Compiled:
+    """Both models of a variant, and what they gave in each turn."""
+
+    text_encoder: CompiledModel
+    generator: CompiledModel
+    seconds: list[tuple[float, float]] = field(default_factory=list)
+    outputs: list[tuple[Any, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, variant: Variant, made: Setting) -> Compiled:
+        """Quantize and compile."""
+        precision = supported_precision(variant.precision)
+        text, generator = (
+            quantized(made.text_encoder, made.text_statistics, variant.text_encoder, variant),
+            quantized(made.generator, made.generator_statistics, variant.generator, variant),
+        )
+        return cls(compiled(text, precision, _TOKENS), compiled(generator, precision))
+
+    def run(self, tokens: Any, noise: Any) -> None:
+        """Generate an image."""
+        start = time.perf_counter()
+        sentence = self.text_encoder.infer(tokens)
+        encoded = time.perf_counter()
+        image = self.generator.infer(noise, sentence)
+        self.seconds.append((encoded - start, time.perf_counter() - encoded))
+        self.outputs.append((sentence, image))
+
+
 def measure(made: Setting, names: Sequence[str], runs: int) -> list[dict[str, Any]]:
-    """Median seconds of both models, and the distance from PyTorch, by variant."""
-    pairs = {}
+    """Times and distance from PyTorch of each variant, which takes turns with the chosen one."""
+    chosen, count = Compiled.of(VARIANTS[CHOSEN], made), len(made.tokens)
+    results = []
     for name in names:
-        print(f"compiling: {name}", file=sys.stderr)
-        v, precision = VARIANTS[name], supported_precision(VARIANTS[name].precision)
-        text = quantized(made.text_encoder, made.text_statistics, v.text_encoder, v.halved)
-        draw = quantized(made.generator, made.generator_statistics, v.generator, v.halved)
-        pairs[name] = compiled(text, precision, _TOKENS), compiled(draw, precision)
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    found: dict[str, list[tuple[Any, Any]]] = {name: [] for name in names}
-    count = len(made.tokens)
-    for turn in range(max(runs, count)):
-        row = turn % count
-        for name, (text, draw) in pairs.items():
-            start = time.perf_counter()
-            sentence = text.infer(made.tokens[row])
-            encoded = time.perf_counter()
-            image = draw.infer(made.noise[row], sentence)
-            seconds[name].append((encoded - start, time.perf_counter() - encoded))
-            if turn < count:
-                found[name].append((sentence, image))
-    return [_result(name, seconds[name], found[name], made) for name in names]
+        print(f"measuring: {name}", file=sys.stderr)
+        variant = Compiled.of(VARIANTS[name], made)
+        chosen.seconds, chosen.outputs = [], []
+        for turn in range(max(runs, count)):
+            for each in (chosen, variant) if turn % 2 else (variant, chosen):
+                each.run(made.tokens[turn % count], made.noise[turn % count])
+        of_chosen, of_variant = (list(map(sum, c.seconds)) for c in (chosen, variant))
+        ratio = statistics.median(b / a for a, b in zip(of_chosen, of_variant))
+        results.append({"name": name, "ratio": ratio, **_result(variant, made)})
+    return results
 
 
-def _result(name: str, seconds: list[Any], found: list[Any], made: Setting) -> dict[str, Any]:
-    sentences, images = map(np.stack, zip(*found))
-    text, generator = map(statistics.median, zip(*seconds))
+def _result(variant: Compiled, made: Setting) -> dict[str, float]:
+    sentences, images = map(np.stack, zip(*variant.outputs[: len(made.tokens)]))
+    text, generator = map(statistics.median, zip(*variant.seconds))
     each = [worst_psnr_db(a[None], b[None]) for a, b in zip(images, made.image)]
     # All pixels together: the mean of the squared errors, not of the decibels.
     errors = np.mean([10 ** (-psnr / 10) for psnr in each])
     return {
-        "name": name,
         "text_s": text,
         "generator_s": generator,
         "psnr_db": float(-10 * np.log10(errors)),
@@ -242,7 +266,7 @@ def search(made: Setting, runs: int) -> list[dict[str, Any]]:
         added = max(0.0, _squared_error(alone, rows, made.image) - error_of_float)
         saved = seconds["float"] - seconds["int8"]
         results.append({"part": part, "squared_error": added, "saved_s": saved})
-    whole = quantized(made.generator, made.generator_statistics, (), halved=False)
+    whole = quantized(made.generator, made.generator_statistics, (), Variant())
     fastest = _in_turns({"int8": compiled(whole, rest)}, rows, runs)["int8"]
     return _greedy(results, fastest)
 
@@ -293,13 +317,14 @@ def _greedy(results: list[dict[str, Any]], quantized_seconds: float) -> list[dic
 
 def print_table(results: list[dict[str, Any]]) -> None:
     """Markdown."""
-    print("| | text encoder | generator | PSNR, all pixels | worst image | least cosine |")
-    print("|---|---|---|---|---|---|")
+    print("| | text encoder | generator | time | PSNR, all pixels | worst image | least cosine |")
+    print("|---|---|---|---|---|---|---|")
     for r in results:
         text, generator = (f"{r[name] * 1e3:.1f} ms" for name in ("text_s", "generator_s"))
         psnr, worst = (f"{r[name]:.1f} dB" for name in ("psnr_db", "worst_psnr_db"))
         print(
-            f"| {r['name']} | {text} | {generator} | {psnr} | {worst} | {r['worst_cosine']:.5f} |"
+            f"| {r['name']} | {text} | {generator} | {r['ratio']:.3f} | {psnr} | {worst} "
+            f"| {r['worst_cosine']:.5f} |"
         )
 
 
