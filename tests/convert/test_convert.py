@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from convert import ConvertOptions, convert
+from convert.checks import check_paths
 from convert.errors import ConversionError
 from convert.fidelity import PROMPTS, make_reference, psnr_db
 from convert.quantize import is_quantized
@@ -125,6 +126,10 @@ def test_onnx_files_are_kept_and_valid(tiny_checkpoint, tmp_path):
     ]
     for path in (tmp_path / "onnx").glob("*.onnx"):
         onnx.checker.check_model(path, full_check=True)
+    forced = ConvertOptions(precision="fp32", keep_onnx=tmp_path / "onnx", force=True)
+    with pytest.raises(ConversionError, match="choose another folder for --keep-onnx, or give"):
+        convert(tiny_checkpoint, tmp_path / "other", options)
+    check_paths(tiny_checkpoint, tmp_path / "other", forced, None)
 
 
 def test_onnx_runs_with_any_batch_in_onnx_runtime(tiny_checkpoint, tiny_model, tmp_path):
