@@ -1,10 +1,11 @@
 """From the start of a process to the first PNG on disk, by phase, and its memory.
 
-    python benchmarks/cold_start.py [BUNDLE] [--json]
+    python benchmarks/cold_start.py [BUNDLE] [--golden] [--json]
 
 Without a bundle it is the untrained one of the published size that cpu_latency.py makes. Every
 measurement is a process of its own. Cold: nothing has been verified or compiled before. Warm: a
-process before it has. The file system's cache is warm in both.
+process before it has. The file system's cache is warm in both. With --golden, a copy of the bundle
+without golden numbers takes turns with it: the difference is what comparing them costs.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from environment import environment
 from prepared import full_size_bundle
+
+from runtime.bundle import GOLDEN, read_manifest, save_manifest
 
 PROMPT = "a bird on a branch"
 MEMORY = "peak memory"
@@ -77,24 +82,41 @@ def command_line(bundle: Path, cache: str) -> float:
         return time.perf_counter() - start
 
 
-def measure(bundle: Path, runs: int) -> dict[str, dict[str, float]]:
-    """Medians in seconds, and of peak memory in bytes, cold and warm in turns."""
-    found: dict[str, dict[str, list[float]]] = {"cold": {}, "warm": {}}
+def without_golden(bundle: Path, folder: Path) -> Path:
+    """A copy of `bundle` in `folder` that has no golden numbers (format 2)."""
+    copy = Path(shutil.copytree(bundle, folder / "bundle"))
+    (copy / GOLDEN).unlink()
+    manifest = read_manifest(bundle)
+    files = {name: entry for name, entry in manifest.files.items() if name != GOLDEN}
+    save_manifest(copy, replace(manifest, files=files, golden=None))
+    return copy
+
+
+def measure(bundles: dict[str, Path], runs: int) -> dict[str, dict[str, float]]:
+    """Medians in seconds, and of peak memory in bytes, by kind of start.
+
+    Args:
+        bundles: by suffix of the kind, such as the empty one; they take turns.
+        runs: processes of each kind.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
 
     def note(kind: str, name: str, seconds: float) -> None:
-        found[kind].setdefault(name, []).append(seconds)
+        found.setdefault(kind, {}).setdefault(name, []).append(seconds)
 
-    for _ in range(runs):
-        with tempfile.TemporaryDirectory() as cache:
-            for kind in found:
-                seconds, memory = phases(bundle, cache)
-                for name, value in zip(PHASES, seconds, strict=True):
-                    note(kind, name, value)
-                note(kind, "all phases", sum(seconds))
-                note(kind, MEMORY, memory)
-        with tempfile.TemporaryDirectory() as cache:
-            for kind in found:
-                note(kind, "galip-edge generate, to its exit", command_line(bundle, cache))
+    for turn in range(runs):
+        for suffix, bundle in sorted(bundles.items(), reverse=turn % 2 == 1):
+            kinds = [f"{kind}{suffix}" for kind in ("cold", "warm")]
+            with tempfile.TemporaryDirectory() as cache:
+                for kind in kinds:
+                    seconds, memory = phases(bundle, cache)
+                    for name, value in zip(PHASES, seconds, strict=True):
+                        note(kind, name, value)
+                    note(kind, "all phases", sum(seconds))
+                    note(kind, MEMORY, memory)
+            with tempfile.TemporaryDirectory() as cache:
+                for kind in kinds:
+                    note(kind, "galip-edge generate, to its exit", command_line(bundle, cache))
     return {
         kind: {name: statistics.median(values) for name, values in by_name.items()}
         for kind, by_name in found.items()
@@ -104,20 +126,25 @@ def measure(bundle: Path, runs: int) -> dict[str, dict[str, float]]:
 def print_table(results: dict[str, dict[str, float]], env: dict[str, Any]) -> None:
     """Markdown."""
     print(f"{env['cpu']}, {env['cores']} cores, OpenVINO {env['openvino']}; medians\n")
-    print("| | cold | warm |\n|---|---|---|")
+    print(f"| | {' | '.join(results)} |\n|---|{'---|' * len(results)}")
     for name in results["cold"]:
-        cold, warm = results["cold"][name], results["warm"][name]
         unit, factor = ("MB", 1e-6) if name == MEMORY else ("ms", 1e3)
-        print(f"| {name} | {cold * factor:.0f} {unit} | {warm * factor:.0f} {unit} |")
+        cells = (f"{by_name[name] * factor:.0f} {unit}" for by_name in results.values())
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path, nargs="?", help="default: an untrained one")
     parser.add_argument("--runs", type=int, default=7, help="processes of each kind")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--golden", action="store_true", help="measure without golden numbers too")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
-    results, env = measure(args.bundle or full_size_bundle(), args.runs), environment()
+    bundles = {"": args.bundle or full_size_bundle()}
+    with tempfile.TemporaryDirectory() as folder:
+        if args.golden:
+            bundles[", no golden numbers"] = without_golden(bundles[""], Path(folder))
+        results, env = measure(bundles, args.runs), environment()
     if args.json:
         print(json.dumps({"environment": env, "seconds": results}, indent=1))
     else:

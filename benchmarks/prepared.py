@@ -56,7 +56,7 @@ class Prepared:
         from convert import ConvertOptions, convert
 
         def make(path: Path) -> None:
-            options = ConvertOptions(precision=precision, samples=_SAMPLES, min_psnr=0)
+            options = ConvertOptions(precision=precision, num_samples=_SAMPLES, min_psnr=0)
             convert(self.checkpoint, path, options)
 
         return self._made(precision, make)

@@ -1,4 +1,4 @@
-"""The precision chosen by measurement, on the machine at hand."""
+"""The fastest precision on this machine, by measurement."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,24 +14,23 @@ from convert.errors import ConversionError
 from convert.fidelity import PROMPTS
 from convert.options import ConvertOptions
 from convert.progress import Progress
-from convert.write import Source, write_bundle
 from runtime.bundle import Manifest, save_manifest
 from runtime.compiled import has_bf16
 from runtime.pipeline import Pipeline, PipelineOptions
 
-# Differences below are the machine's moods: the more faithful candidate is chosen then.
+# Smaller differences in speed are noise: the candidate with the higher PSNR is chosen.
 _ALIKE = 1.03
 _TURNS = 15
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A bundle that may be chosen.
+    """Measurements of one precision.
 
     Attributes:
-        precision: of the bundle.
-        image_psnr_db: against PyTorch.
-        seconds: from prompt to image, median.
+        precision: precision of the bundle.
+        image_psnr_db: PSNR against PyTorch.
+        seconds: prompt to image, median.
     """
 
     precision: str
@@ -39,16 +39,25 @@ class Candidate:
 
 
 def write_fastest(
-    source: Source, options: ConvertOptions, folder: Path, progress: Progress
+    write: Callable[[ConvertOptions, Path], Manifest],
+    options: ConvertOptions,
+    folder: Path,
+    progress: Progress,
 ) -> Manifest:
-    """Write a bundle of each precision that may be fastest, and move the chosen one to `folder`.
+    """Write a bundle of each candidate precision, and keep the fastest in `folder`.
 
-    Its manifest lists what it was chosen from.
+    Its manifest lists the candidates.
+
+    Args:
+        write: writes a bundle into an empty folder.
+        options: `lowest_psnr` is what the chosen bundle must reach.
+        folder: existing and empty.
+        progress: reports steps.
 
     Raises:
-        ConversionError: none is as near to PyTorch as asked for.
+        ConversionError: no candidate reaches it.
     """
-    # Half the weights' size costs nothing where the CPU has no bfloat16 to gain time with.
+    # Without bfloat16, float16 weights cost no time and halve the size.
     precisions = ("int8", "bf16" if has_bf16() else "fp16")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="candidates-") as name:
         manifests = {}
@@ -57,7 +66,7 @@ def write_fastest(
             path.mkdir()
             calibration = options.calibration if precision == "int8" else None
             one = replace(options, precision=precision, min_psnr=0.0, calibration=calibration)
-            manifests[precision] = write_bundle(source, one, path, progress)
+            manifests[precision] = write(one, path)
         progress.step("measuring which is fastest", len(precisions) * _TURNS)
         seconds = _seconds({p: Path(name) / p for p in precisions}, progress)
         candidates = [
@@ -75,10 +84,10 @@ def write_fastest(
 
 
 def choose(candidates: list[Candidate], lowest_psnr: float) -> Candidate:
-    """The fastest that is near enough to PyTorch; of some that are alike in speed, the nearest.
+    """The fastest candidate of at least `lowest_psnr`; among equally fast ones, the highest PSNR.
 
     Raises:
-        ConversionError: none is near enough.
+        ConversionError: none reaches `lowest_psnr`.
     """
     faithful = [c for c in candidates if c.image_psnr_db >= lowest_psnr]
     if not faithful:
@@ -92,14 +101,14 @@ def choose(candidates: list[Candidate], lowest_psnr: float) -> Candidate:
 
 
 def _seconds(bundles: dict[str, Path], progress: Progress) -> dict[str, float]:
-    """From prompt to image: medians, in turns, with a new prompt in each."""
+    """Medians from prompt to image; bundles take turns, with a new prompt in each turn."""
     pipelines = {
         name: Pipeline.from_bundle(path, PipelineOptions(cache=False))
         for name, path in bundles.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in bundles}
     for turn in range(_TURNS):
-        prompt = f"{PROMPTS[turn % len(PROMPTS)]}, picture {turn}"
+        prompt = f"{PROMPTS[turn % len(PROMPTS)]}, image {turn}"
         for name, pipeline in pipelines.items():
             start = time.perf_counter()
             pipeline.generate(prompt)

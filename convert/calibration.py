@@ -1,4 +1,4 @@
-"""Calibration data of quantization: prompts, and the inputs of both models for them."""
+"""Calibration data for quantization: prompts, and the inputs of both models."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ BUILT_IN = Path(__file__).with_name("captions.txt")
 
 
 def read_captions(path: Path | None, limit: int) -> list[str]:
-    """At most `limit` prompts of a text file with one a line, spread evenly over it.
+    """Read at most `limit` prompts, spread evenly over a text file with one prompt per line.
 
-    Blank lines are left out. Prompt files are often sorted by subject, so the first ones alone
-    would not do.
+    Blank lines are skipped. The first lines alone would be biased: prompt files are often sorted by
+    subject.
 
     Args:
-        path: None for the 300 varied captions that come with the package.
+        path: text file; None for the 300 built-in captions.
+        limit: number of prompts.
 
     Raises:
-        GalipEdgeError: the file cannot be read, is no UTF-8 text, holds no prompt, or one that
-            cannot be used; the line is named.
+        GalipEdgeError: the file cannot be read, is not UTF-8, or contains no prompt or an invalid
+            one, whose line is named.
     """
     path = path or BUILT_IN
     try:
@@ -46,13 +47,13 @@ def read_captions(path: Path | None, limit: int) -> list[str]:
             except PromptError as error:
                 raise GalipEdgeError(f"line {number} of {path}: {error}") from error
     if not prompts:
-        raise GalipEdgeError(f"{path} holds no prompts: write one a line")
+        raise GalipEdgeError(f"{path} holds no prompts: write one per line")
     count = min(limit, len(prompts))
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
 def text_samples(tokenizer: Tokenizer, captions: Sequence[str]) -> list[Sample]:
-    """Tokens (1,L) of each caption up to the end of text: none sees those that come after it."""
+    """Tokens (1,L) of each caption, without the padding, which causal attention ignores."""
     rows = tokenizer(captions)
     return [(row[None, : int(row.argmax()) + 1],) for row in rows]
 
@@ -60,7 +61,7 @@ def text_samples(tokenizer: Tokenizer, captions: Sequence[str]) -> list[Sample]:
 def generator_samples(
     captions: Sequence[str], sentences: Sequence[npt.NDArray[Any]], noise_dim: int
 ) -> list[Sample]:
-    """Noise (1,noise_dim) of each caption, and its sentence embedding (1,E)."""
+    """Noise (1,noise_dim) and sentence embedding (1,E) of each caption."""
     return [
         (draw_noise(0, caption, 0, noise_dim)[None], sentence)
         for caption, sentence in zip(captions, sentences)

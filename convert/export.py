@@ -22,7 +22,7 @@ GENERATOR_ONNX = "generator.onnx"
 
 
 class DeployedGenerator(nn.Module):
-    """The generator with clamping, rounding and layout inside, so that the runtime does nothing."""
+    """The generator followed by clamping, rounding and layout, to spare the runtime."""
 
     def __init__(self, generator: nn.Module) -> None:
         super().__init__()
@@ -49,18 +49,20 @@ def export_onnx(model: GALIP, folder: Path, *, rewritten: bool = True) -> OnnxFi
 
 
 def export_text_encoder(model: GALIP, folder: Path, *, rewritten: bool = True) -> Path:
-    """Write the text encoder to `folder` as an ONNX file, and check it. The batch stays dynamic.
+    """Write the text encoder to `folder` as ONNX with external data, and check it.
+
+    The batch stays dynamic.
 
     Args:
-        model: to export.
-        folder: that exists.
-        rewritten: for deployment (`convert.rewrite`): the number of tokens is dynamic, too.
+        model: model to export.
+        folder: existing folder.
+        rewritten: apply `convert.rewrite`: the number of tokens is dynamic, too.
 
     Raises:
-        ConversionError: PyTorch cannot export it, or onnx.checker objects.
+        ConversionError: PyTorch cannot export it, or onnx.checker rejects the file.
     """
     length = model.config.clip.context_length
-    # Two rows: torch.export would take a batch of one for a constant.
+    # Two rows: torch.export would treat a batch of one as a constant.
     tokens = torch.ones(2, length, dtype=torch.int64)
     dimensions = {0: _batch()}
     text_encoder: nn.Module = model.text_encoder
@@ -73,15 +75,17 @@ def export_text_encoder(model: GALIP, folder: Path, *, rewritten: bool = True) -
 
 
 def export_generator(model: GALIP, folder: Path, *, rewritten: bool = True) -> Path:
-    """Write the generator to `folder` as an ONNX file, and check it. The batch stays dynamic.
+    """Write the generator to `folder` as ONNX with external data, and check it.
+
+    The batch stays dynamic.
 
     Args:
-        model: to export.
-        folder: that exists.
-        rewritten: for deployment (`convert.rewrite`); False keeps the order of operations.
+        model: model to export.
+        folder: existing folder.
+        rewritten: apply `convert.rewrite`; False keeps the order of operations.
 
     Raises:
-        ConversionError: PyTorch cannot export it, or onnx.checker objects.
+        ConversionError: PyTorch cannot export it, or onnx.checker rejects the file.
     """
     config, batch = model.config, _batch()
     noise = torch.zeros(2, config.noise_dim)
@@ -100,7 +104,7 @@ def _batch() -> Any:
 def _export(
     module: nn.Module, inputs: dict[str, tuple[Tensor, dict[int, Any]]], output: str, path: Path
 ) -> None:
-    """`inputs`: an example of each by name, and its dynamic dimensions."""
+    """Export; `inputs` maps names to an example and its dynamic dimensions."""
     try:
         with torch.no_grad(), quiet("torch.onnx"):
             program = torch.onnx.export(
@@ -112,12 +116,12 @@ def _export(
                 dynamic_shapes=tuple(dynamic for _, dynamic in inputs.values()),
                 opset_version=OPSET,
                 optimize=False,  # below, once
-                external_data=False,
+                external_data=True,
                 verbose=False,
             )
             assert program is not None
             program.optimize()
-            program.save(path)
+            program.save(path, external_data=True)
         onnx.checker.check_model(path, full_check=True)
     except OSError:
         raise
@@ -126,5 +130,5 @@ def _export(
 
 
 def to_openvino(path: Path) -> Any:
-    """An ONNX file as an `openvino.Model`."""
+    """Read an ONNX file as an `openvino.Model`, which maps the external data into memory."""
     return openvino_core().read_model(path)

@@ -1,4 +1,4 @@
-"""How far a converted model is from PyTorch's float32, at fixed prompts and noise."""
+"""Deviation of a converted model from PyTorch in float32, at fixed prompts and noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
 
-# Of different lengths and subjects, and none of them among the calibration captions.
+# Different lengths and subjects; none is a calibration caption.
 PROMPTS = (
     "a bird on a branch",
     "a small red bird with a yellow beak, sitting on a rock near the sea",
@@ -31,7 +31,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Reference:
-    """What PyTorch calculates in float32.
+    """Results of PyTorch in float32.
 
     Attributes:
         tokens: (B,77) int64.
@@ -48,10 +48,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Differences from the reference; images go from -1 to 1, so a level of 255 is 0.0078.
+    """Differences from the reference, for images in [-1,1], where one of 255 levels is 0.0078.
 
     Attributes:
-        step: what was compared.
+        step: conversion step.
         image_psnr_db: over all images, peak to peak 2.
         image_worst_psnr_db: of the worst image.
         image_max_error, image_mean_error: absolute.
@@ -96,13 +96,13 @@ def psnr_db(image: Floats, reference: Floats) -> float:
 def compare(
     step: str, reference: Reference, sentence: Floats, image: npt.NDArray[np.uint8]
 ) -> Fidelity:
-    """Compare what an implementation calculates, end to end, with the reference.
+    """Compare an implementation with the reference, end to end.
 
     Args:
-        step: name for the report.
+        step: name in the report.
         reference: from `make_reference`.
-        sentence: (B,E), of the reference's tokens.
-        image: (B,H,W,3), of those sentences and the reference's noise.
+        sentence: (B,E), for the reference's tokens.
+        image: (B,H,W,3), for these sentences and the reference's noise.
     """
     found = image.astype(np.float32) / 127.5 - 1
     error = np.abs(found - reference.image)

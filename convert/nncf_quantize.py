@@ -1,7 +1,7 @@
 """INT8 by NNCF's post-training quantization, as an alternative to `convert.quantize`.
 
-NNCF decides what is quantized; parts of `Scheme.keep_float` are its ignored scope. It takes several
-passes over the calibration prompts.
+NNCF decides what is quantized; the parts to keep in floating point are its ignored scope. It takes
+several passes over the calibration prompts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nncf.quantization.advanced_parameters import AdvancedSmoothQuantParameters,
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
 from convert.calibration import Sample
-from convert.quantize import Scheme, names_of_kept
+from convert.quantize import names_of_kept
 from convert.quiet import quiet
 from runtime.openvino_core import openvino_core
 
@@ -27,7 +27,7 @@ _ALPHAS = AdvancedSmoothQuantParameters(convolution=0.5, matmul=0.95)
 def quantize_with_nncf(
     model: ov.Model,
     samples: Sequence[Sample],
-    scheme: Scheme | None = None,
+    keep_float: Sequence[str] = (),
     on_sample: Callable[[], None] = lambda: None,
 ) -> tuple[ov.Model, list[npt.NDArray[Any]]]:
     """Quantize weights per output channel and activations per tensor.
@@ -35,7 +35,7 @@ def quantize_with_nncf(
     Args:
         model: in float32, with a dynamic batch; unchanged.
         samples: inputs of a batch of one each.
-        scheme: by default all weights.
+        keep_float: as for `convert.quantize.quantize`.
         on_sample: called after each sample.
 
     Returns:
@@ -46,13 +46,11 @@ def quantize_with_nncf(
         quantized = nncf.quantize(
             model.clone(),
             nncf.Dataset(samples, list),
-            # Symmetric weights, asymmetric activations: LeakyReLU's output is lopsided.
+            # Symmetric weights, asymmetric activations: LeakyReLU's output is skewed.
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(samples),
-            ignored_scope=nncf.IgnoredScope(
-                names=sorted(names_of_kept(model, (scheme or Scheme()).keep_float))
-            ),
+            ignored_scope=nncf.IgnoredScope(names=sorted(names_of_kept(model, keep_float))),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 # The whole range: CPUs without VNNI halve it (`runtime.passes`).
                 overflow_fix=OverflowFix.DISABLE,

@@ -1,12 +1,12 @@
-"""How a checkpoint is converted."""
+"""Settings of a conversion."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-# A bundle whose images are further from PyTorch's is refused, in dB. Untrained and trained models
-# alike lie well above; below it, something went wrong.
+# Lowest PSNR against PyTorch in dB; a bundle below it is refused. Untrained and trained models lie
+# well above: a lower value means that a step failed.
 MIN_PSNR = {"fp32": 50.0, "fp16": 45.0, "bf16": 35.0, "int8": 20.0, "auto": 30.0}
 QUANTIZERS = ("edge", "nncf")
 # Former names of precisions.
@@ -18,24 +18,24 @@ class ConvertOptions:
     """Settings of a conversion.
 
     Attributes:
-        precision: fp32, fp16 (float16 weights, calculated in float32), bf16, int8 (with the few
-            small parts in floating point that most of the fidelity depends on), or auto: the
-            fastest on this machine that reaches `min_psnr`, of int8 and bf16 (fp16 where the CPU
-            has no bfloat16). `mixed` is a former name of int8.
-        name: of the model, as shown to people; by default the checkpoint's file name.
-        calibration: text file with a prompt a line, for int8; by default captions that come with
-            the package.
-        samples: how many calibration prompts to use.
-        quantizer: what makes int8: edge (`convert.quantize`, one pass of statistics) or nncf.
-        keep_onnx: folder that receives the ONNX files.
-        min_psnr: in dB; a bundle further from PyTorch is refused. None: `MIN_PSNR`.
+        precision: fp32, fp16 (float16 weights, float32 arithmetic), bf16, int8 (a few sensitive
+            parts stay in floating point), or auto: the fastest on this machine that reaches
+            `min_psnr`, of int8 and bf16 (fp16 where the CPU has no bfloat16). `mixed` is a former
+            name of int8.
+        name: display name of the model; by default the checkpoint's file name.
+        calibration: text file with one prompt per line, for int8; by default 300 built-in captions.
+        num_samples: calibration prompts to use, spread evenly over the file.
+        quantizer: edge (`convert.quantize`, one pass of statistics) or nncf.
+        keep_onnx: folder to write the ONNX files to.
+        min_psnr: lowest PSNR in dB against PyTorch, below which the bundle is refused; by default
+            `MIN_PSNR`.
         force: replace an existing bundle.
     """
 
     precision: str = "int8"
     name: str | None = None
     calibration: Path | None = None
-    samples: int = 300
+    num_samples: int = 300
     quantizer: str = "edge"
     keep_onnx: Path | None = None
     min_psnr: float | None = None
@@ -55,15 +55,15 @@ class ConvertOptions:
             )
         if self.quantizer != "edge" and self.precision not in ("int8", "auto"):
             raise ValueError(f"quantizer has no effect with {self.precision}, only with int8")
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
 
     @property
     def lowest_psnr(self) -> float:
-        """The PSNR in dB that the bundle must reach."""
+        """Lowest PSNR in dB that is accepted."""
         return MIN_PSNR[self.precision] if self.min_psnr is None else self.min_psnr
 
     @property
     def inference_precision(self) -> str:
-        """What is not int8 is calculated in this."""
+        """Arithmetic of the parts that are not int8."""
         return "bf16" if self.precision in ("bf16", "int8") else "f32"

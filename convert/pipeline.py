@@ -1,138 +1,314 @@
-"""The conversion from end to end: checkpoint -> ONNX -> OpenVINO -> (INT8) -> bundle."""
+"""The steps of a conversion: read, export, quantize, write, compare.
+
+Rewrites for deployment happen inside of the export (`convert.rewrite`). Memory holds one model at a
+time, as far as possible: each step releases what the next one does not need.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from convert.calibration import read_captions
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import openvino as ov
+
+from convert.auto import write_fastest
+from convert.calibration import BUILT_IN, generator_samples, text_samples
 from convert.errors import ConversionError
+from convert.export import export_generator, export_text_encoder, to_openvino
+from convert.fidelity import PROMPTS, Fidelity, Reference, compare, make_reference
+from convert.golden import measured_tolerance, write_reference
 from convert.options import ConvertOptions
-from convert.progress import OnCount, OnStep, Progress
-from convert.workspace import publish, workspace
-from runtime.bundle import Manifest, is_bundle
+from convert.progress import Progress
+from convert.quantize import GENERATOR_KEEP_FLOAT, TEXT_ENCODER_KEEP_FLOAT, quantize, report
+from convert.workspace import disk_errors, publish, workspace
+from galip_edge.checkpoint import load_checkpoint
+from galip_edge.checkpoints.clip_weights import Activation
+from galip_edge.models import ModelConfig
+from galip_edge.tokenizer import build_tokenizer
+from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, save_manifest, write_manifest
+from runtime.cpu import release_free_memory
+from runtime.graph_io import write_graph
+from runtime.openvino_core import openvino_core
+from runtime.pipeline import Pipeline, PipelineOptions
+from runtime.tokenizer import Tokenizer
+from runtime.version import __version__
 
-if TYPE_CHECKING:  # it imports torch, and a mistyped path is reported before that
-    from galip_edge.checkpoints.clip_weights import Activation
+TOOLS = ("torch", "onnx", "nncf", "openvino", "open_clip_torch")
 
 
-def convert(
-    checkpoint: str | Path,
-    out: str | Path,
-    options: ConvertOptions | None = None,
+def run(
+    checkpoint: Path,
+    clip: Path | None,
+    out: Path,
+    captions: Sequence[str],
+    options: ConvertOptions,
+    progress: Progress,
     *,
-    clip: str | Path | None = None,
     clip_activation: Activation | None = None,
-    on_step: OnStep = lambda _: None,
-    on_count: OnCount = lambda _, __: None,
 ) -> Manifest:
-    """Convert a checkpoint to a bundle, comparing with PyTorch after each step.
+    """Convert with checked paths; see `convert.convert`.
 
     Args:
-        checkpoint: our `.safetensors`, or an original `.pth`.
-        out: the bundle's folder, which appears whole or not at all. Temporary files lie next to
-            it: at full size 0.8 GB. A symbolic link stays, and what it points to is written.
-        options: precision and the rest; int8 by default.
-        clip: CLIP weights, for an original checkpoint.
-        clip_activation: of that CLIP, if neither its file nor its folder states it.
-        on_step: called with a few words when a step begins.
-        on_count: called inside of long steps with what is done and how much there is (0 if that
-            is not known).
-
-    Returns:
-        The manifest of the new bundle, with the measured fidelity.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be used.
-        ConversionError: `checkpoint` is a bundle already, `out` exists, another conversion to it
-            is running, a step fails, the disk is full, or the result is further from PyTorch
-            than allowed.
+        checkpoint, clip: input files.
+        out: folder of the bundle, resolved.
+        captions: calibration prompts.
+        options: precision and the rest.
+        progress: reports steps.
+        clip_activation: activation of `clip`, if it is not stated there.
     """
-    checkpoint, out, options = Path(checkpoint), Path(out), options or ConvertOptions()
-    clip = None if clip is None else Path(clip)
-    check_paths(checkpoint, out, options, clip)
-    captions = read_captions(options.calibration, options.samples)
-    # Only now, since it takes seconds to import PyTorch: a mistyped path is reported at once.
-    try:
-        from convert.auto import write_fastest
-        from convert.write import read_source, write_bundle
-    except ModuleNotFoundError as error:
-        raise ConversionError(
-            f"conversion needs {error.name}, which is not installed: "
-            "pip install 'galip-edge[convert]'"
-        ) from error
-
-    out, progress = out.resolve(), Progress(on_step, on_count)
-    keep_onnx = options.keep_onnx is not None
-    with workspace(out) as folder, _onnx_folder(options, folder) as onnx_folder:
-        source = read_source(
+    with workspace(out) as folder, _onnx_folder(options.keep_onnx, folder) as onnx_folder:
+        exported = export(
             checkpoint,
             clip,
-            captions,
             onnx_folder,
             progress,
             clip_activation=clip_activation,
-            keep_onnx=keep_onnx,
         )
         bundle = folder / "bundle"
         bundle.mkdir()
-        write = write_fastest if options.precision == "auto" else write_bundle
-        manifest = write(source, options, bundle, progress)
+        write = partial(write_bundle, exported, captions, progress=progress)
+        if options.precision == "auto":
+            manifest = write_fastest(write, options, bundle, progress)
+        else:
+            manifest = write(options, bundle)
         publish(bundle, out, options.force)
     return manifest
 
 
-def check_paths(checkpoint: Path, out: Path, options: ConvertOptions, clip: Path | None) -> None:
-    """Refuse what cannot work, before anything slow begins.
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint after it left PyTorch.
 
-    Raises ConversionError.
+    Attributes:
+        config: dimensions.
+        name: file name without suffix.
+        provenance: kind and hash of the file.
+        tokenizer: tokenizer of its CLIP.
+        reference: results of PyTorch.
+        text_encoder, generator: ONNX files.
+        fidelity: comparison of each step so far.
     """
-    if is_bundle(checkpoint) or checkpoint.name.endswith((".xml", ".xml.gz", ".onnx")):
+
+    config: ModelConfig
+    name: str
+    provenance: dict[str, str]
+    tokenizer: Tokenizer
+    reference: Reference
+    text_encoder: Path
+    generator: Path
+    fidelity: tuple[Fidelity, ...]
+
+
+def export(
+    file: Path,
+    clip: Path | None,
+    onnx_folder: Path,
+    progress: Progress,
+    *,
+    clip_activation: Activation | None = None,
+) -> Exported:
+    """Read a checkpoint, run PyTorch as the reference, export it, and compare."""
+    progress.step("loading the checkpoint")
+    checkpoint = load_checkpoint(file, clip, clip_activation=clip_activation)
+    model, config = checkpoint.model, checkpoint.model.config
+    provenance = {"kind": checkpoint.source, "sha256": checkpoint.sha256}
+    del checkpoint, model.discriminator
+    _release_memory()
+    tokenizer = build_tokenizer(config.clip)
+    progress.step("running PyTorch, the reference", len(PROMPTS))
+    reference = make_reference(model, tokenizer, progress.advance)
+
+    progress.step("exporting the text encoder to ONNX")
+    text_encoder = export_text_encoder(model, onnx_folder)
+    progress.step("exporting the generator to ONNX")
+    generator = export_generator(model, onnx_folder)
+    del model
+    _release_memory()
+
+    progress.step("comparing ONNX", len(PROMPTS))
+    sentence = _run_onnx(text_encoder, reference.tokens)
+    image = _run_onnx(generator, reference.noise, sentence, on_row=progress.advance)
+    of_onnx = compare("onnx", reference, sentence, image)
+    _release_memory()
+    progress.step("comparing OpenVINO", len(PROMPTS))
+    sentence = _run_openvino(text_encoder, reference.tokens)
+    image = _run_openvino(generator, reference.noise, sentence, on_row=progress.advance)
+    of_openvino = compare("openvino fp32", reference, sentence, image)
+    _release_memory()
+    return Exported(
+        config=config,
+        name=file.stem,
+        provenance=provenance,
+        tokenizer=tokenizer,
+        reference=reference,
+        text_encoder=text_encoder,
+        generator=generator,
+        fidelity=(of_onnx, of_openvino),
+    )
+
+
+def write_bundle(
+    exported: Exported,
+    captions: Sequence[str],
+    options: ConvertOptions,
+    folder: Path,
+    progress: Progress,
+) -> Manifest:
+    """Quantize if asked to, write a bundle into `folder`, which is empty, and compare it.
+
+    Raises:
+        ConversionError: it is further from PyTorch than allowed.
+        OSError: it cannot be written.
+    """
+    config, precision = exported.config, options.precision
+    quantization: dict[str, Any] = {}
+    if precision == "int8":
+        text_encoder, generator, quantization = _quantize(exported, captions, options, progress)
+    else:
+        text_encoder, generator = map(to_openvino, (exported.text_encoder, exported.generator))
+
+    progress.step(f"writing the {precision} bundle")
+    compress = precision in ("fp16", "bf16")
+    with disk_errors(folder):
+        write_graph(text_encoder, folder / TEXT_ENCODER, compress)
+        write_graph(generator, folder / GENERATOR, compress)
+    del text_encoder, generator
+    _release_memory()
+    merges = "\n".join(exported.tokenizer.merges) + "\n"
+    (folder / MERGES).write_text(merges, encoding="utf-8")
+    manifest = write_manifest(
+        folder,
+        name=options.name or exported.name,
+        noise_dim=config.noise_dim,
+        embedding_dim=config.clip.embedding_dim,
+        image_size=config.image_size,
+        context_length=config.clip.context_length,
+        precision=precision,
+        inference_precision=options.inference_precision,
+        checkpoint=exported.provenance,
+        tools={"galip-edge": __version__} | {tool: version(tool) for tool in TOOLS},
+        quantization=quantization,
+        fidelity=[step.to_dict() for step in exported.fidelity],
+        golden=write_reference(folder, exported.reference),
+    )
+
+    progress.step(f"comparing the {precision} bundle")
+    # One stream: nothing is compiled twice.
+    pipeline = Pipeline.from_bundle(folder, PipelineOptions(cache=False, streams=1))
+    sentence = pipeline.encode(PROMPTS)
+    image = pipeline.synthesize(sentence, exported.reference.noise)
+    fidelity = compare(f"bundle {precision}", exported.reference, sentence, image)
+    _refuse_unfaithful(fidelity, options)
+    steps = [*manifest.fidelity, fidelity.to_dict()]
+    golden = measured_tolerance(pipeline)
+    return save_manifest(folder, replace(manifest, fidelity=steps, golden=golden))
+
+
+def _quantize(
+    exported: Exported, captions: Sequence[str], options: ConvertOptions, progress: Progress
+) -> tuple[ov.Model, ov.Model, dict[str, Any]]:
+    """Text encoder and generator in INT8; for the manifest, how they became so."""
+    quantizer = _with_nncf if options.quantizer == "nncf" else _with_ours
+    progress.step("quantizing the text encoder", len(captions))
+    samples = text_samples(exported.tokenizer, captions)
+    text_encoder, sentences = quantizer(
+        to_openvino(exported.text_encoder), samples, TEXT_ENCODER_KEEP_FLOAT, progress.advance
+    )
+    _release_memory()
+    progress.step("quantizing the generator", len(captions))
+    samples = generator_samples(captions, sentences, exported.config.noise_dim)
+    generator, _ = quantizer(
+        to_openvino(exported.generator), samples, GENERATOR_KEEP_FLOAT, progress.advance
+    )
+    _release_memory()
+    models = {
+        "text_encoder": (text_encoder, TEXT_ENCODER_KEEP_FLOAT),
+        "generator": (generator, GENERATOR_KEEP_FLOAT),
+    }
+    how = {
+        "quantizer": options.quantizer,
+        "calibration": {
+            "prompts": len(captions),
+            "source": (options.calibration or BUILT_IN).name,
+        },
+        "scheme": {name: {"keep_float": kept} for name, (_, kept) in models.items()},
+        "operations": {name: report(model, kept) for name, (model, kept) in models.items()},
+    }
+    return text_encoder, generator, how
+
+
+def _with_ours(model: ov.Model, *arguments: Any) -> tuple[ov.Model, list[npt.NDArray[Any]]]:
+    return model, quantize(model, *arguments)
+
+
+def _with_nncf(model: ov.Model, *arguments: Any) -> tuple[ov.Model, list[npt.NDArray[Any]]]:
+    from convert.nncf_quantize import quantize_with_nncf  # importing NNCF takes two seconds
+
+    return quantize_with_nncf(model, *arguments)
+
+
+def _refuse_unfaithful(fidelity: Fidelity, options: ConvertOptions) -> None:
+    if not fidelity.image_psnr_db >= options.lowest_psnr:
         raise ConversionError(
-            f"{checkpoint} is converted already, and quantizing twice only loses quality: give "
-            "the PyTorch checkpoint it was made from"
+            f"the {options.precision} images are only {fidelity.image_psnr_db:.1f} dB from "
+            f"PyTorch's, below the {options.lowest_psnr:.1f} dB asked for: use a higher precision, "
+            "more calibration prompts, or a lower --min-psnr"
         )
-    for path in (checkpoint, clip):
-        if path is not None and not path.exists():
-            raise ConversionError(f"cannot read {path}: no such file or folder")
-    _refuse_overwriting(out, options.force)
-    if options.keep_onnx is not None:
-        _refuse_overwriting_onnx(options.keep_onnx, options.force)
 
 
-def _refuse_overwriting(out: Path, force: bool) -> None:
-    if not out.exists():
-        return
-    if not force:
-        raise ConversionError(f"{out} exists: choose another folder with -o, or give --force")
-    if not is_bundle(out):
-        raise ConversionError(f"{out} exists and is no bundle, so --force does not replace it")
+def _run_onnx(
+    file: Path, *inputs: npt.NDArray[Any], on_row: Callable[[], None] = lambda: None
+) -> npt.NDArray[Any]:
+    settings = onnxruntime.SessionOptions()
+    # A second layout of all weights, which eight images are not worth.
+    settings.add_session_config_entry("session.disable_prepacking", "1")
+    session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    return _row_by_row(lambda *rows: session.run(None, dict(zip(names, rows)))[0], inputs, on_row)
 
 
-def _refuse_overwriting_onnx(folder: Path, force: bool) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir() or any(path.suffix != ".onnx" for path in folder.iterdir()):
-        raise ConversionError(
-            f"{folder} exists and holds more than ONNX files: choose another for --keep-onnx"
-        )
-    if not force and any(folder.iterdir()):
-        raise ConversionError(
-            f"{folder} exists: choose another folder for --keep-onnx, or give --force"
-        )
+def _run_openvino(
+    file: Path, *inputs: npt.NDArray[Any], on_row: Callable[[], None] = lambda: None
+) -> npt.NDArray[Any]:
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino_core().compile_model(to_openvino(file), "CPU", settings)
+    return _row_by_row(lambda *rows: compiled(list(rows))[0].copy(), inputs, on_row)
+
+
+def _row_by_row(
+    infer: Callable[..., Any], inputs: Sequence[npt.NDArray[Any]], on_row: Callable[[], None]
+) -> npt.NDArray[Any]:
+    """Outputs of batches of one, which keep memory small at full size."""
+    results = []
+    for row in range(len(inputs[0])):
+        results.append(infer(*(array[row : row + 1] for array in inputs)))
+        on_row()
+    return np.concatenate(results)
+
+
+def _release_memory() -> None:
+    gc.collect()
+    release_free_memory()
 
 
 @contextmanager
-def _onnx_folder(options: ConvertOptions, work: Path) -> Iterator[Path]:
-    """Where ONNX files are written: the folder to keep them in, or one of the workspace."""
-    if options.keep_onnx is None:
+def _onnx_folder(keep: Path | None, work: Path) -> Iterator[Path]:
+    """Folder for ONNX files: one to keep, published in the end, or one in the workspace."""
+    if keep is None:
         folder = work / "onnx"
         folder.mkdir()
         yield folder
         return
-    kept = options.keep_onnx.resolve()
+    kept = keep.resolve()
     with workspace(kept) as other:
         folder = other / "onnx"
         folder.mkdir()

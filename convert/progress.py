@@ -1,4 +1,4 @@
-"""Progress of a conversion: steps in words, and counts inside of long ones."""
+"""Progress of a conversion: named steps, and counts within long ones."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ OnCount = Callable[[int, int], None]
 
 @dataclass
 class Progress:
-    """Reports to two functions.
+    """Progress reports to two functions.
 
     Attributes:
-        on_step: called with a few words when a step begins.
-        on_count: called with what is done of the step and how much there is; by one thread at a
-            time.
+        on_step: called with a few words at the start of a step.
+        on_count: called with the finished and the total count; one thread at a time.
     """
 
     on_step: OnStep = lambda _: None
@@ -27,12 +26,12 @@ class Progress:
     _lock: Lock = field(default_factory=Lock)
 
     def step(self, text: str, total: int = 0) -> None:
-        """Begin a step; `total` is the number of calls of `advance` to come, if it is known."""
+        """Begin a step; `total` is the number of calls of `advance` that follow, 0 if unknown."""
         self._done, self._total = 0, total
         self.on_step(text)
 
     def advance(self) -> None:
-        """Count one more; from any thread."""
+        """Count one more. Thread-safe."""
         with self._lock:
             self._done += 1
             self.on_count(self._done, self._total)

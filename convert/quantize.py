@@ -1,17 +1,17 @@
 """INT8 by post-training quantization: weights per output channel, activations per tensor.
 
 Each multiplication by constant weights reads its activations through a FakeQuantize, which OpenVINO
-turns into INT8 kernels. Before it, activations are smoothed (SmoothQuant, Xiao et al. 2023,
-https://arxiv.org/abs/2211.10438): a channel is divided by a constant that its weights are
-multiplied by. The constants are those that make the predicted error least (`_smoothing`).
+compiles to INT8 kernels. Before it, activations are smoothed (SmoothQuant, Xiao et al. 2023,
+https://arxiv.org/abs/2211.10438): each channel is divided by a constant, and its weights are
+multiplied by it. The constants minimize the predicted error (`_smoothing`).
 
-Products of two activations, those of attention, stay in floating point: they are 0.2 % of the
-multiply-adds at full size.
+Attention's products of two activations stay in floating point: 0.2 % of the multiply-adds at full
+size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,41 +29,29 @@ Floats = npt.NDArray[np.float32]
 # Largest magnitude of an INT8 weight. CPUs without VNNI halve it (`runtime/passes.py`).
 WEIGHT_LEVELS = 127
 _LEVELS = 256
-# Rows of a table that is worth eight bits: the token embeddings, not the positions.
+# Least rows of a table to quantize: token embeddings, not positions.
 _LARGE_TABLE = 1000
 
-# SmoothQuant's alpha: how far the range of activations moves into the weights.
+# SmoothQuant's alpha: the share of the activations' range that moves into the weights.
 _ALPHAS = np.linspace(0, 1, 11)
 
 REASONS = {
-    "kept": "kept in float: most of the quality for least of the time",
+    "kept": "kept in float: most fidelity for least time",
     "attention": "product of two activations, in attention",
-    "unsupported": "its weights are no constant matrix or kernel",
+    "unsupported": "its weights are not a constant matrix or kernel",
 }
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """What is quantized.
-
-    Attributes:
-        keep_float: parts of the model that stay in floating point, as the names of their weights
-            have them, such as `to_rgb` or `upsampling.5`.
-    """
-
-    keep_float: tuple[str, ...] = ()
-
-
-# The parts that win the most decibels for their share of the multiply-adds, 3 % in all
-# (`benchmarks/precision.py --parts`, docs/performance.md). A model may lack some of them.
-GENERATOR_SCHEME = Scheme(keep_float=("noise_projection", "bridge", "gamma", "beta", "shortcut"))
-TEXT_ENCODER_SCHEME = Scheme(keep_float=("text_projection", "out_proj"))
+# Parts with the highest gain in PSNR for their time, by `benchmarks/precision.py --parts` (see
+# docs/performance.md): 3 % of the multiply-adds together. A model may lack some of them.
+GENERATOR_KEEP_FLOAT = ("noise_projection", "bridge", "gamma", "beta", "shortcut")
+TEXT_ENCODER_KEEP_FLOAT = ("text_projection", "out_proj")
 
 
 def quantize(
     model: ov.Model,
     samples: Sequence[Sample],
-    scheme: Scheme | None = None,
+    keep_float: Sequence[str] = (),
     on_sample: Callable[[], None] = lambda: None,
 ) -> list[npt.NDArray[Any]]:
     """Quantize an `openvino.Model` in place.
@@ -71,30 +59,43 @@ def quantize(
     Args:
         model: in float32, with a dynamic batch, which it keeps.
         samples: inputs of a batch of one each.
-        scheme: by default all weights.
+        keep_float: parts that stay in floating point (the ignored scope), by a part of their
+            weights' names, such as `to_rgb` or `upsampling.5`.
         on_sample: called after each sample.
 
     Returns:
-        The output of the model for each sample, as it was before.
+        The output of the float32 model for each sample.
 
     Raises:
         ValueError: the model has no weights to quantize.
     """
-    groups = _groups(model, (scheme or Scheme()).keep_float)
-    if not groups:
+    tensors = quantized_tensors(model, keep_float)
+    if not tensors:
         raise ValueError("there is nothing to quantize: the model multiplies by no weights")
-    statistics, outputs = collect_statistics(model, list(groups), samples, on_sample)
-    for tensor, layers in groups.items():
+    statistics, outputs = collect_statistics(model, tensors, samples, on_sample)
+    apply_statistics(model, statistics, keep_float)
+    return outputs
+
+
+def quantized_tensors(model: ov.Model, keep_float: Sequence[str] = ()) -> list[Tensor]:
+    """Activations that `quantize` needs statistics of."""
+    return list(_groups(model, keep_float))
+
+
+def apply_statistics(
+    model: ov.Model, statistics: Mapping[Tensor, Statistics], keep_float: Sequence[str] = ()
+) -> None:
+    """Quantize an `openvino.Model` in place, with statistics of at least `quantized_tensors`."""
+    for tensor, layers in _groups(model, keep_float).items():
         _quantize_group(tensor, layers, statistics[tensor])
     for operation in model.get_ordered_ops():
         if operation.get_type_name() == "Gather":
             _quantize_table(operation)
     model.validate_nodes_and_infer_types()
-    return outputs
 
 
 def _groups(model: ov.Model, keep_float: Sequence[str]) -> dict[Tensor, list[_Layer]]:
-    """Layers to quantize, by the tensor that they read: they share its smoothing and quantizer."""
+    """Layers to quantize, by input tensor: they share its smoothing and quantizer."""
     kept = names_of_kept(model, keep_float)
     groups: dict[Tensor, list[_Layer]] = {}
     for layer in _layers(model):
@@ -105,7 +106,7 @@ def _groups(model: ov.Model, keep_float: Sequence[str]) -> dict[Tensor, list[_La
 
 @dataclass(frozen=True)
 class _Layer:
-    """An operation that multiplies by constant weights.
+    """An operation with constant weights.
 
     Attributes:
         operation: Convolution or MatMul.
@@ -177,8 +178,8 @@ def _quantize_group(tensor: Tensor, layers: Sequence[_Layer], statistics: Statis
 
 
 def _smoothing(statistics: Statistics, weights: Sequence[Floats]) -> Floats:
-    """What to divide each channel by (C,): SmoothQuant's constants with the best alpha."""
-    # Largest magnitude of each output and input channel (O,C), for all layers in a column.
+    """Divisor of each channel (C,): SmoothQuant's constants with the best alpha."""
+    # Largest magnitude by output and input channel (O,C), with all layers in a column.
     peaks = np.concatenate([np.abs(values).max(axis=2) for values in weights])
     taps = np.concatenate([np.full(len(values), values.shape[2]) for values in weights])
     energy = sum(np.einsum("oct,oct->c", values, values) for values in weights)
@@ -194,13 +195,13 @@ def _smoothing(statistics: Statistics, weights: Sequence[Floats]) -> Floats:
         return float(activations + rounded_weights)
 
     candidates = [reach**alpha / size ** (1 - alpha) for alpha in _ALPHAS]
-    # A channel that is almost always zero must not be multiplied without end.
+    # Bounded below, for channels that are almost always zero.
     candidates = [np.maximum(c, 1e-4 * c.max()).astype(np.float32) for c in candidates]
     return min(candidates, key=predicted_error)
 
 
 def _activation_range(statistics: Statistics, smoothing: Floats) -> tuple[float, float]:
-    """Of a smoothed tensor; it has zero as one of its levels, which padding needs."""
+    """Range of a smoothed tensor, with zero as one of its levels, which padding needs."""
     low = min(0.0, float((statistics.low / smoothing).min()))
     high = max(1e-6, float((statistics.high / smoothing).max()))
     zero = round(-low / (high - low) * (_LEVELS - 1))
@@ -211,10 +212,10 @@ def _activation_range(statistics: Statistics, smoothing: Floats) -> tuple[float,
 
 
 def _quantize_table(gather: Any) -> None:
-    """Rows of a large constant table become (rows of INT8) * (rows of scales).
+    """Replace a large constant table by INT8 rows and one scale per row.
 
-    Rows are taken before they are scaled: else OpenVINO holds the whole table in floating point,
-    100 MB at full size, for the few rows that a prompt needs.
+    Rows are gathered before they are scaled. Otherwise OpenVINO would hold the whole table in
+    floating point, 100 MB at full size, for the few rows that a prompt needs.
     """
     table, rows, axis = (gather.input_value(i) for i in range(3))
     if table.get_node().get_type_name() != "Constant" or len(table.get_shape()) != 2:
@@ -231,7 +232,7 @@ def _quantize_table(gather: Any) -> None:
 
 
 def names_of_kept(model: ov.Model, parts: Sequence[str]) -> set[str]:
-    """Names of the operations that multiply by weights of `parts`."""
+    """Names of the operations whose weights belong to `parts`."""
     kept = set()
     for layer in _layers(model):
         weights = f".{layer.operation.input_value(1).get_node().get_friendly_name()}."
@@ -241,11 +242,11 @@ def names_of_kept(model: ov.Model, parts: Sequence[str]) -> set[str]:
 
 
 def report(model: ov.Model, keep_float: Sequence[str] = ()) -> dict[str, Any]:
-    """Count the multiplying operations of a quantized model.
+    """Count the convolutions and matrix products of a quantized model.
 
     Returns:
-        `quantized` and `float`: counts; `left_in_float`: name, kind and reason of each of the
-        latter.
+        Counts `quantized` and `float`, and `left_in_float`: name, kind and reason of each operation
+        in floating point.
     """
     quantized, left, kept = 0, [], names_of_kept(model, keep_float)
     for operation in model.get_ordered_ops():

@@ -1,4 +1,4 @@
-"""Keeps other people's tools from talking about what a user cannot mend."""
+"""Silence for libraries whose messages a user cannot act on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet(logger_name: str) -> Iterator[None]:
-    """Inside, nothing is printed or warned about, and the logger tells errors only."""
+    """Suppress output, warnings, and log messages below ERROR."""
     logger = logging.getLogger(logger_name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
 """Rewrites for deployment: the same function, computed in another order.
 
-Each takes a module and returns another one that computes the same from the same inputs, exactly
-but for floating-point rounding.
+Each takes a module and returns another one that computes the same function, exact up to
+floating-point rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from galip_edge.models.clip import CLIPTextEncoder, PromptedViT, embed_patches
 
 
 class _Slice(nn.Module):
-    """A module that reads only some of the condition's columns."""
+    """A module applied to some columns of the condition."""
 
     def __init__(self, first: int, last: int, module: nn.Module) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class _Slice(nn.Module):
 
 
 class MergedAffines(nn.Module):
-    """A generator whose affine networks share one first layer. Made by `merge_affines`."""
+    """A generator whose affine networks share one first layer; see `merge_affines`."""
 
     def __init__(self, generator: Generator, hidden: nn.Linear) -> None:
         super().__init__()
@@ -52,15 +52,15 @@ def merge_affines(generator: Generator) -> MergedAffines:
 
     They all read the same condition: 80 products of a vector and a small matrix become one with a
     large matrix, which reads memory at full speed. It also keeps OpenVINO from fusing each small
-    network into a kernel of its own, which it does or leaves depending on the number of threads:
-    pictures would depend on it, and the fused INT8 kernel of some widths is wrong (2026.4).
+    network into one kernel. OpenVINO does so depending on the number of threads, on which images
+    would depend, and the fused INT8 kernel of some widths is wrong (2026.4).
     """
     generator = _copy(generator)
     affines = [module for module in generator.modules() if isinstance(module, Affine)]
     predictors = [(affine, name) for affine in affines for name in ("gamma", "beta")]
     weights, biases, first = [], [], 0
     for affine, name in predictors:
-        # The activation stays behind the slice, so that each network keeps a quantizer of its own.
+        # The activation stays behind the slice: each network keeps its own quantizer.
         layer, activation, last = getattr(affine, name)
         weights.append(layer.weight)
         biases.append(layer.bias)
@@ -81,10 +81,10 @@ def merge_affines(generator: Generator) -> MergedAffines:
 class PhaseConvolution(nn.Module):
     """A 3x3 convolution of an image doubled by nearest resize, computed before the doubling.
 
-    In an image where each pixel is there twice, three neighbours are two different pixels, so each
-    of the four phases of the output is a 2x2 convolution of the small image, whose kernel has sums
-    of the original taps: 16 products in place of 36. All four are one convolution; with the phases
-    in reverse order, depth to space and a crop of one pixel on each side put each in its place.
+    In a doubled image, three neighbors are two distinct pixels. So each of the four phases of the
+    output is a 2x2 convolution of the small image, whose kernel holds sums of the original taps: 16
+    products instead of 36. All four are computed as one convolution; with the phases in reverse
+    order, depth to space and a crop of one pixel on each side arrange them.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -111,7 +111,7 @@ class PhaseConvolution(nn.Module):
 
 
 class PhasedBlock(nn.Module):
-    """An upsampling block that doubles the size. Made by `fold_upsample_into_conv`."""
+    """An upsampling block that doubles the size; see `fold_upsample_into_conv`."""
 
     def __init__(self, block: UpsamplingBlock) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class PhasedBlock(nn.Module):
 
 
 def fold_upsample_into_conv(generator: Generator) -> Generator:
-    """Use `PhaseConvolution` in each block that doubles the size; others stay as they are."""
+    """Use `PhaseConvolution` in each block that doubles the size; others are unchanged."""
     generator = _copy(generator)
     sizes = (generator.config.clip.grid, *generator.config.block_sizes)
     for index, block in enumerate(generator.upsampling):
@@ -137,14 +137,14 @@ def fold_upsample_into_conv(generator: Generator) -> Generator:
 
 
 class PrunedViT(nn.Module):
-    """A prompted ViT that computes no token which nobody reads. Made by `prune_unused_tokens`."""
+    """A prompted ViT without unused tokens; see `prune_unused_tokens`."""
 
     def __init__(self, vit: PromptedViT) -> None:
         super().__init__()
         self.vit = vit
         visual: Any = vit.visual
         blocks = visual.transformer.resblocks
-        # Nobody reads the prompt token again, nor, in the end, the class token, which is first.
+        # Outputs of prompt tokens are never read, nor that of the last class token, which is first.
         self.attentions = nn.ModuleList(
             PrunedAttention(block.attn, first=1 if block is blocks[-1] else 0) for block in blocks
         )
@@ -169,8 +169,8 @@ class PrunedViT(nn.Module):
 
 
 class PrunedAttention(nn.Module):
-    """What some tokens take from all. Its matrices are layers of their own, not slices of one:
-    NNCF leaves the product with a slice in floating point."""
+    """Attention of some tokens to all. Its matrices are separate layers, not slices of one, because
+    NNCF keeps products with a slice in floating point."""
 
     def __init__(self, attention: nn.MultiheadAttention, first: int) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class PrunedAttention(nn.Module):
         self.out = attention.out_proj
 
     def forward(self, tokens: Tensor, count: int) -> Tensor:
-        """tokens (B,L,C) -> (B,count-first,C): what those from `first` up to `count` take."""
+        """tokens (B,L,C) -> (B,count-first,C): attention output of tokens `first` to `count`."""
         query = self.query(tokens[:, self.first : count])
         key, value = self.key_value(tokens).chunk(2, dim=-1)
         query, key, value = (
@@ -200,14 +200,14 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def prune_unused_tokens(generator: Generator) -> Generator:
-    """Compute only those tokens of the ViT that somebody reads."""
+    """Compute only the tokens of the ViT that are used."""
     generator = _copy(generator)
     generator.vit = PrunedViT(generator.vit)  # type: ignore[assignment]
     return generator
 
 
 class DynamicLengthTextEncoder(nn.Module):
-    """A text encoder for as many tokens as there are. Made by `dynamic_text_length`."""
+    """A text encoder for any number of tokens; see `dynamic_text_length`."""
 
     def __init__(self, text_encoder: CLIPTextEncoder) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class DynamicLengthTextEncoder(nn.Module):
 
 
 def dynamic_text_length(text_encoder: CLIPTextEncoder) -> DynamicLengthTextEncoder:
-    """Let the text encoder read fewer than 77 tokens: none sees those that come after it."""
+    """Let the text encoder read fewer than 77 tokens; attention is causal, so padding is inert."""
     return DynamicLengthTextEncoder(text_encoder).eval()
 
 
@@ -235,5 +235,5 @@ def deployed(generator: Generator) -> nn.Module:
 
 
 def _copy(generator: Generator) -> Generator:
-    """A copy to change, which shares the ViT: it is large, and nobody changes it."""
+    """A copy that shares the ViT, which is large and stays unchanged."""
     return copy.deepcopy(generator, {id(generator.vit): generator.vit})

@@ -1,7 +1,7 @@
 """Statistics of a model's tensors, collected in one pass over the samples.
 
-Smoothing and quantization need no more than the least, the largest and the mean square value of
-each channel: smoothing divides a channel by a constant, so the range of what it leaves follows.
+Smoothing and quantization need only the minimum, the maximum and the mean square of each channel:
+smoothing divides a channel by a constant, so its range after smoothing follows.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Statistics:
     """Figures of each channel (C,) of one tensor, over all samples.
 
     Attributes:
-        low, high: least and largest value.
+        low, high: minimum and maximum.
         power: mean of the squares.
     """
 
@@ -53,13 +53,13 @@ def collect_statistics(
     samples: Sequence[Sample],
     on_sample: Callable[[], None] = lambda: None,
 ) -> tuple[dict[Tensor, Statistics], list[npt.NDArray[Any]]]:
-    """Run `model` on all samples, as many at once as the machine has cores.
+    """Run `model` on all samples, with one inference request per core.
 
-    It runs in bfloat16 where the CPU has it: that moves a range by its rounding, a 250th at most.
+    Inference is in bfloat16 where the CPU has it, which moves a range by at most 1/256.
 
     Args:
-        model: is left as it is.
-        tensors: what to measure.
+        model: model to run, unchanged.
+        tensors: tensors to measure.
         samples: inputs of a batch of one each.
         on_sample: called after each sample, from several threads.
 
@@ -100,14 +100,14 @@ def collect_statistics(
 
 
 def _merged(one: list[Floats], other: list[Floats]) -> list[Floats]:
-    """Least, largest and sum of two lists of least, largest and sum; the first may be empty."""
+    """Merge two lists of minima, maxima and sums; the first may be empty."""
     if not one:
         return other
     return [np.minimum(one[0], other[0]), np.maximum(one[1], other[1]), one[2] + other[2]]
 
 
 def _with_statistics(model: ov.Model, tensors: Sequence[Tensor]) -> tuple[ov.Model, list[slice]]:
-    """A copy with three more outputs, each a row of all channels, and where each tensor's are."""
+    """A copy with three more outputs, rows of all channels, and the slice of each tensor."""
     copy = model.clone()
     operations = {op.get_friendly_name(): op for op in copy.get_ops()}
     low, high, power, slices = [], [], [], []

@@ -1,8 +1,8 @@
-"""The folder in which a conversion works: everything it writes, until it is whole.
+"""The working folder of a conversion, which holds everything it writes until it is complete.
 
-It lies next to the output, so that one disk has to have the space, and a rename makes the bundle
-appear. Its name depends on the output alone: the lock on it keeps a second conversion out, and the
-next one finds what a killed one left.
+It lies next to the output: space is needed on one disk only, and a rename publishes the bundle. Its
+name depends only on the output: its lock keeps a second conversion out, and the next conversion
+finds the leftovers of a killed one.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from convert.errors import ConversionError
 
-# Folder of the workspace with the output that is being replaced, between two renames.
+# Subfolder for the replaced output, between two renames.
 _OLD = "old"
-# Free bytes below which a failed write is put down to a full disk.
+# Free bytes below which a failed write is attributed to a full disk.
 _NEARLY_FULL = 1 << 30
 
 # Outputs whose workspaces this process holds.
@@ -27,9 +27,9 @@ _held: set[Path] = set()
 
 @contextmanager
 def workspace(out: Path) -> Iterator[Path]:
-    """An empty folder for a conversion to `out`, removed in the end.
+    """Provide an empty folder for a conversion to `out`, and remove it in the end.
 
-    Raises ConversionError if another conversion works on the same output, the folder cannot be
+    Raises ConversionError if another conversion to `out` is running, the folder cannot be
     written, or the disk is full.
     """
     folder = workspace_of(out)
@@ -50,15 +50,14 @@ def workspace(out: Path) -> Iterator[Path]:
 
 
 def workspace_of(out: Path) -> Path:
-    """Folder in which a conversion to `out` works."""
+    """Working folder of a conversion to `out`."""
     return out.with_name(f".{out.name}.converting.tmp")
 
 
 def remove_workspaces() -> None:
     """Remove the folders of this process's conversions, which must not continue.
 
-    For a signal handler that ends the process: an exception that it raised could be lost inside of
-    a library.
+    For a signal handler that ends the process: a library could swallow an exception.
     """
     for out in _held:
         _remove(out)
@@ -72,7 +71,7 @@ def _remove(out: Path) -> None:
 
 
 def publish(folder: Path, out: Path, replace: bool) -> None:
-    """Let the finished `folder` appear as `out`, which may exist only if it is to be replaced.
+    """Move the finished `folder` to `out`, which may exist only with `replace`.
 
     Raises OSError.
     """
@@ -85,7 +84,7 @@ def publish(folder: Path, out: Path, replace: bool) -> None:
             raise FileExistsError(errno.EEXIST, "it appeared during the conversion")
         out.rename(workspace_of(out) / _OLD)
     folder.rename(out)
-    # The new name, too, must outlive a power failure.
+    # Make the rename durable.
     parent = os.open(out.parent, os.O_RDONLY)
     try:
         os.fsync(parent)
@@ -94,7 +93,7 @@ def publish(folder: Path, out: Path, replace: bool) -> None:
 
 
 def _locked(folder: Path, out: Path) -> int:
-    """A descriptor of the folder, made if need be, that holds its lock until it is closed."""
+    """Create the folder if needed; the descriptor returned holds its lock until it is closed."""
     import fcntl
 
     while True:
@@ -102,7 +101,7 @@ def _locked(folder: Path, out: Path) -> int:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have removed the folder meanwhile.
+            # The previous holder may have removed the folder meanwhile.
             if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
                 return descriptor
         except BlockingIOError as error:
@@ -118,7 +117,7 @@ def _locked(folder: Path, out: Path) -> int:
 
 
 def _clear(folder: Path, out: Path) -> None:
-    """Empty the folder; an output that was about to be replaced is put back."""
+    """Empty the folder, and restore an output whose replacement was interrupted."""
     old = folder / _OLD
     if old.exists() and not out.exists():
         old.rename(out)
@@ -131,7 +130,7 @@ def _clear(folder: Path, out: Path) -> None:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Raise the OSError that a library's RuntimeError hides: OpenVINO says "basic_ios::clear"."""
+    """Raise the OSError behind OpenVINO's RuntimeError "basic_ios::clear"."""
     try:
         yield
     except RuntimeError as error:

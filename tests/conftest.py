@@ -117,15 +117,15 @@ def tiny_bundles(tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
     def convert_all(folder: Path) -> None:
         from convert import ConvertOptions
         from convert.calibration import read_captions
+        from convert.pipeline import export, write_bundle
         from convert.progress import Progress
-        from convert.write import read_source, write_bundle
 
         captions, onnx = read_captions(None, 100), tmp_path_factory.mktemp("onnx")
-        source = read_source(tiny_checkpoint, None, captions, onnx, Progress())
+        exported = export(tiny_checkpoint, None, onnx, Progress())
         for precision in PRECISIONS:
             (folder / precision).mkdir()
-            options = ConvertOptions(precision, samples=100)
-            write_bundle(source, options, folder / precision, Progress())
+            options = ConvertOptions(precision)
+            write_bundle(exported, captions, options, folder / precision, Progress())
 
     folder = built_once(tmp_path_factory, "bundles", convert_all)
     return {precision: folder / precision for precision in PRECISIONS}

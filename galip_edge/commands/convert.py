@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -16,51 +16,78 @@ from rich.table import Table
 from convert import ConvertOptions, convert
 from convert.options import QUANTIZERS
 from convert.workspace import remove_workspaces
+from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import StepReporter, console
-from galip_edge.commands.options import clip_activation_option, existing_path
+from galip_edge.commands.options import RenamedOption, clip_activation_option, existing_path
 from runtime.bundle import Manifest
 
 if TYPE_CHECKING:
     from galip_edge.checkpoints.clip_weights import Activation
 
 
-@click.command("convert")
+def _precision(name: str, flag: str, text: str, **more: Any) -> Any:
+    return click.option(flag, "precision", flag_value=name, help=text, **more)
+
+
+@click.command("convert", cls=GroupedCommand)
 @click.argument("checkpoint", type=existing_path)
-@click.option("--clip", type=existing_path, help="CLIP weights, for an original checkpoint.")
-@clip_activation_option
-@click.option("--fp32", "precision", flag_value="fp32", help="float32: the reference.")
-@click.option("--fp16", "precision", flag_value="fp16", help="float16 weights: half the size.")
-@click.option("--bf16", "precision", flag_value="bf16", help="bfloat16 where the CPU has it.")
-@click.option("--int8", "precision", flag_value="int8", default="int8", help="INT8 (default).")
-@click.option("--mixed", "precision", flag_value="int8", hidden=True)
-@click.option(
-    "--auto",
-    "precision",
-    flag_value="auto",
-    help="Fastest on this machine that reaches --min-psnr (default 30 dB), by measurement.",
+@option_group(
+    "Input",
+    click.option("--clip", type=existing_path, help="CLIP weights, for an original checkpoint."),
+    clip_activation_option,
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Bundle folder to write.")
-@click.option("--name", help="Model name in the bundle; default: the checkpoint's file name.")
-@click.option(
-    "--calibration", type=existing_path, help="Calibration prompts of --int8, one per line."
+@option_group(
+    "Precision",
+    _precision("int8", "--int8", "INT8, the fastest (default).", default="int8"),
+    _precision("bf16", "--bf16", "bfloat16 where the CPU has it."),
+    _precision("fp16", "--fp16", "float16 weights, half the size; float32 arithmetic."),
+    _precision("fp32", "--fp32", "float32, the reference."),
+    _precision("auto", "--auto", "Fastest on this machine that reaches --min-psnr (here 30 dB)."),
+    _precision("int8", "--mixed", "", hidden=True),
+    click.option(
+        "--min-psnr",
+        type=float,
+        help="Refuse a bundle below this PSNR against PyTorch, in dB; default: by precision.",
+    ),
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    default=ConvertOptions.samples,
-    show_default=True,
-    help="Calibration prompts to use.",
+@option_group(
+    "INT8 calibration",
+    click.option(
+        "--calibration",
+        type=existing_path,
+        help="Text file with one prompt per line; default: 300 built-in captions.",
+    ),
+    click.option(
+        "--num-samples",
+        cls=RenamedOption,
+        former=["--samples"],
+        type=click.IntRange(min=1),
+        default=ConvertOptions.num_samples,
+        show_default=True,
+        help="Calibration prompts to use, spread evenly over the file.",
+    ),
+    click.option(
+        "--quantizer",
+        type=click.Choice(QUANTIZERS),
+        default=ConvertOptions.quantizer,
+        show_default=True,
+        help="Our one-pass quantizer (edge), or NNCF.",
+    ),
 )
-@click.option(
-    "--quantizer",
-    type=click.Choice(QUANTIZERS),
-    default=ConvertOptions.quantizer,
-    show_default=True,
-    help="What makes INT8: our one-pass quantizer, or NNCF.",
+@option_group(
+    "Output",
+    click.option(
+        "-o",
+        "--out",
+        type=click.Path(path_type=Path),
+        help="Bundle folder to write; default: CHECKPOINT-PRECISION.",
+    ),
+    click.option("--force", is_flag=True, help="Replace an existing bundle."),
+    click.option("--name", help="Model name in the bundle; default: the checkpoint's file name."),
+    click.option(
+        "--keep-onnx", type=click.Path(path_type=Path), help="Folder to keep the ONNX files in."
+    ),
 )
-@click.option("--keep-onnx", type=click.Path(path_type=Path), help="Folder to keep ONNX files in.")
-@click.option("--min-psnr", type=float, help="Refuse the bundle below this PSNR, in dB.")
-@click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def command(
     checkpoint: Path,
     clip: Path | None,
@@ -69,22 +96,26 @@ def command(
     out: Path | None,
     name: str | None,
     calibration: Path | None,
-    samples: int,
+    num_samples: int,
     quantizer: str,
     keep_onnx: Path | None,
     min_psnr: float | None,
     force: bool,
 ) -> None:
-    """Convert a checkpoint to a bundle that machines without torch can run.
+    """Convert a checkpoint to a bundle, which runs without PyTorch.
 
-    CHECKPOINT is one of ours (.safetensors) or one that the authors published (.pth). After each
-    step the result is compared with PyTorch's.
+    CHECKPOINT is a .safetensors file of galip-edge, or a .pth file of the original GALIP. Each step
+    is compared with PyTorch in float32.
+
+    \b
+    Example:
+      galip-edge convert galip.pth --clip ViT-B-32.pt --int8 -o galip-int8
     """
     options = ConvertOptions(
         precision=precision,
         name=name,
         calibration=calibration,
-        samples=samples,
+        num_samples=num_samples,
         quantizer=quantizer,
         keep_onnx=keep_onnx,
         min_psnr=min_psnr,
@@ -107,15 +138,15 @@ def command(
 
 @contextmanager
 def _cleaning_up_on_signals(before: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM remove what is half written and end the process at once.
+    """On SIGINT or SIGTERM, remove partial files and exit at once.
 
-    No exception is raised for them: it could be lost inside of a library.
+    No exception is raised: a library could swallow it.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
         before()
         remove_workspaces()
-        click.echo("interrupted: the conversion was stopped and its files removed", err=True)
+        click.echo("interrupted: conversion stopped, partial files removed", err=True)
         os._exit(128 + number)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -142,6 +173,6 @@ def _print_fidelity(manifest: Manifest) -> None:
     console().print(table)
     for candidate in manifest.quantization.get("chosen_from", ()):
         console().print(
-            f"chosen from {candidate['precision']}: {candidate['seconds'] * 1e3:.1f} ms an image, "
+            f"candidate {candidate['precision']}: {candidate['seconds'] * 1e3:.1f} ms per image, "
             f"{candidate['image_psnr_db']:.1f} dB"
         )

@@ -217,6 +217,15 @@ def test_convert_from_a_damaged_or_hostile_checkpoint(tiny_checkpoint, tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
+def test_help_of_convert_groups_options_and_hides_former_spellings():
+    text = galip_edge("convert", "--help").stdout
+    for heading in ("Input:", "Precision:", "INT8 calibration:", "Output:", "Example:"):
+        assert f"\n  {heading}\n" in text or f"\n{heading}\n" in text
+    assert "--num-samples" in text
+    assert "--samples" not in text
+    assert "--mixed" not in text
+
+
 def test_init_convert_generate_from_nothing(tmp_path):
     """The way of README's quick start, at the smallest size."""
     checkpoint, out = tmp_path / "tiny.safetensors", tmp_path / "bundle"

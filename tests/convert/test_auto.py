@@ -32,7 +32,7 @@ def test_none_is_faithful():
 
 def test_a_bundle_says_what_it_was_chosen_from(tiny_checkpoint, tmp_path):
     manifest = convert(
-        tiny_checkpoint, tmp_path / "b", ConvertOptions("auto", samples=8, min_psnr=10)
+        tiny_checkpoint, tmp_path / "b", ConvertOptions("auto", num_samples=8, min_psnr=10)
     )
     candidates = {c["precision"]: c for c in manifest.quantization["chosen_from"]}
     assert len(candidates) == 2
@@ -48,5 +48,5 @@ def test_a_bundle_says_what_it_was_chosen_from(tiny_checkpoint, tmp_path):
 
 def test_nothing_is_left_if_none_is_faithful(tiny_checkpoint, tmp_path):
     with pytest.raises(ConversionError, match="no precision reaches"):
-        convert(tiny_checkpoint, tmp_path / "b", ConvertOptions("auto", samples=8, min_psnr=99))
+        convert(tiny_checkpoint, tmp_path / "b", ConvertOptions("auto", num_samples=8, min_psnr=99))
     assert not list(tmp_path.iterdir())

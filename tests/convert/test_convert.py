@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from convert import ConvertOptions, convert
+from convert.checks import check_paths
 from convert.errors import ConversionError
 from convert.fidelity import PROMPTS, make_reference, psnr_db
 from convert.quantize import is_quantized
@@ -61,7 +62,7 @@ def test_nothing_overflows_without_vnni(tiny_bundles, tiny_model, tmp_path):
 
 
 def test_nncf_quantizes_instead(tiny_checkpoint, tiny_model, tmp_path):
-    options = ConvertOptions(quantizer="nncf", samples=20)
+    options = ConvertOptions(quantizer="nncf", num_samples=20)
     manifest = convert(tiny_checkpoint, tmp_path / "bundle", options)
     assert manifest.quantization["quantizer"] == "nncf"
     counts = manifest.quantization["operations"]["generator"]
@@ -117,9 +118,18 @@ def test_precisions_differ_in_size(tiny_bundles):
 def test_onnx_files_are_kept_and_valid(tiny_checkpoint, tmp_path):
     options = ConvertOptions(precision="fp32", keep_onnx=tmp_path / "onnx")
     convert(tiny_checkpoint, tmp_path / "bundle", options)
-    assert sorted(os.listdir(tmp_path / "onnx")) == ["generator.onnx", "text_encoder.onnx"]
-    for name in os.listdir(tmp_path / "onnx"):
-        onnx.checker.check_model(tmp_path / "onnx" / name, full_check=True)
+    assert sorted(os.listdir(tmp_path / "onnx")) == [
+        "generator.onnx",
+        "generator.onnx.data",
+        "text_encoder.onnx",
+        "text_encoder.onnx.data",
+    ]
+    for path in (tmp_path / "onnx").glob("*.onnx"):
+        onnx.checker.check_model(path, full_check=True)
+    forced = ConvertOptions(precision="fp32", keep_onnx=tmp_path / "onnx", force=True)
+    with pytest.raises(ConversionError, match="choose another folder for --keep-onnx, or give"):
+        convert(tiny_checkpoint, tmp_path / "other", options)
+    check_paths(tiny_checkpoint, tmp_path / "other", forced, None)
 
 
 def test_onnx_runs_with_any_batch_in_onnx_runtime(tiny_checkpoint, tiny_model, tmp_path):
@@ -217,7 +227,7 @@ def test_failing_in_the_middle_keeps_the_old_bundle(
     ("settings", "message"),
     [
         ({"precision": "int4"}, "precision must be one of .* got 'int4'"),
-        ({"precision": "fp32", "samples": 0}, "samples must be at least 1, got 0"),
+        ({"precision": "fp32", "num_samples": 0}, "num_samples must be at least 1, got 0"),
         ({"quantizer": "gptq"}, "quantizer must be one of edge, nncf, got 'gptq'"),
         ({"quantizer": "nncf", "precision": "bf16"}, "quantizer has no effect with bf16"),
     ],
@@ -275,7 +285,7 @@ def test_full_size_conversion_reproduces_the_original(
 ):
     """From the published layout to pictures, against images that the original code computed."""
     # Few samples: this is about the way, and 300 gain 2 dB over minutes.
-    options = ConvertOptions(precision=precision, samples=32)
+    options = ConvertOptions(precision=precision, num_samples=32)
     convert(full_size_files[weights], tmp_path / "b", options, clip=full_size_files["clip"])
     pipeline = Pipeline.from_bundle(tmp_path / "b")
     sentence = pipeline.encode(list(parity["prompts"]))

@@ -3,7 +3,8 @@ import openvino as ov
 import openvino.opset13 as ops
 import pytest
 
-from convert.quantize import Scheme, quantize, report
+from convert.quantize import apply_statistics, quantize, quantized_tensors, report
+from convert.statistics import collect_statistics
 from runtime.bundle import TEXT_ENCODER, Bundle
 from runtime.graph_io import read_graph
 from runtime.openvino_core import openvino_core
@@ -115,8 +116,25 @@ def test_parts_are_kept_in_float_by_the_names_of_their_weights(parts, quantized)
     products = [ops.matmul(data, weight, False, False) for weight in weights]
     model = ov.Model([ops.add(*products)], [data])
     samples = [(RNG.normal(size=(1, 16)).astype(np.float32),)]
-    quantize(model, samples, Scheme(keep_float=parts))
+    quantize(model, samples, parts)
     assert report(model, parts)["quantized"] == quantized
+
+
+def test_statistics_of_all_layers_serve_any_choice_of_kept_ones():
+    data = ops.parameter([-1, 16], np.float32)
+    hidden, last = (RNG.normal(size=(16, 16)).astype(np.float32) for _ in range(2))
+    first = ops.matmul(data, ops.constant(hidden), False, False)
+    weights = ops.constant(last)
+    weights.set_friendly_name("generator.to_rgb.weight")
+    model = ov.Model([ops.matmul(first, weights, False, False)], [data])
+    samples = [(RNG.normal(size=(1, 16)).astype(np.float32),) for _ in range(4)]
+    statistics, _ = collect_statistics(model, quantized_tensors(model), samples)
+    for keep_float in ((), ("to_rgb",)):
+        shared, own = model.clone(), model.clone()
+        apply_statistics(shared, statistics, keep_float)
+        quantize(own, samples, keep_float)
+        np.testing.assert_array_equal(run(shared, *samples[0]), run(own, *samples[0]))
+        assert report(shared, keep_float)["quantized"] == 2 - len(keep_float)
 
 
 def test_rows_of_a_table_are_taken_before_they_are_scaled(tiny_bundles):

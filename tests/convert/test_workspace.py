@@ -139,7 +139,7 @@ def test_a_disk_that_is_full_while_the_bundle_is_written_is_named(
         (graph.parent / "filling").write_bytes(bytes(shutil.disk_usage(disk).free - (1 << 20)))
         write_graph(model, graph, *settings)
 
-    monkeypatch.setattr("convert.write.write_graph", write_to_a_full_disk)
+    monkeypatch.setattr("convert.pipeline.write_graph", write_to_a_full_disk)
     with pytest.raises(ConversionError, match=f"the disk of {disk} is full: free some space"):
         convert(tiny_checkpoint, disk / "bundle", FP32)
     assert os.listdir(disk) == []

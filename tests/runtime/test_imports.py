@@ -112,7 +112,7 @@ sys.addaudithook(watch)
     [
         ("import socket; socket.getaddrinfo('127.0.0.1', 80)", True),
         ("import runtime.pipeline", False),
-        ("import convert.write, openvino", False),
+        ("import convert.pipeline, openvino", False),
     ],
 )
 def test_nobody_is_told(code, tells, tmp_path):
