@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from embedded import EMBEDDED, changed, changed_graph, changed_manifest, copied, fifo
 
-from runtime import Pipeline, PipelineOptions, cache, verification
+from runtime import Pipeline, PipelineOptions, compiled_cache, verification
 from runtime.bundle import (
     GENERATOR,
     MANIFEST,
@@ -291,7 +291,7 @@ def test_what_the_cache_makes_is_private(tmp_path, monkeypatch):
 def said(monkeypatch):
     """What is said about the cache; each sentence once."""
     texts = []
-    monkeypatch.setattr(cache, "_warn", texts.append)
+    monkeypatch.setattr(compiled_cache, "_warn", texts.append)
     return texts
 
 
@@ -317,12 +317,12 @@ def test_a_cache_of_another_user_is_not_used(tmp_path, said, monkeypatch):
     assert private_folder(root, "compiled") is None
     assert f"belongs to user {root.stat().st_uid}" in said[0]
     (tmp_path / "blob").write_bytes(b"x")
-    assert cache.read_kept(tmp_path / "blob") is None
+    assert compiled_cache.read_kept(tmp_path / "blob") is None
 
 
 def test_a_pipe_in_the_cache_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "blob")
-    assert cache.read_kept(tmp_path / "blob") is None
+    assert compiled_cache.read_kept(tmp_path / "blob") is None
 
 
 def test_a_file_that_was_written_just_now_is_hashed_again(tmp_path):
