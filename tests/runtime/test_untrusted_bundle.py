@@ -91,7 +91,7 @@ def test_tensors_that_would_fill_the_memory_are_refused(bundle):
     model.reshape({model.inputs[0]: [1, 20]})
     check_sizes(model)
     model.reshape({model.inputs[0]: [100_000_000, 20]})
-    with pytest.raises(BundleError, match="larger than that of any GALIP model"):
+    with pytest.raises(BundleError, match="larger than any of a GALIP model"):
         check_sizes(model)
 
 
