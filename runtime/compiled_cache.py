@@ -8,7 +8,7 @@ That mode has a fault, seen with 2026.4; we found no upstream report of it: Open
 constant with its offset among the weights (`WeightlessCacheAttribute`) and keeps the mark when a
 transformation changes the constant, so import reads the old values. Therefore small constants are
 detached from the weights first, and a blob is kept only if it computes the same numbers, to the
-bit, as the model that it was exported from.
+bit, as the model that it was exported from. A test fails when OpenVINO is fixed.
 """
 
 from __future__ import annotations
