@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from galip_edge.own_packages import require_own_package
 
 if TYPE_CHECKING:
-    from convert import ConvertOptions, convert
+    from convert import ConversionError, ConvertOptions, convert
     from runtime import (
         BundleError,
         GalipEdgeError,
@@ -33,10 +33,11 @@ if TYPE_CHECKING:
         draw_noise,
     )
 
-_PACKAGES = {"ConvertOptions": "convert", "convert": "convert"}
+_PACKAGES = dict.fromkeys(("ConversionError", "ConvertOptions", "convert"), "convert")
 
 __all__ = [
     "BundleError",
+    "ConversionError",
     "ConvertOptions",
     "GalipEdgeError",
     "Generated",

@@ -67,10 +67,9 @@ def test_every_public_name_exists():
 
 
 def test_convert_is_the_function_and_no_package():
-    from convert.pipeline import convert
-    from galip_edge import convert as public
+    import convert
 
-    assert public is convert
+    assert galip_edge.convert is convert.convert
 
 
 def test_the_api_generates_without_torch(tmp_path):
