@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import proxy_tensor
 
 from convert.errors import ConversionError
 from convert.quiet import quiet
@@ -127,6 +128,15 @@ def _export(
         raise
     except Exception as error:
         raise ConversionError(f"PyTorch could not export {path.stem} to ONNX: {error}") from error
+    finally:
+        _forget_graph()
+
+
+def _forget_graph() -> None:
+    """Release the graph that torch.export keeps until its next call: it holds all weights."""
+    nodes = getattr(proxy_tensor, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", None)
+    if nodes is not None:
+        nodes.clear()
 
 
 def to_openvino(path: Path) -> Any:

@@ -1,7 +1,9 @@
+import gc
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import onnx
@@ -130,6 +132,19 @@ def test_onnx_files_are_kept_and_valid(tiny_checkpoint, tmp_path):
     with pytest.raises(ConversionError, match="choose another folder for --keep-onnx, or give"):
         convert(tiny_checkpoint, tmp_path / "other", options)
     check_paths(tiny_checkpoint, tmp_path / "other", forced, None)
+
+
+def test_nothing_keeps_the_weights_after_an_export(tmp_path):
+    """torch.export keeps its last graph, 0.6 GB at full size."""
+    from convert.export import export_generator
+    from galip_edge.models import GALIP, PRESETS
+
+    model = GALIP(PRESETS["tiny"])
+    weight = weakref.ref(next(model.generator.vit.parameters()))
+    export_generator(model, tmp_path)
+    del model
+    gc.collect()
+    assert weight() is None
 
 
 def test_onnx_runs_with_any_batch_in_onnx_runtime(tiny_checkpoint, tiny_model, tmp_path):
