@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from galip_edge.checkpoints.layouts import flatten
-from galip_edge.checkpoints.published import indices
-from galip_edge.models.config import CLIPConfig, from_mapping
-from galip_edge.original import shortened
-from galip_edge.weights import SCRIPTED_CLASSES, read_weights
-from runtime.errors import CheckpointError
+from galip_edge.checkpoints.names import indices, shortened
+from galip_edge.checkpoints.safe_load import SCRIPTED_CLASSES, read_weights
+from galip_edge.config import build
+from galip_edge.errors import CheckpointError
+from galip_edge.models.config import CLIPConfig
 
 _log = logging.getLogger(__name__)
 
@@ -346,7 +346,7 @@ def _own_config(metadata: Mapping[str, str]) -> CLIPConfig | None:
         values = json.loads(metadata.get("clip") or "null")
         if values is None and "config" in metadata:
             values = json.loads(metadata["config"]).get("clip")
-        return from_mapping(CLIPConfig, values) if isinstance(values, dict) else None
+        return build(CLIPConfig, values) if isinstance(values, dict) else None
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 

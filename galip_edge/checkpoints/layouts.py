@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from galip_edge.original import shortened, translate_name
-from runtime.errors import CheckpointError
+from galip_edge.checkpoints.names import shortened, translate_name
+from galip_edge.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
 

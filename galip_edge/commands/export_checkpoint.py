@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 import torch
 
-from galip_edge.checkpoint import load_checkpoint, save_checkpoint, save_sharded_checkpoint
+from galip_edge.checkpoints.format import load_checkpoint, save_checkpoint, save_sharded_checkpoint
 from galip_edge.commands.options import existing_path, json_option
+from galip_edge.errors import CheckpointError
 from galip_edge.training.heads import export_heads
-from runtime.errors import CheckpointError
 
 
 @click.command("export-checkpoint")

@@ -34,7 +34,7 @@ def command(checkpoint: Path | None, out: Path | None, preset: str, seed: int, f
         raise GalipEdgeError(f"{checkpoint} exists: choose another name or give --force")
     import torch
 
-    from galip_edge.checkpoint import save_checkpoint
+    from galip_edge.checkpoints.format import save_checkpoint
     from galip_edge.models import GALIP, PRESETS
 
     torch.manual_seed(seed)

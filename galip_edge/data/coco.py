@@ -10,14 +10,14 @@ from galip_edge.data.captions import tidy_all
 from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import DataError, Problem
 from galip_edge.data.pickles import read_keys
-from galip_edge.data.records import Record
+from galip_edge.data.records import ImageRecord
 
 # COCO has no public captions of its test images: this family tests on the validation part.
 _OFFICIAL_SPLIT = {"train": "train", "test": "val"}
 _PROBED = 20
 
 
-def coco_records(config: DataConfig) -> list[Record]:
+def coco_records(config: DataConfig) -> list[ImageRecord]:
     """The images of COCO, or of any data in COCO's caption format.
 
     Reads `<root>/<split>/filenames.pickle` with `text/<key>.txt` if it is there, otherwise
@@ -33,7 +33,7 @@ def coco_records(config: DataConfig) -> list[Record]:
     return _official_records(root, annotations)
 
 
-def _family_records(root: Path, split: str, listed: Path) -> list[Record]:
+def _family_records(root: Path, split: str, listed: Path) -> list[ImageRecord]:
     keys = read_keys(listed)
     part = f"{_OFFICIAL_SPLIT[split]}2014"
     folders = (f"images/{part}/jpg", f"images/{part}", "images", part)
@@ -41,7 +41,7 @@ def _family_records(root: Path, split: str, listed: Path) -> list[Record]:
     text = root / "text"
     if not text.is_dir():
         raise DataError(f"there is no {text}: COCO's captions belong there as <key>.txt")
-    return [Record(key, str(images / f"{key}.jpg"), str(text / f"{key}.txt")) for key in keys]
+    return [ImageRecord(key, str(images / f"{key}.jpg"), str(text / f"{key}.txt")) for key in keys]
 
 
 def _find_annotations(config: DataConfig, root: Path, listed: Path) -> Path:
@@ -62,13 +62,13 @@ def _find_annotations(config: DataConfig, root: Path, listed: Path) -> Path:
     return found[0]
 
 
-def _official_records(root: Path, annotations: Path) -> list[Record]:
+def _official_records(root: Path, annotations: Path) -> list[ImageRecord]:
     images, captions = _read_annotations(annotations)
     part = annotations.stem.removeprefix("captions_")
     folders = (part, f"images/{part}", f"images/{part}/jpg", "images", ".")
     folder = _folder_with([root / name for name in folders], list(images.values()))
     records = [
-        Record(
+        ImageRecord(
             Path(name).stem,
             str(folder / name),
             tidy_all(captions.pop(number, [])),
@@ -79,7 +79,7 @@ def _official_records(root: Path, annotations: Path) -> list[Record]:
     for number in captions:
         detail = f"{annotations.name} has captions of it, but does not list it"
         fault = Problem("unknown image", str(number), detail)
-        records.append(Record(str(number), "", (), fault=fault))
+        records.append(ImageRecord(str(number), "", (), fault=fault))
     return records
 
 

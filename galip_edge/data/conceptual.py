@@ -8,10 +8,10 @@ from __future__ import annotations
 from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import DataError
 from galip_edge.data.pickles import read_keys
-from galip_edge.data.records import Record
+from galip_edge.data.records import ImageRecord
 
 
-def conceptual_records(config: DataConfig) -> list[Record]:
+def conceptual_records(config: DataConfig) -> list[ImageRecord]:
     """The images that `<root>/<split>/filenames.pickle` lists.
 
     An image is `images/<key>.jpg`. Its captions are in `text/<key up to the first "_">.txt`, so
@@ -32,6 +32,6 @@ def conceptual_records(config: DataConfig) -> list[Record]:
                 'files by img2dataset set kind = "webdataset"'
             )
     return [
-        Record(key, str(images / f"{key}.jpg"), str(text / f"{key.partition('_')[0]}.txt"))
+        ImageRecord(key, str(images / f"{key}.jpg"), str(text / f"{key.partition('_')[0]}.txt"))
         for key in keys
     ]

@@ -8,13 +8,13 @@ from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import DataError, Problem
 from galip_edge.data.images import Box
 from galip_edge.data.pickles import read_keys
-from galip_edge.data.records import Record
+from galip_edge.data.records import ImageRecord
 
 # Reed et al. published the captions as text_c10.
 _TEXT_FOLDERS = ("text", "text_c10", "cvpr2016_cub/text_c10")
 
 
-def cub_records(config: DataConfig) -> list[Record]:
+def cub_records(config: DataConfig) -> list[ImageRecord]:
     """The images of CUB, with their bounding boxes.
 
     `<root>/<split>/filenames.pickle` decides the split if it is there (150 classes to train on
@@ -50,11 +50,11 @@ def cub_records(config: DataConfig) -> list[Record]:
     return [_record(key, images / "images", text, boxes.get(key)) for key in keys]
 
 
-def _record(key: str, images: Path, text: Path, box: Box | None) -> Record:
+def _record(key: str, images: Path, text: Path, box: Box | None) -> ImageRecord:
     fault = None
     if box is None:
         fault = Problem("unknown image", key, "images.txt or bounding_boxes.txt does not have it")
-    return Record(key, str(images / f"{key}.jpg"), str(text / f"{key}.txt"), box, fault)
+    return ImageRecord(key, str(images / f"{key}.jpg"), str(text / f"{key}.txt"), box, fault)
 
 
 def _text_folder(config: DataConfig, root: Path, images: Path) -> Path:

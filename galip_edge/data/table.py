@@ -11,12 +11,12 @@ from typing import Any
 from galip_edge.data.captions import tidy_all
 from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import DataError, require
-from galip_edge.data.records import Record
+from galip_edge.data.records import ImageRecord
 
 Row = Mapping[str, Any]
 
 
-def table_records(config: DataConfig) -> list[Record]:
+def table_records(config: DataConfig) -> list[ImageRecord]:
     """The images of a table; several rows for one image are several captions of it.
 
     Image paths are relative to `root`, and are the keys. In JSON Lines and Parquet a caption may
@@ -44,7 +44,9 @@ def table_records(config: DataConfig) -> list[Record]:
         raise DataError(f"{path} is damaged: {error}") from error
     if not captions:
         raise DataError(f"{path} has no rows")
-    return [Record(image, str(root / image), tidy_all(texts)) for image, texts in captions.items()]
+    return [
+        ImageRecord(image, str(root / image), tidy_all(texts)) for image, texts in captions.items()
+    ]
 
 
 def _cell(row: Row, column: str, path: Path) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from galip_edge.weights import read_weights
+from galip_edge.checkpoints.safe_load import read_weights
 from runtime.errors import GalipEdgeError
 
 VARIANTS = (0, 1)

@@ -88,9 +88,9 @@ class Generator(nn.Module):
 
     def synthesize(self, noise: Tensor, condition: Tensor) -> Tensor:
         """noise (B,noise_dim), condition (B,D) -> images (B,3,H,W)."""
-        return self.paint(self.visual_features(noise, condition), condition)
+        return self.render(self.visual_features(noise, condition), condition)
 
-    def paint(self, features: Tensor, condition: Tensor) -> Tensor:
+    def render(self, features: Tensor, condition: Tensor) -> Tensor:
         """The upsampling blocks: features (B,block_channels[0],grid,grid) -> images (B,3,H,W)."""
         for block in self.upsampling:
             features = block(features, condition)

@@ -11,10 +11,10 @@ import torch
 from published_files import nested, prefixed, published_networks, shifted
 from safetensors.torch import save_file
 
-from galip_edge.checkpoint import load_checkpoint, model_tensors, save_checkpoint
+from galip_edge.checkpoints.format import load_checkpoint, model_tensors, save_checkpoint
 from galip_edge.checkpoints.layouts import flatten
+from galip_edge.errors import CheckpointError
 from galip_edge.models import GALIP, PRESETS, CLIPConfig
-from runtime.errors import CheckpointError
 
 TINY = PRESETS["tiny"]
 

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from galip_edge.checkpoint import save_checkpoint
+from galip_edge.checkpoints.format import save_checkpoint
 from galip_edge.cli import main
 from galip_edge.evaluation.models import CheckpointModel
 from galip_edge.evaluation.published import captions_of_passes, load_statistics
