@@ -105,15 +105,22 @@ class BatchDivision:
         shifts = draw_shifts(self.seed, number, first, count, furthest)
         draws = step_draws(self.seed, number, first, count).to(device)
         size = self.size or count
+        rows = (slice(at, at + size) for at in range(0, count, size))
         return [
             MicroBatch(
-                *(rows[at : at + size] for rows in
-                  (images, sentence, mismatched, weights, noise, shifts, draws, keys)),
-                share=min(size, count - at) / total,
-                first=first + at,
+                images[some],
+                sentence[some],
+                mismatched[some],
+                weights[some],
+                noise[some],
+                shifts[some],
+                draws[some],
+                keys[some],
+                share=min(size, count - some.start) / total,
+                first=first + some.start,
             )
-            for at in range(0, count, size)
-        ]  # fmt: skip
+            for some in rows
+        ]
 
 
 def mismatched_sentences(sentences: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
