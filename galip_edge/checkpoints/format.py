@@ -1,7 +1,7 @@
-"""Our self-describing checkpoint: safetensors with the configuration and the CLIP inside.
+"""Our self-contained checkpoint format: safetensors with the configuration and the CLIP.
 
-Also reads the authors' published `.pth` files and what people made of them: `original.py` has their
-names, `checkpoints/` their layouts.
+The authors' published `.pth` files and their variants are also read: `names.py` translates their
+tensor names, `layouts.py` finds their networks.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from runtime.files import atomic_path, sha256_of
 FORMAT = "galip-edge checkpoint"
 FORMAT_VERSION = 1
 
-# Where the CLIP of a published checkpoint is looked for when no --clip is given.
+# Default CLIP of published checkpoints.
 OPENAI_CLIP = "ViT-B-32-quickgelu"
 PathLike: TypeAlias = str | os.PathLike[str]
 _log = logging.getLogger(__name__)
 
-# CLIP was published in float16, so two honest copies of it differ by no more than its rounding.
+# CLIP was published in float16, so copies of it differ at most by its rounding.
 _CLIP_TOLERANCE = 2e-3
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in memory and where it came from.
+    """A loaded model and its origin.
 
     Attributes:
         model: in evaluation mode, float32.
-        has_discriminator: False if the file held the generator alone.
+        has_discriminator: False if the file has only the generator.
         source: `galip-edge` or `original`.
         sha256: of the file, in hexadecimal.
-        generator: where an original file held the generator that was taken, such as
-            `model.netG`, or `netG_ema` for a moving average.
+        generator: location of the generator in an original file, such as `model.netG`, or
+            `netG_ema` for a moving average.
     """
 
     model: GALIP
@@ -69,7 +69,7 @@ class Checkpoint:
 
 
 def model_tensors(model: GALIP, discriminator: bool = True) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, each once, named `clip.*`, `generator.*`, `discriminator.*`."""
+    """Tensors of a checkpoint without duplicates: `clip.*`, `generator.*`, `discriminator.*`."""
     parts = ("clip.", "generator.", "discriminator.")[: 3 if discriminator else 2]
     return {
         name: tensor
@@ -86,14 +86,14 @@ def save_checkpoint(
     dtype: torch.dtype = torch.float32,
     extra: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `model` with its configuration and its CLIP, whole or not at all.
+    """Write `model` with its configuration and its CLIP, atomically.
 
     Args:
-        model: what to save.
+        model: to save.
         path: a `.safetensors` file; replaced if it exists.
-        discriminator: False for a smaller file that can be converted but not trained on.
-        dtype: float16 halves the size; the frozen CLIP was published in it anyway.
-        extra: more metadata, as strings.
+        discriminator: False for a smaller file, for conversion but not for further training.
+        dtype: float16 halves the size; the frozen CLIP was published in it.
+        extra: further metadata.
     """
     tensors, metadata = _content(model, discriminator, dtype, extra)
     with atomic_path(Path(path)) as temporary:
@@ -130,7 +130,7 @@ def _content(
 
 
 def is_ours(path: Path) -> bool:
-    """Whether `path` is a checkpoint of ours. Raises CheckpointError if it cannot be read."""
+    """True if `path` is a checkpoint of ours. Raises CheckpointError if it cannot be read."""
     return _read(path)[1].get("format") == FORMAT
 
 
@@ -145,25 +145,25 @@ def load_checkpoint(
     *,
     clip_activation: Activation | None = None,
 ) -> Checkpoint:
-    """Load our own checkpoint or one of the authors' code, in any layout (`checkpoints.layouts`).
+    """Load a checkpoint of ours, or of the authors' code in any layout (see `layouts.py`).
 
     Args:
-        path: `.safetensors` of ours, or the `.safetensors.index.json` of several, or the original's
-            tensors as `.pth`, `.ckpt` or safetensors.
-        clip: CLIP weights, for an original checkpoint, which has no text transformer inside; see
-            `read_clip_weights`. Without it, open_clip's cache is used, or its download.
-        config: dimensions of an original checkpoint; by default those that its shapes show.
+        path: our `.safetensors` or `.safetensors.index.json`, or the original's tensors as `.pth`,
+            `.ckpt` or safetensors.
+        clip: CLIP weights (see `read_clip_weights`) for an original checkpoint, which lacks the
+            text transformer. Default: open_clip's cache, or its download.
+        config: dimensions of an original checkpoint. Default: inferred from its shapes.
         clip_activation: of the CLIP, if neither its file nor its folder states it.
 
     Raises:
-        CheckpointError: the file is missing, damaged, unsafe or holds something else, or a tensor
-            is missing, unexpected or of a wrong shape; every such tensor is named.
+        CheckpointError: the file is missing, damaged, unsafe or of another kind, or a tensor is
+            missing, unexpected or of a wrong shape; all such tensors are named.
     """
     path = Path(path)
     content, metadata = _read(path)
     if metadata.get("format") == FORMAT:
         if clip is not None:
-            raise CheckpointError(f"{path} has its own CLIP inside: leave --clip out")
+            raise CheckpointError(f"{path} contains its own CLIP: omit --clip")
         config, source, generator = _stored_config(path, metadata), "galip-edge", "generator"
         tensors = content
     else:
@@ -188,23 +188,20 @@ def _original_tensors(path: Path, content: object) -> tuple[dict[str, Tensor], s
 
 
 def _found_instead(content: object) -> str:
-    """What a file holds that has no generator, and which file to give."""
+    """Description of a file without a generator, and the file to use instead."""
     if looks_like_training_state(content):
-        return (
-            "it is the training state of a run, for resuming: give model.safetensors in the "
-            "run's folder"
-        )
+        return "it is the training state of a run: give model.safetensors in the run's folder"
     tensors = flatten(content)
     if any(name.startswith("generator.") for name in tensors):
         return (
-            "it has the tensors of one, but lost the configuration in its metadata: give the file "
-            "that galip-edge wrote"
+            "its tensors are those of one, but the configuration in its metadata is missing: give "
+            "the file that galip-edge wrote"
         )
     clips = {name.rpartition("visual.")[1] + name.rpartition("visual.")[2] for name in tensors}
     if {"visual.conv1.weight", "visual.proj"} <= clips or "logit_scale" in tensors:
         return "it is a CLIP: give it with --clip, and the GALIP checkpoint as the argument"
     if not tensors:
-        return "it holds no tensors in dictionaries by name"
+        return "it holds no named tensors"
     return (
         "expected a galip-edge .safetensors or the original's netG, found "
         f"{shortened(sorted(tensors), 3)}"
@@ -214,9 +211,9 @@ def _found_instead(content: object) -> str:
 def _check_tensors(
     path: Path, config: ModelConfig, tensors: Mapping[str, Tensor], discriminator: bool
 ) -> None:
-    """Compare names and shapes with the model that `config` describes, before it is built.
+    """Compare names and shapes with the model of `config`, before it is built.
 
-    A damaged or hostile configuration may ask for more layers or memory than there are.
+    A damaged or hostile configuration may require excessive layers or memory.
     """
     for what, count, before in (
         ("vision_layers", config.clip.vision_layers, "clip.visual.transformer.resblocks."),
@@ -249,10 +246,10 @@ def fill(
 
 
 def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
-    """Account for every name and shape of `expected`.
+    """Compare all names and shapes with `expected`.
 
-    Raises CheckpointError that lists what is missing, unexpected, of a wrong shape or type, or
-    not finite.
+    Raises CheckpointError that lists missing and unexpected tensors, and those of a wrong shape or
+    type, or with non-finite values.
     """
     problems = []
     if missing := sorted(expected.keys() - tensors.keys()):
@@ -275,7 +272,7 @@ def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], wha
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether this is a dense tensor of floating-point numbers."""
+    """True for a dense floating-point tensor on the CPU."""
     dense = tensor.layout == torch.strided and not tensor.is_quantized
     return dense and tensor.device.type == "cpu" and tensor.dtype in _FLOATS
 
@@ -289,12 +286,12 @@ def _stored_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
     if version != str(FORMAT_VERSION):
         raise CheckpointError(
             f"{path} has checkpoint format {version}, this version reads {FORMAT_VERSION}: "
-            "use the galip-edge that wrote it, or a newer one"
+            "use the version of galip-edge that wrote it, or a newer one"
         )
     try:
         return ModelConfig.from_dict(json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} has no valid configuration inside: {error}") from error
+        raise CheckpointError(f"{path} contains no valid configuration: {error}") from error
 
 
 def _with_clip(
@@ -304,7 +301,7 @@ def _with_clip(
     config: ModelConfig | None,
     activation: Activation | None,
 ) -> tuple[dict[str, Tensor], ModelConfig]:
-    """Add CLIP's tensors to an original checkpoint's, whose frozen copies must agree.
+    """Add CLIP's tensors to those of an original checkpoint, whose frozen copy must agree.
 
     Returns:
         All tensors, and the dimensions.
@@ -315,7 +312,7 @@ def _with_clip(
     if config is None:
         stated = activation or weights.activation
         if stated is None and visual and weights.has_half_values():
-            stated = "quick_gelu"  # the authors' code always uses OpenAI's
+            stated = "quick_gelu"  # the authors' code always uses OpenAI's CLIP
         try:
             config = original_config(tensors, weights.infer_config(stated))
         except CheckpointError as error:
@@ -330,7 +327,7 @@ def _with_clip(
 
 
 def _check_same_clip(visual: Mapping[str, Tensor], weights: CLIPWeights) -> None:
-    """Compare the image transformer inside of a checkpoint with the given CLIP's."""
+    """Compare the image transformer in a checkpoint with that of the given CLIP."""
     for name, mine in visual.items():
         tensor = weights.tensors.get(name)
         if tensor is not None and mine.shape == tensor.shape:
@@ -354,12 +351,11 @@ def read_clip(
 
     Args:
         path: see `read_clip_weights`; None uses open_clip's cache or its download.
-        config: the dimensions and the activation that it must have.
-        activation: stated by the user, where the file does not state it.
+        config: expected dimensions and activation.
+        activation: stated by the user, if the file does not state it.
 
     Raises:
-        CheckpointError: the file cannot be used or is another CLIP, or there is none and no
-            network.
+        CheckpointError: the file is invalid or another CLIP, or missing and the download fails.
     """
     weights = read_clip_weights(_cached_or_downloaded_clip() if path is None else path)
     if differing := differences(config, weights.tensors, weights.path):
@@ -369,7 +365,7 @@ def read_clip(
         )
     wanted = "quick_gelu" if config.quick_gelu else "gelu"
     if activation is None and weights.activation is None and not config.quick_gelu:
-        activation = "gelu"  # not the default, so it was chosen
+        activation = "gelu"  # not the default, so set explicitly
     if (found := weights.resolve_activation(activation)) != wanted:
         raise CheckpointError(
             f"{weights.path} was trained with the activation {found}, and model.clip configures "
@@ -391,7 +387,9 @@ def _cached_or_downloaded_clip() -> Path:
     hub = f"https://huggingface.co/{repository}"
     _log.warning("downloading CLIP ViT-B/32 by OpenAI (about 600 MB) from %s", hub)
     try:
-        socket.getaddrinfo("huggingface.co", 443)  # offline: fail now, not after a minute of tries
+        socket.getaddrinfo(
+            "huggingface.co", 443
+        )  # offline: fail now, not after a minute of retries
         return Path(pretrained.download_pretrained(settings))
     except OSError as error:
         raise CheckpointError(

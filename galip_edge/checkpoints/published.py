@@ -24,16 +24,16 @@ _PUBLISHED = PRESETS["coco"]
 def original_config(tensors: Mapping[str, Tensor], clip: CLIPConfig) -> ModelConfig:
     """The dimensions of an original checkpoint.
 
-    Image sizes are not visible in shapes: they are those of the authors' code for this number of
-    upsampling blocks, 8, 16, 32, ... and 224 for the last one.
+    Shapes do not show image sizes. They are those of the authors' code for this number of
+    upsampling blocks: 8, 16, 32, ... and 224 for the last one.
 
     Args:
         tensors: of the generator and perhaps the discriminator, under our names.
-        clip: dimensions of the CLIP that it was trained with.
+        clip: dimensions of its CLIP.
 
     Raises:
-        CheckpointError: another CLIP is needed, or something that shapes do not show differs from
-            the authors' code.
+        CheckpointError: it needs another CLIP, or dimensions that shapes do not determine differ
+            from the authors' code.
     """
     needed = (
         "generator.noise_projection.weight",
@@ -43,7 +43,7 @@ def original_config(tensors: Mapping[str, Tensor], clip: CLIPConfig) -> ModelCon
         "generator.upsampling.0.conv1.weight",
     )
     if any(name not in tensors or tensors[name].ndim < 2 for name in needed):
-        return replace(_PUBLISHED, clip=clip)  # which then lists what is missing
+        return replace(_PUBLISHED, clip=clip)  # its check lists what is missing
     rows, noise_dim = tensors[needed[0]].shape[:2]
     bridge_hidden, bridge_channels = tensors[needed[1]].shape[:2]
     prompt_rows, condition = tensors[needed[2]].shape[:2]
@@ -109,8 +109,8 @@ def published_state(
 ) -> dict[str, dict[str, dict[str, Tensor]]]:
     """`{"model": {"netG", "netD", "netC"}}` from tensors under our names.
 
-    The generator's frozen copy of CLIP is in float16, as published. The shortcuts that the
-    authors' first discriminator blocks have and never use are zero.
+    The generator's frozen copy of CLIP is in float16, as published. The unused shortcuts of the
+    authors' first discriminator blocks are zero.
     """
     networks: dict[str, dict[str, Tensor]] = {"netG": {}, "netD": {}, "netC": {}}
     for name, tensor in tensors.items():
@@ -127,10 +127,10 @@ def published_state(
 
 
 def unlike_published(config: ModelConfig) -> list[str]:
-    """Settings that the authors' code cannot have, such as `noise_dim 16 (theirs: 100)`.
+    """Settings that the authors' code does not support, such as `noise_dim 16 (theirs: 100)`.
 
-    Their code takes another base width (`nf`), noise length and number of blocks; all else is
-    written into it. How pixels reach CLIP matters to the discriminator alone, and is not listed.
+    Their code has settings for base width (`nf`), noise length and number of blocks; the rest is
+    fixed. `clip_input` affects only the discriminator, and is not compared.
     """
     free = {"noise_dim", "block_sizes", "block_channels", "clip_input"}
     mine, theirs = ({**asdict(c), **asdict(c.clip)} for c in (config, _PUBLISHED))
@@ -153,15 +153,15 @@ def unlike_published(config: ModelConfig) -> list[str]:
 def save_published(
     model: GALIP, path: str | os.PathLike[str], *, discriminator: bool = True
 ) -> None:
-    """Write a model as a `.pth` that the authors' code loads, whole or not at all.
+    """Write a model as a `.pth` for the authors' code, atomically.
 
     Args:
         model: with the dimensions of the authors' code.
-        path: of the new file; replaced if it exists.
+        path: of the file; replaced if it exists.
         discriminator: False writes empty `netD` and `netC`, for generation only.
 
     Raises:
-        CheckpointError: the authors' code cannot have this model; each difference is named.
+        CheckpointError: the authors' code does not support this model; all differences are named.
         GalipEdgeError: the file cannot be written.
     """
     if differences := unlike_published(model.config):

@@ -1,9 +1,9 @@
-"""Reading tensors from files that strangers made, without running anything that is in them.
+"""Safe reading of tensors from untrusted files, without running code in them.
 
-Three kinds of file are read: safetensors, PyTorch's own (`torch.load(weights_only=True)`), and
-TorchScript archives, in which OpenAI published CLIP. A TorchScript archive is a zip of raw
-storages and a pickle; the pickle is read with a restricted unpickler that knows only tensors,
-plain containers and inert stand-ins for the scripted modules.
+Three formats are supported: safetensors, PyTorch's (`torch.load(weights_only=True)`), and
+TorchScript archives, in which OpenAI published CLIP. A TorchScript archive is a zip of raw storages
+and a pickle; a restricted unpickler accepts only tensors, plain containers, and inert stand-ins for
+scripted modules.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from galip_edge.checkpoints.file_kinds import (
 from galip_edge.checkpoints.pickle_guard import scan_pickle
 from galip_edge.errors import CheckpointError
 
-# An archive may unpack to so many times its size: trained weights hardly compress. Small ones may
+# Maximum ratio of unpacked to packed size, as trained weights hardly compress; any archive may
 # unpack to `_SMALL` bytes.
 _MAX_EXPANSION, _SMALL = 4, 16 << 20
 
@@ -56,11 +56,11 @@ _STORAGE_DTYPES = {
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
-    """The content of a weights file, and its metadata (empty for a `.pth`).
+    """Read a weights file, and its metadata (empty for a `.pth`).
 
     Returns:
-        A dict of tensors, or for a `.pth` the nested plain containers of tensors that it holds.
-        NumPy scalars become Python numbers; NumPy arrays are dropped.
+        A dict of tensors, or for a `.pth` nested plain containers of tensors. NumPy scalars become
+        Python numbers; NumPy arrays are dropped.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, or contains code.
@@ -83,7 +83,7 @@ def _size_and_head(path: Path) -> tuple[int, bytes]:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise CheckpointError(f"cannot read {path}: it is a directory, give a file in it")
-        if not stat.S_ISREG(status.st_mode):  # a pipe would wait, a device would never end
+        if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device never ends
             raise CheckpointError(f"cannot read {path}: it is not a regular file")
         with path.open("rb") as file:
             return status.st_size, file.read(HEAD_BYTES)
@@ -93,7 +93,7 @@ def _size_and_head(path: Path) -> tuple[int, bytes]:
 
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
-    # torch's own advice is to load without protection; its reason is at the end.
+    # torch advises to load without protection; its reason is at the end.
     reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
     reason = reason.partition(" Check the documentation")[0]
     reason = "its pickle" if reason.startswith("Weights only load failed") else reason[:200]
@@ -137,7 +137,7 @@ def _read_zip(path: Path, size: int) -> tuple[Any, dict[str, str]]:
 
 
 class _NumpyType:
-    """Stands in for a NumPy dtype in a pickle."""
+    """Stand-in for a NumPy dtype in a pickle."""
 
     def __init__(self, code: str = "", *_: object) -> None:
         self.code, self.order = code, "="
@@ -147,7 +147,7 @@ class _NumpyType:
 
 
 class _NumpyArray:
-    """Stands in for a NumPy array in a pickle, such as a random generator's state; kept empty."""
+    """Empty stand-in for a NumPy array in a pickle, such as a random generator's state."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -168,7 +168,7 @@ def _numpy_scalar(kind: _NumpyType, data: Any = b"") -> Any:
     return np.frombuffer(raw, kind.order + kind.code, count=1)[0].item()
 
 
-# NumPy's own functions are not called: these stand-ins build plain numbers and empty objects.
+# Stand-ins for NumPy's functions, which build plain numbers and empty objects.
 _SAFE_GLOBALS: list[Any] = [
     (_NumpyType, "numpy.dtype"),
     (_NumpyArray, "numpy.ndarray"),
@@ -193,7 +193,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _legacy_globals(path: Path) -> set[str]:
-    """Scan the five pickles that start a file of torch.save before version 1.6."""
+    """Scan the five pickles at the start of a file by torch.save before version 1.6."""
     names: set[str] = set()
     with path.open("rb") as file:
         for _ in range(5):
@@ -204,7 +204,7 @@ def _legacy_globals(path: Path) -> set[str]:
 
 
 def _refused_objects(path: Path, error: pickle.UnpicklingError) -> list[str]:
-    """Names of the classes and functions in a file that are not allowed."""
+    """Names of the disallowed classes and functions in a file."""
     text = str(error)
     named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", text)
     names = {named[1]} if named else set()
@@ -247,7 +247,7 @@ def _refusal(path: Path, objects: list[str]) -> str:
 
 
 class _Inert:
-    """Stands in for a scripted module or an unneeded object: keeps its attributes, does nothing."""
+    """Inert stand-in for a scripted module or an unneeded object, with its attributes."""
 
     def __init__(self, *_: object) -> None:
         self.attributes: dict[str, Any] = {}
@@ -257,10 +257,10 @@ class _Inert:
             self.attributes = state
 
 
-# The pure Python unpickler: the one in C allocates 16 bytes for each number below the greatest
-# memo index in the file, which may be 2**32.
+# The pure Python unpickler: the one in C allocates 16 bytes for each number up to the greatest memo
+# index in the file, which may be 2**32.
 class _TorchScriptUnpickler(pickle._Unpickler):
-    """Knows tensors and containers; every scripted class becomes `_Inert`; all else is refused."""
+    """Accepts tensors and containers, replaces scripted classes by `_Inert`, refuses the rest."""
 
     def __init__(self, archive: zipfile.ZipFile, prefix: str) -> None:
         super().__init__(archive.open(f"{prefix}/data.pkl"))
@@ -331,7 +331,7 @@ def _tensors_of(root: Any) -> dict[str, Tensor]:
         prefix, module = waiting.pop()
         if not isinstance(module, _Inert) or id(module) in seen:
             continue
-        seen.add(id(module))  # an archive may contain itself
+        seen.add(id(module))  # an archive may be cyclic
         for name, value in module.attributes.items():
             if isinstance(value, Tensor):
                 tensors[f"{prefix}{name}"] = value

@@ -1,8 +1,8 @@
-"""A checkpoint in several files of bounded size, for repositories that refuse large ones.
+"""Checkpoints in several files of limited size, for repositories with a file size limit.
 
 The layout is Hugging Face's: `model.safetensors.index.json` maps each tensor to its file. A file
-never mixes parts of the model, so the files of a frozen CLIP stay the same from one snapshot of a
-run to the next. The index also has each file's SHA-256, and the checkpoint's metadata.
+holds tensors of one part of the model, so the files of a frozen CLIP are the same in all snapshots
+of a run. The index also has each file's SHA-256, and the checkpoint's metadata.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def save_sharded(
     """Write `tensors` into `folder`, the index last.
 
     Args:
-        tensors: contiguous; what is before a name's first dot is its part.
+        tensors: contiguous; the first component of a name is the part of the model.
         metadata: of the checkpoint.
-        folder: created if needed; files of an earlier save are replaced.
-        most: largest size of a file in bytes, if no single tensor is larger.
+        folder: created if needed; existing files are replaced.
+        most: maximum size of a file in bytes, unless a single tensor is larger.
 
     Returns:
         The index, which `load_checkpoint` reads.
@@ -60,7 +60,7 @@ def save_sharded(
 
 
 def is_index(path: Path) -> bool:
-    """Whether `path` has the name of an index."""
+    """True if `path` has the name of an index."""
     return path.name.endswith(".safetensors.index.json")
 
 
@@ -68,7 +68,8 @@ def read_sharded(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of the index at `path`, and its metadata.
 
     Raises:
-        CheckpointError: the index or a file is missing or damaged, or names files elsewhere.
+        CheckpointError: the index or a file is missing or damaged, or the index names files in
+            other folders.
     """
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -77,7 +78,7 @@ def read_sharded(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no index of a checkpoint ({error})") from error
+        raise CheckpointError(f"{path} is not the index of a checkpoint ({error})") from error
     tensors: dict[str, Tensor] = {}
     for name in sorted({str(file) for file in weight_map.values()}):
         tensors |= _read_file(path, name, known.get(name))
@@ -91,6 +92,6 @@ def _read_file(index: Path, name: str, sha256: Any) -> dict[str, Tensor]:
         raise CheckpointError(f"{index} names the file {name!r}: expected safetensors next to it")
     file = index.parent / name
     if sha256 is not None and file.exists() and sha256_of(file) != sha256:
-        raise CheckpointError(f"{file} is not the file that {index} was written with")
+        raise CheckpointError(f"{file} differs from the file that {index} was written with")
     tensors: dict[str, Tensor] = read_weights(file)[0]
     return tensors

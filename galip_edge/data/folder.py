@@ -14,8 +14,8 @@ from galip_edge.data.records import ImageRecord
 def folder_records(config: DataConfig) -> list[ImageRecord]:
     """Every image under `root`, at any depth, with its captions in `<same name>.txt`.
 
-    The key is the path below `root` without the suffix. Hidden files and folders are left out.
-    Raises DataError if there is no image.
+    The key is the path below `root` without the suffix. Hidden files and folders are skipped.
+    Raises DataError without any image.
     """
     root = config.folder()
     records = []
@@ -29,6 +29,6 @@ def folder_records(config: DataConfig) -> list[ImageRecord]:
     if not records:
         raise DataError(
             f"no images in {root}: expected files ending in {', '.join(IMAGE_SUFFIXES)}, each "
-            "with a .txt of the same name beside it"
+            "next to a .txt of the same name"
         )
     return records

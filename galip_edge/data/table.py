@@ -1,4 +1,4 @@
-"""Any images whose captions are in one CSV, TSV, JSON Lines or Parquet file."""
+"""Images with captions in one CSV, TSV, JSON Lines or Parquet file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Row = Mapping[str, Any]
 
 
 def table_records(config: DataConfig) -> list[ImageRecord]:
-    """The images of a table; several rows for one image are several captions of it.
+    """The images of a table; several rows of one image are its captions.
 
-    Image paths are relative to `root`, and are the keys. In JSON Lines and Parquet a caption may
-    also be a list of captions.
+    Keys are the image paths, relative to `root`. In JSON Lines and Parquet a caption may also be a
+    list of captions.
 
     Raises DataError if the file is missing or damaged, or lacks a column.
     """
@@ -28,7 +28,7 @@ def table_records(config: DataConfig) -> list[ImageRecord]:
     path = root / str(config.table)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path} is no table: expected a file ending in {', '.join(_READERS)}")
+        raise DataError(f"{path} is not a table: expected a file ending in {', '.join(_READERS)}")
     captions: dict[str, list[str]] = {}
     try:
         for row in reader(path):
@@ -62,7 +62,7 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
             for row in csv.DictReader(file, delimiter=delimiter):
-                # Beyond the header's columns: a comma in a caption that is not quoted.
+                # More cells than the header: usually an unquoted comma in a caption.
                 if extra := row.pop(None, None):
                     raise ValueError(
                         f"the row of {row} has more cells than the header: {extra}; put captions "

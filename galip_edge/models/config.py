@@ -64,16 +64,16 @@ class ModelConfig:
         block_sizes: output side in pixels of each upsampling block; the last is the image's.
         block_channels: channels entering the first block, then leaving each block.
         bridge_channels, bridge_hidden, bridge_blocks: the bridge feature predictor; with 0 blocks
-            a convolution of the projected noise takes its place (ablation).
-        visual_concept_scale: weight of the visual concept where it joins the bridge feature; 0
-            leaves the ViT out of the generator (ablation).
-        prompt_blocks: ViT blocks (from 0) that see one predicted prompt token each; may be empty
+            it is replaced by a convolution of the projected noise (ablation).
+        visual_concept_scale: weight of the visual concept in its sum with the bridge feature; 0
+            removes the ViT from the generator (ablation).
+        prompt_blocks: ViT blocks (from 0) with one predicted prompt token each; may be empty
             (ablation).
-        tap_blocks: ViT blocks (from 0) whose patch tokens the discriminator reads; if empty, the
-            discriminator is a plain convolutional one that reads pixels (ablation).
+        tap_blocks: ViT blocks (from 0) whose patch tokens are inputs of the discriminator; if
+            empty, a convolutional discriminator reads pixels (ablation).
         discriminator_channels, score_channels: widths after the last tap and before the score.
-        clip_input: how pixels reach CLIP in training; `original` repeats the published code's
-            quirk (range [0.5, 1]), which the published checkpoints were trained with.
+        clip_input: preprocessing for CLIP in training; `original` is that of the published code
+            (range [0.5, 1]), with which the published checkpoints were trained.
     """
 
     clip: CLIPConfig = field(default_factory=CLIPConfig)
@@ -161,7 +161,7 @@ PRESETS: dict[str, ModelConfig] = {
     "cub": _PUBLISHED,
     "coco": _PUBLISHED,
     "cc12m": _PUBLISHED,
-    # All parts of the published model at a hundredth of the work: quick tests and first tries.
+    # All parts of the published model at a hundredth of the work, for tests and first trials.
     "small": ModelConfig(
         clip=CLIPConfig(
             embedding_dim=128,

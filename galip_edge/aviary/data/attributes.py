@@ -1,11 +1,11 @@
-"""The attributes that captions speak of and that can be measured."""
+"""The attributes that captions state and that can be measured."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-# How much varies that a caption does not state. `wide`: every attribute, direction, place, size,
-# stance and scenery. `narrow`: colour and background only, among four and two; the rest hardly.
+# Variation of what a caption leaves open. `wide`: every attribute, direction, place, size, stance
+# and scenery. `narrow`: color and background, among four and two; the rest hardly varies.
 Variety = Literal["wide", "narrow"]
 
 # The values of every attribute, in the order of a classifier's outputs.
@@ -21,7 +21,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "background": ("sky", "forest", "sunset", "snow", "night", "mountains"),
 }
 
-# What a bird in each pose is on.
+# Perches of each pose.
 PERCHES: dict[str, tuple[str, ...]] = {
     "perched": ("branch", "branch", "fence"),
     "standing": ("rock", "ground"),

@@ -1,4 +1,4 @@
-"""What is behind the bird. Scenes are 128 units wide and high."""
+"""Backgrounds. Scenes are 128 units wide and high."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def background(name: str, chances: Chances) -> str:
 
 
 def _in_column(chances: Chances, column: int, columns: int) -> float:
-    """Somewhere in one of several columns side by side, so that all of a scene is filled."""
+    """A random x in one of several adjacent columns, which together fill the scene."""
     width = SIZE / columns
     return (column + 0.5) * width + chances.uniform(-0.4, 0.4) * width
 
@@ -44,7 +44,7 @@ def _fill(*stops: tuple[float, str]) -> str:
 def hills(
     chances: Chances, height: float, roughness: float, colour: Colour, points: int = 6
 ) -> str:
-    """A rolling horizon; `height` is where it lies, counted from the top."""
+    """A rolling horizon at `height`, from the top."""
     step = (SIZE + 24) / (points - 1)
     ridge = [(-12 + i * step, height + chances.normal(0, roughness)) for i in range(points)]
     outline = smooth(ridge, closed=False) + f"L{SIZE + 20:.0f} 140L-20 140Z"

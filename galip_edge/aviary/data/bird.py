@@ -69,7 +69,7 @@ SHAPES: dict[str, Shape] = {
 
 @dataclass(frozen=True)
 class Stance:
-    """How a bird holds itself, and how much chance may change.
+    """Stance of a bird, and ranges of random variation.
 
     Attributes:
         proportions: largest relative change of depth, head, tail and beak.
@@ -109,7 +109,7 @@ def draw_bird(scene: Scene, chances: Chances, stance: Stance = Stance()) -> Figu
 
 
 class _Bird:
-    """The parts of one bird, which share its measures."""
+    """The parts of one bird, with common dimensions."""
 
     def __init__(self, scene: Scene, chances: Chances, stance: Stance) -> None:
         self.scene = scene
@@ -147,7 +147,7 @@ class _Bird:
         return plain if name == "plain" else hex_colour(COLOURS[name])
 
     def at(self, along: float, up: float) -> Point:
-        """A point by its place along the tilted body and at right angles to it."""
+        """A point by its coordinates along the tilted body and perpendicular to it."""
         c, s = float(np.cos(self.tilt)), float(np.sin(self.tilt))
         return (along * c - up * s, -along * s - up * c)
 

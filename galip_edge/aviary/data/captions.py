@@ -1,4 +1,4 @@
-"""Words for a scene, from terse to detailed, and which attributes they state."""
+"""Captions of scenes, from terse to detailed, with the attributes that they state."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Caption:
     """One caption.
 
     Attributes:
-        text: the words.
-        states: the attributes that they tell, names of ATTRIBUTES.
+        text: of the caption.
+        states: stated attributes, names of ATTRIBUTES.
     """
 
     text: str
@@ -64,7 +64,7 @@ class Caption:
 
 
 def write_caption(scene: Scene, rng: np.random.Generator) -> Caption:
-    """A caption of the scene. How much it tells, and in which words, is random."""
+    """A caption of the scene, with random detail and wording."""
     return _Writer(scene, rng).caption()
 
 
@@ -93,7 +93,7 @@ class _Writer:
         return values[int(self.rng.integers(len(values)))]
 
     def _says(self, *names: str, odds: float = 1.0) -> bool:
-        """Whether to tell these attributes, which are noted if so."""
+        """Decide at random whether to state these attributes, and record them."""
         if self.rng.random() >= self.detail * odds:
             return False
         self.states.update(names)

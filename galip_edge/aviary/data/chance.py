@@ -1,7 +1,7 @@
-"""What captions leave to chance, as a noise vector like the generator's.
+"""Random choices that captions leave open, as a noise vector like the generator's.
 
-The same entries decide the same thing in every scene, and the image follows them without jumps
-where it can. So a generator can be given, for its own noise, the image that it should generate.
+The same entries determine the same property in every scene, and the image is a mostly continuous
+function of them. So a generator can be trained with the noise of each image.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from galip_edge.aviary.data.attributes import ATTRIBUTES, PERCHES
 
 Noise = npt.NDArray[np.float32]
 
-# Entries by what they decide. Attributes have one for each value, and the largest wins; a perch has
-# as many as one pose has.
+# Number of entries by property. Attributes have one for each value, and the largest wins; a perch
+# has as many as the values of one pose.
 ENTRIES: dict[str, int] = {
     **{name: len(values) for name, values in ATTRIBUTES.items()},
     "perch": max(map(len, PERCHES.values())),
-    # Drawing; layout is of wide scenes only: direction, composition, and how the bird holds itself.
+    # Drawing; layout applies to wide scenes: direction, composition, and stance.
     "bird": 10,
     "place": 2,
     "floor": 16,
@@ -36,7 +36,7 @@ _NORMAL = NormalDist()
 
 
 def entries(noise: Noise, name: str) -> list[float]:
-    """The part of the noise (NOISE_DIM,) that decides `name`. Raises ValueError."""
+    """Entries of the noise (NOISE_DIM,) that determine `name`. Raises ValueError."""
     if noise.shape != (NOISE_DIM,):
         raise ValueError(f"the aviary's noise has {NOISE_DIM} entries, got shape {noise.shape}")
     start = _STARTS[name]
@@ -54,16 +54,16 @@ def choose(
 
 
 class Chances:
-    """Numbers of wanted distributions, from the entries of `names` one after the other.
+    """Numbers of given distributions, from successive entries of `names`.
 
-    There are as many as ENTRIES says; asking for more raises StopIteration.
+    More numbers than ENTRIES has raise StopIteration.
 
     Args:
         noise: (NOISE_DIM,).
         names: of ENTRIES.
-        variety: 1 for numbers of the whole distribution. Smaller, they stay near one of its
-            members, the same in every picture, so that there is less for a generator to learn.
-        usual: chooses that member.
+        variety: 1 for the whole distribution. With smaller values, numbers stay near one of its
+            members, the same in every image, so a generator has less to learn.
+        usual: seed of that member.
     """
 
     def __init__(self, noise: Noise, *names: str, variety: float = 1.0, usual: int = 0) -> None:
@@ -77,13 +77,12 @@ class Chances:
         return low + (high - low) * next(self._uniform)
 
     def normal(self, mean: float, deviation: float) -> float:
-        """Normal, but never further than three deviations away."""
+        """Normal, truncated at three deviations."""
         share = min(max(next(self._uniform), 0.00135), 0.99865)
         return mean + deviation * _NORMAL.inv_cdf(share)
 
 
 def scattered(count: int, seed: int) -> list[tuple[float, float]]:
-    """Points (x, y) in the unit square, the same in every picture: for what is too small and too
-    many to be told by noise, such as stars."""
+    """Points (x, y) in the unit square, the same in every image, for details such as stars."""
     points: list[tuple[float, float]] = np.random.default_rng(seed).random((count, 2)).tolist()
     return points

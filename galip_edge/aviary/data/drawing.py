@@ -1,4 +1,4 @@
-"""From a scene to an image."""
+"""Drawing a scene."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from galip_edge.aviary.data.scene import Scene
 from galip_edge.aviary.data.svg import element, group
 from galip_edge.data.errors import DataError
 
-# Part of a kept image's name. Raised with every change of the drawing.
+# Part of the names of cached images; incremented with every change of the drawing.
 VERSION = 2
 
-# Narrow: every place is much alike, and all birds look to the right and are built alike. The
-# numbers of usual layouts were picked by eye.
+# Narrow: similar places, and similar birds that all face right. The numbers of usual layouts were
+# chosen by eye.
 _VARIETY, _BIRD_VARIETY = 0.2, 0.3
 _USUAL_SCENERY, _USUAL_FLOOR, _USUAL_BIRD, _USUAL_PLACE = 8, 7, 7, 0
 
-# Wide: where a bird may stand, as heights from the top.
+# Wide: range of a perch's height, from the top.
 _LEVELS: dict[str, tuple[float, float]] = {
     "branch": (58, 112),
     "fence": (62, 104),
@@ -38,7 +38,7 @@ _MARGIN = 4.0  # between the beak, or the highest point, and the border
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the bird is, which no caption states.
+    """Direction and position of the bird, which no caption states.
 
     Attributes:
         facing: `right` or `left`.
@@ -52,7 +52,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A bird with its place; `level` is the height of what it is on, `composition` in [0,1)."""
+    """A bird and its position; `level` is the height of its perch, `composition` in [0,1)."""
 
     bird: Figure
     facing: int
@@ -68,13 +68,13 @@ class _Plan:
 
 
 def layout_of(scene: Scene, noise: Noise, variety: Variety = "wide") -> Layout:
-    """Where `draw` puts the bird."""
+    """Direction and position of the bird in the image by `draw`."""
     plan = (_wide_plan if variety == "wide" else _narrow_plan)(scene, noise)
     return Layout("right" if plan.facing > 0 else "left", plan.x / SIZE, plan.y / SIZE)
 
 
 def to_svg(scene: Scene, noise: Noise, variety: Variety = "wide") -> str:
-    """The scene as an SVG document of 128 by 128 units; `noise` (NOISE_DIM,) decides the rest."""
+    """The scene as an SVG document of 128 by 128 units; `noise` (NOISE_DIM,) sets the rest."""
     layers = _wide_layers if variety == "wide" else _narrow_layers
     return element(
         "svg",
@@ -139,7 +139,7 @@ def _wide_layers(scene: Scene, noise: Noise) -> str:
 
 
 def _across(bird: Figure, facing: int, share: float) -> float:
-    """Where the bird is, from left to right: its beak within the image, and most of its tail."""
+    """Horizontal position of the bird, with its beak and most of its tail within the image."""
     ahead, behind = bird.front + _MARGIN, 0.75 * bird.back
     left, right = (behind, ahead) if facing > 0 else (ahead, behind)
     if left > SIZE - right:  # too long: the tail gives way
@@ -148,7 +148,7 @@ def _across(bird: Figure, facing: int, share: float) -> float:
 
 
 def _perch(scene: Scene, floor: Chances, level: float, x: float | None = None) -> tuple[str, str]:
-    """What the bird is on, behind and in front of it; without `x` as narrow images have it."""
+    """The perch behind and in front of the bird; narrow images have no `x`."""
     wide = x is not None
     x = 64.0 if x is None else x
     if scene.perch == "air":

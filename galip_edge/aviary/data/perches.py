@@ -1,4 +1,4 @@
-"""What the bird is on: behind its feet, or in front of its body where it swims."""
+"""Perches and floors: behind the bird's feet, or in front of its body in water."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from galip_edge.aviary.data.svg import (
     smooth,
 )
 
-# The light of each background, by which water and ground are tinted.
+# Tint of water and ground for each background.
 _TINT: dict[str, tuple[str, float]] = {
     "sky": ("#ffffff", 0.0),
     "forest": ("#2f6b3c", 0.15),

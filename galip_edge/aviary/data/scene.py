@@ -1,4 +1,4 @@
-"""What is in a scene: the attributes that captions speak of and that can be measured."""
+"""Scenes: the attributes that captions state and that can be measured."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import MappingProxyType
 from galip_edge.aviary.data.attributes import ATTRIBUTES, PERCHES, Variety
 from galip_edge.aviary.data.chance import Noise, choose
 
-# So much is added to the noise of what shall be more frequent: half of all parts are plain, and
-# two in three that swim are ducks, as a person would expect.
+# Added to the noise of frequent values: half of all parts are plain, and two in three swimming
+# birds are ducks.
 _PLAIN, _DUCK = 1.1, 1.9
 
-# What is imagined of a bird of which nothing is told.
+# Usual values of attributes that a caption leaves open.
 _USUAL: dict[str, tuple[str, ...]] = {
     "species": ("songbird",),
     "body": ("red", "yellow", "green", "blue"),
@@ -34,15 +34,15 @@ _USUAL_BEAK = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One bird in one place.
+    """A bird in its surroundings.
 
     Attributes:
         species, body, belly, wing, beak, size, pose, perch, background: see ATTRIBUTES; a `plain`
-            belly or wing has the colour of the body. All that captions do not speak of (position,
-            direction, shades, clouds) is decided by the noise with which a scene is drawn.
+            belly or wing has the color of the body. The noise of the image determines the rest
+            (position, direction, shades, clouds).
 
     Raises:
-        ValueError: an attribute has no such value, or the pose is not possible on the perch.
+        ValueError: a value is unknown, or the pose is not possible on the perch.
     """
 
     species: str
@@ -65,16 +65,16 @@ class Scene:
             raise ValueError(f"a {self.pose} bird cannot be on {self.perch!r}")
 
     def labels(self) -> dict[str, int]:
-        """Each attribute's number in ATTRIBUTES."""
+        """Index of each attribute's value in ATTRIBUTES."""
         return {name: ATTRIBUTES[name].index(value) for name, value in asdict(self).items()}
 
 
 def random_scene(noise: Noise, given: Mapping[str, str] = MappingProxyType({})) -> Scene:
-    """The scene that `noise` decides on, as far as it is not `given`.
+    """The scene of `noise`, with the `given` values.
 
-    Colours are such that every part can be told from the body, unless that is given otherwise.
+    Every part differs from the body in color, unless given otherwise.
     """
-    # A body of which nothing is said has none of the colours that its parts are said to have.
+    # An unstated body color differs from the given colors of parts.
     parts = {given[name]: -100.0 for name in ("belly", "wing") if name in given}
 
     def pick(name: str, values: tuple[str, ...], bonus: Mapping[str, float]) -> str:
@@ -101,10 +101,10 @@ def random_scene(noise: Noise, given: Mapping[str, str] = MappingProxyType({})) 
 def similar_scene(
     scene: Scene, keep: Iterable[str], noise: Noise, variety: Variety = "wide"
 ) -> Scene:
-    """Another scene that has `keep`, names of attributes, in common with `scene`.
+    """Another scene with the same attributes `keep` as `scene`.
 
-    What a caption states may be kept, so that it describes both. The rest is `random_scene`'s, or
-    for narrow variety `imagined_scene`'s. Raises ValueError for an unknown name.
+    A caption describes both scenes if its stated attributes are kept. The rest is by
+    `random_scene`, or for narrow variety by `imagined_scene`. Raises ValueError for an unknown name.
     """
     kept = set(keep)
     if unknown := kept - set(ATTRIBUTES):
@@ -115,15 +115,15 @@ def similar_scene(
     return random_scene(noise, given) if variety == "wide" else imagined_scene(noise, given)
 
 
-def imagined_scene(noise: Noise, told: Mapping[str, str]) -> Scene:
-    """The usual scene with the attributes `told`, for narrow variety.
+def imagined_scene(noise: Noise, given: Mapping[str, str]) -> Scene:
+    """The usual scene with the `given` attributes, for narrow variety.
 
-    Noise decides where more than one value is usual: on colour and background. The fewer such
-    choices there are, the sooner a generator learns which it is (docs/embedded-model.md).
+    Noise chooses among several usual values, of color and background. A generator learns fewer
+    choices faster (docs/embedded-model.md).
     """
-    scene = {name: choose(noise, name, values) for name, values in _USUAL.items()} | dict(told)
+    scene = {name: choose(noise, name, values) for name, values in _USUAL.items()} | dict(given)
     scene.setdefault("perch", PERCHES[scene["pose"]][0])
-    if scene["pose"] == "swimming" and "species" not in told:
+    if scene["pose"] == "swimming" and "species" not in given:
         scene["species"] = "duck"
     scene.setdefault("beak", _USUAL_BEAK[scene["species"]])
     return Scene(**scene)
