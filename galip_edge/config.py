@@ -144,7 +144,7 @@ def _describe(kind: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
     if origin is tuple:
-        return f"a list of {_describe(arguments[0])}"
+        return f"a list of {_describe(arguments[0]).split()[-1]}s"
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     return names.get(kind, "a table of settings")
 

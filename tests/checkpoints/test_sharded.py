@@ -70,8 +70,8 @@ def test_damage_is_named(index):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "no index"),
-        ("{", "no index"),
+        ("[]", "not the index"),
+        ("{", "not the index"),
         ('{"weight_map": {"a": "../other.safetensors"}}', "other"),
         ('{"weight_map": {"a": "/etc/passwd"}}', "passwd"),
         ('{"weight_map": {"a": "code.pt"}}', "code.pt"),

@@ -104,7 +104,7 @@ def test_too_few_captions(checkpoint, tmp_path, capsys):
     captions.write_text("a bird\ntwo birds\n")
     status, _, error = run(capsys, checkpoint, "--captions", captions, "--count", 5)
     assert status == 1
-    assert "5 captions are wanted, there are 2" in error
+    assert "need 5 captions, found 2" in error
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_data_takes_the_seed_unless_it_has_its_own(file):
         ("steps=0", "steps must be an integer of at least 1, got 0"),
         ("compile=1", "compile must be true or false, got 1"),
         ("precision=half", "precision must be one of 'float32', 'float16', 'bfloat16', got 'half'"),
-        ("optimizer.betas=0.9", "optimizer.betas must be a list of a number, got 0.9"),
+        ("optimizer.betas=0.9", "optimizer.betas must be a list of numbers, got 0.9"),
         ("optimizer.betas=[0, 1]", r"optimizer: betas must be in \[0, 1\)"),
         ("data=3", "data must be a table of settings, got 3"),
         ("data.workers=true", "data.workers must be an integer, got True"),

@@ -114,7 +114,7 @@ def test_held_out_images_are_never_trained_on(make_config):
     [
         ({"evaluation": {"interval": 1}}, "no held-out images: set data.held_out"),
         ({"checkpoint": {"best": "cmmd"}}, "set evaluation.interval"),
-        ({"checkpoint": {"best": "loss"}}, "not the name of a figure"),
+        ({"checkpoint": {"best": "loss"}}, "not a metric of evaluate"),
         (
             {
                 "data": {"held_out": 0.3},

@@ -119,7 +119,7 @@ def test_sigterm_ends_with_a_checkpoint(make_config, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors.decode()
-    assert b"the same command resumes" in errors
+    assert b"rerun to resume" in errors
     assert state_of(config)["step"] > 0
 
 
@@ -185,7 +185,7 @@ def test_sample_prompts_are_chosen_once_and_again_if_their_file_is_damaged(make_
     assert json.loads(path.read_text()) == chosen
     path.write_text(path.read_text()[:10])  # of an earlier version that was killed meanwhile
     train(replace(config, steps=3))
-    assert "new prompts are chosen" in caplog.text
+    assert "choosing new prompts" in caplog.text
     assert len(json.loads(path.read_text())) == 3
     assert [p.name for p in path.parent.iterdir() if p.suffix not in (".png", ".json")] == []
 
@@ -209,14 +209,14 @@ def test_full_disk_is_one_sentence_and_earlier_checkpoints_stay(make_config):
     model = Path(config.output) / "model.safetensors"
     exported, state = model.read_bytes(), state_of(config)
     with files_limited_to(len(exported) // 2):
-        with pytest.raises(GalipEdgeError, match=r"cannot write .*safetensors.*command resumes"):
+        with pytest.raises(GalipEdgeError, match=r"cannot write .*safetensors.*command to resume"):
             train(replace(config, steps=3))
     assert model.read_bytes() == exported
 
     trainer = Trainer(GALIP(config.model), config, World())
     folder = Path(config.output) / "checkpoints"
     with files_limited_to(100_000):
-        with pytest.raises(GalipEdgeError, match=r"cannot write .*step-0.*3.*command resumes"):
+        with pytest.raises(GalipEdgeError, match=r"cannot write .*step-0.*3.*command to resume"):
             save_state(folder, trainer, 3, Position(), {}, keep=1)
     assert [path.name for path in folder.iterdir()] == ["step-00000002"]
     assert_same_state(state_of(config), state)
@@ -228,7 +228,7 @@ def test_steps_that_are_not_finite_are_reported_and_end_the_run(make_config, cap
     config = make_config(
         steps=9, non_finite_limit=3, optimizer={"generator_lr": 1e30, "discriminator_lr": 1e30}
     )
-    with pytest.raises(GalipEdgeError, match="3 steps in a row .*'float32'"):
+    with pytest.raises(GalipEdgeError, match="3 consecutive steps .*'float32'"):
         train(config)
     events = [
         json.loads(line)

@@ -104,7 +104,9 @@ def similar_scene(
     """Another scene with the same attributes `keep` as `scene`.
 
     A caption describes both scenes if its stated attributes are kept. The rest is by
-    `random_scene`, or for narrow variety by `imagined_scene`. Raises ValueError for an unknown name.
+    `random_scene`, or for narrow variety by `imagined_scene`.
+
+    Raises ValueError for an unknown name.
     """
     kept = set(keep)
     if unknown := kept - set(ATTRIBUTES):
