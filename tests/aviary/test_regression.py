@@ -125,3 +125,16 @@ def test_settings_that_cannot_work_are_named(tmp_path, change, message):
 def test_other_data_has_no_noise(tmp_path):
     with pytest.raises(ConfigError, match="regression"):
         load_config("cub", ["data.root=x", "pretraining.weight=1"])
+
+
+def test_the_former_section_is_accepted(tmp_path):
+    path = tmp_path / "former.toml"
+    path.write_text(
+        'output = "x"\nsteps = 1\nclip = "random"\n[model]\npreset = "tiny"\nnoise_dim = 100\n'
+        '[data]\nkind = "aviary"\nflip = false\nimage_size = 64\nresize = 64\n'
+        "[regression]\nweight = 10.0\nwarmup_steps = 2\nwarmup_rate = 1e-3\n"
+    )
+    found = load_config(str(path), ["regression.warmup_steps=5"]).pretraining
+    assert (found.weight, found.warmup_steps, found.warmup_lr) == (10.0, 5, 1e-3)
+    changed = load_config(str(path), ["pretraining.weight=3"]).pretraining
+    assert (changed.weight, changed.warmup_steps) == (3.0, 2)

@@ -9,7 +9,7 @@ import pytest
 from galip_edge.config import named_configs
 from galip_edge.errors import ConfigError
 from galip_edge.models import PRESETS
-from galip_edge.training.config import TrainConfig, load_config
+from galip_edge.training.config import CheckpointConfig, TrainConfig, load_config
 
 MINIMAL = 'output = "runs/x"\nsteps = 1\n[data]\nkind = "folder"\nroot = "images"\n'
 
@@ -121,3 +121,17 @@ def test_missing_and_broken_files(file, tmp_path):
     file.write_text("output = ")
     with pytest.raises(ConfigError, match="Invalid value"):
         load_config(str(file))
+
+
+def test_former_names_of_settings_are_accepted(file):
+    former = ["optimizer.generator_rate=3e-4", "optimizer.discriminator_rate=2e-4",
+              "checkpoint.every=7", "checkpoint.keep_every=14", "log.every=3",
+              "log.samples_every=9", "evaluation.every=0"]  # fmt: skip
+    config = load_config(str(file), former)
+    assert (config.optimizer.generator_lr, config.optimizer.discriminator_lr) == (3e-4, 2e-4)
+    assert (config.checkpoint.interval, config.checkpoint.keep_interval) == (7, 14)
+    assert (config.log.interval, config.log.samples_interval) == (3, 9)
+    # An override applies to the file's value, whichever name either uses.
+    assert load_config(
+        "own-small", ["data.root=x", "checkpoint.every=7", "clip=random"]
+    ).checkpoint == (CheckpointConfig(interval=7, keep=2, best="cmmd"))
