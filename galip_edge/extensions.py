@@ -32,7 +32,7 @@ _EXTENSIONS = {
 
 
 def installed(package: str) -> bool:
-    """Whether this installation has `galip_edge/<package>`."""
+    """True if this installation has `galip_edge/<package>`."""
     try:
         return find_spec(f"galip_edge.{package}") is not None
     except ModuleNotFoundError:

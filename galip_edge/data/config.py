@@ -115,7 +115,7 @@ class DataConfig:
 
     @property
     def has_test_split(self) -> bool:
-        """Whether some of the data is held out of training."""
+        """True if some of the data is held out of training."""
         return "split" in self.kind_settings and (
             "held_out" not in self.kind_settings or bool(self.held_out)
         )

@@ -113,7 +113,7 @@ def test_a_run_warms_up_and_goes_on(tmp_path):
         ("pretraining.weight=-1", "weight.*-1"),
         ("pretraining.weight=0", "warmup_steps"),
         ("pretraining.warmup_steps=-1", "warmup_steps.*-1"),
-        ("pretraining.warmup_lr=0", "warmup_rate.*0"),
+        ("pretraining.warmup_lr=0", "warmup_lr.*0"),
         ("pretraining.warmup_betas=[0.9, 1.0]", "warmup_betas.*1.0"),
     ],
 )
