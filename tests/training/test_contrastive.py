@@ -9,7 +9,7 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import load_file
 
 from galip_edge.aviary.data import AviaryConfig
-from galip_edge.aviary.text_pretraining import WordTeaching
+from galip_edge.aviary.text_pretraining import WordTraining
 from galip_edge.checkpoints.format import read_clip
 from galip_edge.cli import main
 from galip_edge.errors import CheckpointError, ConfigError
@@ -147,9 +147,9 @@ def test_the_word_phase_continues_and_does_not_start_over(tmp_path):
     assert state["words"]["steps_done"] == 6
     steps = []
     with pytest.MonkeyPatch.context() as patch:
-        step = WordTeaching.step
+        step = WordTraining.step
         patch.setattr(
-            WordTeaching, "step", lambda self, c: (steps.append(self.steps_done), step(self, c))[1]
+            WordTraining, "step", lambda self: (steps.append(self.steps_done), step(self))[1]
         )
         train_clip(config(tmp_path / "run", *changes))
     assert steps == [6, 7, 8]
