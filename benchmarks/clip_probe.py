@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from galip_edge.checkpoint import fill, load_checkpoint, read_clip
-from galip_edge.data import DataConfig
-from galip_edge.data.aviary import ATTRIBUTES, AviarySource
+from galip_edge.aviary.data import ATTRIBUTES, AviaryConfig, AviarySource
+from galip_edge.checkpoints.format import fill, load_checkpoint, read_clip
 from galip_edge.evaluation.clip_space import CLIPScorer, clip_score, r_precision
 
 _RIDGE = 300.0  # few images, many features
@@ -30,9 +29,7 @@ def probe(checkpoint: Path, clip: Path | None, count: int, cache: str | None) ->
         tensors = read_clip(clip, model.config.clip)
         fill(model.clip, model.clip.state_dict(), tensors, str(clip))
     size = model.config.image_size
-    source = AviarySource(
-        DataConfig(kind="aviary", split="test", image_size=size, augment=False, cache=cache)
-    )
+    source = AviarySource(AviaryConfig(split="test", image_size=size, augment=False, cache=cache))
     pixels = np.stack([np.asarray(source.image(i)) for i in range(count)])
     captions = [source.captions(i)[0] for i in range(count)]
     parts = [pixels[at : at + 64] for at in range(0, count, 64)]

@@ -74,7 +74,7 @@ def torch_contender(checkpoint: Path, compiled: bool, precision: str, device: st
     import torch
     from published import in_published_order
 
-    from galip_edge.checkpoint import load_checkpoint
+    from galip_edge.checkpoints.format import load_checkpoint
     from galip_edge.tokenizer import build_tokenizer
 
     torch.set_num_threads(available_cores())

@@ -39,7 +39,7 @@ from convert.quantize import (
     quantized_tensors,
 )
 from convert.statistics import Statistics, Tensor, collect_statistics
-from galip_edge.checkpoint import load_checkpoint
+from galip_edge.checkpoints.format import load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
 from runtime.compiled import CompiledModel, CompileOptions, has_bf16, supported_precision
 from runtime.cpu import available_cores

@@ -43,7 +43,7 @@ class Prepared:
         # One file of ours with CLIP inside, for all that is made from it.
         self.checkpoint = source if clip is None else self.folder / "own.safetensors"
         if not self.checkpoint.exists():
-            from galip_edge.checkpoint import load_checkpoint, save_checkpoint
+            from galip_edge.checkpoints.format import load_checkpoint, save_checkpoint
 
             save_checkpoint(load_checkpoint(source, clip).model, self.checkpoint)
 
@@ -66,7 +66,7 @@ class Prepared:
         from published import in_published_order
 
         from convert.export import export_onnx
-        from galip_edge.checkpoint import load_checkpoint
+        from galip_edge.checkpoints.format import load_checkpoint
 
         def make(path: Path) -> None:
             model = load_checkpoint(self.checkpoint).model
@@ -79,7 +79,7 @@ class Prepared:
     def rewritten(self) -> tuple[Path, Path]:
         """ONNX of our text encoder and generator with their rewrites, float32."""
         from convert.export import GENERATOR_ONNX, TEXT_ENCODER_ONNX, export_onnx
-        from galip_edge.checkpoint import load_checkpoint
+        from galip_edge.checkpoints.format import load_checkpoint
 
         def make(path: Path) -> None:
             with atomic_folder(path) as folder:
@@ -147,7 +147,7 @@ class Prepared:
         import torch
 
         from convert.calibration import generator_samples, read_captions
-        from galip_edge.checkpoint import load_checkpoint
+        from galip_edge.checkpoints.format import load_checkpoint
         from galip_edge.tokenizer import build_tokenizer
 
         model = load_checkpoint(self.checkpoint).model
@@ -187,7 +187,7 @@ def _untrained(work: Path, image_size: int) -> Path:
     if not path.exists():
         import torch
 
-        from galip_edge.checkpoint import save_checkpoint
+        from galip_edge.checkpoints.format import save_checkpoint
         from galip_edge.models import GALIP, PRESETS
 
         config = PRESETS["coco"]

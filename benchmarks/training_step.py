@@ -36,7 +36,7 @@ from published import in_published_order
 from galip_edge.models import GALIP, PRESETS
 from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.config import TrainConfig
-from galip_edge.training.frozen import use_training_copy
+from galip_edge.training.fast_attention import use_training_copy
 from galip_edge.training.losses import LossConfig, discriminator_loss, generator_loss
 from galip_edge.training.run import train
 from runtime.cpu import available_cores

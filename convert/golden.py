@@ -16,7 +16,7 @@ import numpy as np
 
 from convert.errors import ConversionError
 from convert.fidelity import PROMPTS, Reference, make_reference
-from galip_edge.checkpoint import load_checkpoint
+from galip_edge.checkpoints.format import load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
 from runtime.bundle import GOLDEN, Bundle, FileEntry, GoldenEntry, Manifest, save_manifest
 from runtime.errors import GalipEdgeError

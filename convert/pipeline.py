@@ -30,8 +30,8 @@ from convert.options import ConvertOptions
 from convert.progress import Progress
 from convert.quantize import GENERATOR_KEEP_FLOAT, TEXT_ENCODER_KEEP_FLOAT, quantize, report
 from convert.workspace import disk_errors, publish, workspace
-from galip_edge.checkpoint import load_checkpoint
 from galip_edge.checkpoints.clip_weights import Activation
+from galip_edge.checkpoints.format import load_checkpoint
 from galip_edge.models import ModelConfig
 from galip_edge.tokenizer import build_tokenizer
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, save_manifest, write_manifest

@@ -1,6 +1,6 @@
 """The command line: `galip-edge COMMAND`. Each command is a thin module in `commands/`.
 
-Command modules are imported only when they run, so that `generate` never meets torch.
+Command modules are imported only when they run, so `generate` never imports torch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 import click
 
+from galip_edge import extensions
 from galip_edge.own_packages import ForeignPackageError, require_own_package
 from runtime.errors import GalipEdgeError
 from runtime.version import __version__
 
-# Command -> (module in galip_edge.commands, extra that it needs, one line of help).
+# Command -> (module, in galip_edge.commands or by its full name; extra that it needs; help).
 COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "generate": ("generate", None, "Generate images from prompts, as PNG files."),
     "serve": ("serve", "serve", "Serve a studio page, OpenAI's images API and A1111's."),
@@ -30,13 +31,13 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
         "Interpolate between images: animation, frames or grid.",
     ),
     "explore": ("explore", None, "One prompt, many seeds, on a labelled sheet."),
-    "batch": ("batch", "batch", "Generate images of all prompts in a file, in a job that resumes."),
+    "batch": ("batch", "batch", "Generate images for a file of prompts, in a resumable job."),
     "convert": (
         "convert",
         "convert",
-        "Convert a checkpoint to a bundle for machines without torch.",
+        "Convert a checkpoint to a bundle that runs without torch.",
     ),
-    "info": ("info", None, "Show what a bundle holds."),
+    "info": ("info", None, "Show the contents of a bundle."),
     "verify": ("verify", None, "Check a bundle: hashes, loading, one inference."),
     "export-ovms": ("export_ovms", None, "Write a bundle for OpenVINO Model Server."),
     "export-original": (
@@ -44,22 +45,26 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
         "convert",
         "Write a checkpoint in the layout of the authors' code.",
     ),
-    "export-web": ("export_web", "convert", "Write a bundle as a web page that needs no server."),
+    "export-web": (
+        "export_web",
+        "convert",
+        "Export a bundle as a web page.",
+    ),
     "train": ("train", "train", "Train a model, or resume a run."),
-    "train-clip": ("train_clip", "train", "Train a CLIP of one's own on captioned images."),
+    "train-clip": ("train_clip", "train", "Train a small CLIP on captioned images."),
     "export-checkpoint": (
         "export_checkpoint",
         "train",
-        "Write a run's model in float16, in one file or several.",
+        "Write the model of a run in one file or several, optionally float16.",
     ),
-    "data": ("data", "train", "Check training data before days are spent on it."),
+    "data": ("data", "train", "Validate a data set before training."),
     "evaluate": ("evaluate", "evaluate", "Measure the quality of a checkpoint or a bundle."),
     "train-classifier": (
-        "train_classifier",
+        "galip_edge.aviary.commands.train_classifier",
         "train",
-        "Train the judge of the aviary's attributes, for evaluate.",
+        "Train the attribute classifier used by evaluate.",
     ),
-    "init": ("init", "convert", "Make an untrained checkpoint of any size, for tests and latency."),
+    "init": ("init", "convert", "Write an untrained checkpoint, for tests and latency."),
 }
 
 # Commands that import the package `convert`.
@@ -67,7 +72,7 @@ _USING_CONVERT = ("convert", "export-web")
 
 
 def _missing_extra(command: str, error: ModuleNotFoundError) -> GalipEdgeError | None:
-    """The error that names the extra which brings a missing package; None if none does."""
+    """An error that names the extra of a missing package; None if no extra has it."""
     extra, package = COMMANDS[command][1], (error.name or "").split(".")[0]
     if extra is None or package in ("galip_edge", "runtime"):
         return None
@@ -77,27 +82,43 @@ def _missing_extra(command: str, error: ModuleNotFoundError) -> GalipEdgeError |
     )
 
 
+def _module(command: str) -> str:
+    module = COMMANDS[command][0]
+    return module if "." in module else f"galip_edge.commands.{module}"
+
+
+def _installed(command: str) -> bool:
+    """True if this installation has the package of the command."""
+    package = _module(command).split(".")[1]
+    return package not in extensions.PACKAGES or extensions.installed(package)
+
+
 class CommandGroup(click.Group):
-    """Knows the names and help lines of its commands, and imports one when it is called."""
+    """Lists commands without importing them; imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order in which a user meets them."""
-        return list(COMMANDS)
+        """Commands of this installation, in the order in which a user needs them."""
+        return [name for name in COMMANDS if _installed(name)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module."""
         if cmd_name not in COMMANDS:
             return None
+        if not _installed(cmd_name):
+            raise GalipEdgeError(
+                f"galip-edge {cmd_name} needs galip_edge/aviary, which this installation lacks: "
+                "install the complete package"
+            )
         if cmd_name in _USING_CONVERT:
             require_own_package("convert")
-        loaded = importlib.import_module(f"galip_edge.commands.{COMMANDS[cmd_name][0]}")
+        loaded = importlib.import_module(_module(cmd_name))
         command: click.Command = loaded.command
         if not any(parameter.name == "debug" for parameter in command.params):
             command.params.append(_debug_option())
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, which may need a package that an extra brings."""
+        """Run the command; a missing package is reported with its extra."""
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
@@ -109,7 +130,7 @@ class CommandGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command by its name, and remember which one was asked for."""
+        """Find the command, and remember its name for error messages."""
         if args:
             ctx.invoked_subcommand = args[0]
         return super().resolve_command(ctx, args)
@@ -117,7 +138,7 @@ class CommandGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Help without importing the commands."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
 
 
 def _debug_option() -> click.Option:
@@ -169,7 +190,7 @@ def galip_edge() -> None:
 
 
 def _sentence(error: BaseException) -> str:
-    """What went wrong, for a user, in one sentence."""
+    """The error in one sentence for users."""
     if isinstance(error, (GalipEdgeError, ForeignPackageError)):
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -185,15 +206,15 @@ def _sentence(error: BaseException) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 if all is well, 1 on an error, 2 on wrong usage."""
+    """Run the command line and exit: 0 on success, 1 on an error, 2 on wrong usage."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # It reports that there is no CUDA runtime, which is irrelevant here.
+    # Its report of a missing CUDA runtime is irrelevant here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     state: dict[str, Any] = {"debug": False}
     try:
         with warnings.catch_warnings():
             if "--debug" not in (sys.argv if arguments is None else arguments):
-                warnings.simplefilter("ignore")  # of libraries; a user cannot fix them
+                warnings.simplefilter("ignore")  # from libraries; users cannot fix them
             status = galip_edge.main(
                 args=arguments, prog_name="galip-edge", standalone_mode=False, obj=state
             )
@@ -205,7 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does: not an error.
+        # The reader of our output, such as `head`, has exited: not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:

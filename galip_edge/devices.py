@@ -1,4 +1,4 @@
-"""The device that torch computes on, and how it computes there."""
+"""Selection and settings of the device for torch."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def choose_device(wanted: str = "auto", process: int = 0) -> torch.device:
 def default_threads(workers: int = 0) -> int:
     """CPU threads for a training process: its share of the machine's cores.
 
-    A thread that waits for a core holds up all others, so with data workers one core is left to
-    them. `OMP_NUM_THREADS`, where it is set, takes precedence.
+    A thread that waits for a core delays all others, so data workers get one core.
+    `OMP_NUM_THREADS` takes precedence.
 
     Args:
         workers: data-loading processes that run in parallel.

@@ -16,9 +16,5 @@ class PromptError(GalipEdgeError):
     """A prompt is invalid."""
 
 
-class CheckpointError(GalipEdgeError):
-    """A checkpoint is missing, damaged, unsafe, or does not fit the model."""
-
-
 class JobError(GalipEdgeError):
     """A batch job cannot start or continue; its output is kept."""

@@ -76,7 +76,7 @@ def write_full_size_files(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def full_size_model(full_size_files):
-    from galip_edge.checkpoint import load_checkpoint
+    from galip_edge.checkpoints.format import load_checkpoint
 
     return load_checkpoint(full_size_files["galip"], full_size_files["clip"]).model
 
@@ -102,7 +102,7 @@ def tiny_model():
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from galip_edge.checkpoint import save_checkpoint
+    from galip_edge.checkpoints.format import save_checkpoint
 
     def save(folder: Path) -> None:
         save_checkpoint(tiny_model, folder / "tiny.safetensors")

@@ -1,12 +1,12 @@
-"""CLIP's weights in the layouts in which people have them, under OpenAI's names.
+"""CLIP weights in all common layouts, under OpenAI's names.
 
-Two facts about a CLIP are not in its tensors: the number of attention heads, which is the width
-divided by 64 in every published one, and the activation. OpenAI trained with QuickGELU; LAION's and
-DataComp's CLIPs have the same names and shapes and were trained with GELU. Read with the wrong one,
-a CLIP still seems to work, only worse. So the activation is taken from whatever states it: the
-file, a `config.json` next to it, or the name under which open_clip or the Hugging Face hub publish
-it. OpenAI published its weights in float16; a file whose weights are no float16 numbers and that
-states nothing is not OpenAI's, and the user must state the activation.
+The tensors of a CLIP do not show its number of attention heads, which is the width divided by 64 in
+every published CLIP, and its activation. OpenAI used QuickGELU; LAION's and DataComp's CLIPs have
+the same names and shapes, and GELU. With the wrong activation, a CLIP still works, but worse. The
+activation is therefore read from the file, from a `config.json` next to it, or from the name under
+which open_clip or the Hugging Face hub publish it. OpenAI published its weights in float16; if a
+file states nothing and its weights are not float16 numbers, it is not OpenAI's, and the user must
+state the activation.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from galip_edge.checkpoints.layouts import flatten
-from galip_edge.checkpoints.published import indices
-from galip_edge.models.config import CLIPConfig, from_mapping
-from galip_edge.original import shortened
-from galip_edge.weights import SCRIPTED_CLASSES, read_weights
-from runtime.errors import CheckpointError
+from galip_edge.checkpoints.names import indices, shortened
+from galip_edge.checkpoints.safe_load import SCRIPTED_CLASSES, read_weights
+from galip_edge.config import build
+from galip_edge.errors import CheckpointError
+from galip_edge.models.config import CLIPConfig
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _FILES = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-# The architectures that OpenAI published, which others trained again with GELU.
+# Architectures published by OpenAI, which others retrained with GELU.
 _OPENAI = ("ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
 _HEAD_WIDTH = 64
 _PATCHES = "visual.conv1.weight"
@@ -75,13 +75,13 @@ _HF_TOWERS = {"text_model": "transformer", "vision_model": "visual.transformer"}
 
 @dataclass(frozen=True)
 class CLIPWeights:
-    """CLIP's weights, and what is known of them.
+    """CLIP weights and their metadata.
 
     Attributes:
-        path: the file that they were read from.
+        path: of the file.
         tensors: by OpenAI's names.
-        activation: as stated by the file, its folder or its name; None if nothing states it.
-        config: the dimensions that the file itself states, as ours do.
+        activation: stated by the file, its folder or its name; None if unknown.
+        config: dimensions in the metadata of a file of ours.
     """
 
     path: Path
@@ -95,19 +95,19 @@ class CLIPWeights:
         return architecture(self.tensors)
 
     def has_half_values(self) -> bool:
-        """Whether all matrices are float16 numbers, as in every copy of OpenAI's weights."""
+        """True if all matrices are float16 numbers, as in every copy of OpenAI's weights."""
         matrices = (t for n, t in self.tensors.items() if t.ndim > 1 and "embedding" not in n)
         return all(torch.equal(t.float(), t.half().float()) for t in matrices)
 
     def resolve_activation(self, stated: Activation | None = None) -> Activation:
-        """The activation that it was trained with.
+        """The activation used in training.
 
         Args:
-            stated: by the user; needed only where nothing else states it.
+            stated: by the user; needed only if nothing else states it.
 
         Raises:
-            CheckpointError: `stated` contradicts the file, or nothing states it and the weights
-                are not OpenAI's.
+            CheckpointError: `stated` contradicts the file, or the activation is unknown and the
+                weights are not OpenAI's.
         """
         if stated is not None and self.activation not in (None, stated):
             raise CheckpointError(
@@ -131,10 +131,10 @@ class CLIPWeights:
         return "quick_gelu"
 
     def infer_config(self, stated: Activation | None = None) -> CLIPConfig:
-        """Its dimensions by the shapes of its tensors, and its activation.
+        """Dimensions, inferred from shapes, and activation.
 
         Raises:
-            CheckpointError: a tensor is missing, the heads cannot be known, or as for
+            CheckpointError: a tensor is missing, the number of heads is unknown, or as for
                 `resolve_activation`.
         """
         shapes = dimensions(self.tensors, self.path)
@@ -161,7 +161,7 @@ class CLIPWeights:
 def dimensions(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
     """Sizes for `CLIPConfig`, except the numbers of heads, by the shapes of a CLIP's tensors.
 
-    Raises CheckpointError if a tensor that shows them is missing or of another rank.
+    Raises CheckpointError if a needed tensor is missing or of another rank.
     """
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
@@ -176,7 +176,7 @@ def dimensions(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
     places = shape("visual.positional_embedding", 2)[0]
     grid = math.isqrt(max(places - 1, 0))
     if grid * grid + 1 != places:
-        raise CheckpointError(f"{path} is no CLIP with square images: it has {places} positions")
+        raise CheckpointError(f"{path} is not a CLIP with square images: it has {places} positions")
     return {
         "embedding_dim": shape("text_projection", 2)[1],
         "image_size": grid * patch,
@@ -220,12 +220,12 @@ def read_clip_weights(path: str | os.PathLike[str]) -> CLIPWeights:
     """Read CLIP from a file or folder.
 
     Args:
-        path: OpenAI's TorchScript archive, a state dict, a checkpoint of open_clip, the model of
+        path: OpenAI's TorchScript archive, a state dict, a checkpoint of open_clip, a model of
             Hugging Face's transformers (`model.safetensors` or `pytorch_model.bin`), the folder
             of either, or a checkpoint or CLIP of ours.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or holds something else, which is named.
+        CheckpointError: the file is missing, damaged, or of another kind, which is named.
     """
     path = _file_in(Path(path))
     content, metadata = read_weights(path)
@@ -234,14 +234,14 @@ def read_clip_weights(path: str | os.PathLike[str]) -> CLIPWeights:
         tensors = _in_openai_names(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error
-    # OpenAI's files also carry three numbers that describe the model, and open_clip's a mask.
+    # OpenAI's files also have three numbers that describe the model, and open_clip's a mask.
     for name in ("input_resolution", "context_length", "vocab_size", "attn_mask"):
         tensors.pop(name, None)
     if _PATCHES not in tensors or _TOKENS not in tensors or architecture(tensors)[0] != "V":
         raise CheckpointError(f"{path} {_not_a_clip(tensors)}")
     if "logit_scale" in tensors:  # a scalar, which some open_clip checkpoints store as (1,)
         if tensors["logit_scale"].numel() != 1:
-            raise CheckpointError(f"{path} is damaged: its logit_scale is no single number")
+            raise CheckpointError(f"{path} is damaged: its logit_scale is not a scalar")
         tensors["logit_scale"] = tensors["logit_scale"].reshape(())
     tensors.pop("logit_bias", None)
     config = _own_config(metadata)
@@ -260,12 +260,14 @@ def _file_in(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     if any(path.glob("*.index.json")):
-        raise CheckpointError(f"{path} holds a CLIP in shards, which is not read: give one file")
+        raise CheckpointError(
+            f"{path} holds a CLIP in shards, which is not supported: give one file"
+        )
     raise CheckpointError(f"{path} holds no CLIP weights: expected one of {', '.join(_FILES)}")
 
 
 def _unwrapped(name: str) -> str:
-    """A tensor's name without the prefixes of wrappers, files and outer models."""
+    """Name of a tensor without prefixes of wrappers, files and outer models."""
     parts = [p for p in name.split(".") if p not in ("module", "_orig_mod")]
     while len(parts) > 1 and parts[0] in ("state_dict", "model", "clip", "clip_model"):
         parts = parts[1:]
@@ -276,7 +278,7 @@ def _unwrapped(name: str) -> str:
 
 
 def _in_openai_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of transformers' CLIPModel under OpenAI's names; others as they are."""
+    """Tensors of transformers' CLIPModel under OpenAI's names; others unchanged."""
     own = [name for name in tensors if name.startswith(("generator.", "discriminator."))]
     if not any(name.startswith(("text_model.", "vision_model.")) for name in tensors):
         return {name: t for name, t in tensors.items() if name not in own}
@@ -301,7 +303,7 @@ def _in_openai_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             raise CheckpointError(f"is damaged: query, key and value of {name} do not match")
         found[name] = torch.cat([parts[letter] for letter in "qkv"])
     if unknown and _PATCHES in found and _TOKENS in found:
-        raise CheckpointError(f"is no CLIP: it has unexpected tensors: {shortened(unknown)}")
+        raise CheckpointError(f"is not a CLIP: it has unexpected tensors: {shortened(unknown)}")
     return found
 
 
@@ -325,7 +327,7 @@ def _openai_name(name: str) -> str | None:
 
 
 def _not_a_clip(tensors: Mapping[str, Tensor]) -> str:
-    """What a file holds instead of a CLIP with a vision transformer."""
+    """Description of a file that is not a CLIP with a vision transformer."""
     needed = "give CLIP with both its transformers, such as OpenAI's ViT-B/32"
     kind = architecture(tensors)
     if kind[0] != "V" and kind != "an unknown architecture":
@@ -341,12 +343,12 @@ def _not_a_clip(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _own_config(metadata: Mapping[str, str]) -> CLIPConfig | None:
-    """The dimensions that a CLIP or a checkpoint of ours states."""
+    """Dimensions in the metadata of a CLIP or a checkpoint of ours."""
     try:
         values = json.loads(metadata.get("clip") or "null")
         if values is None and "config" in metadata:
             values = json.loads(metadata["config"]).get("clip")
-        return from_mapping(CLIPConfig, values) if isinstance(values, dict) else None
+        return build(CLIPConfig, values) if isinstance(values, dict) else None
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -360,7 +362,7 @@ def _in_archive(metadata: Mapping[str, str]) -> Activation | None:
 
 
 def _in_folder(path: Path) -> Activation | None:
-    """The activation that the configuration of transformers or open_clip next to a file states."""
+    """The activation in a configuration of transformers or open_clip next to a file."""
     for name in ("config.json", "open_clip_config.json"):
         try:
             file = path.with_name(name)
@@ -377,14 +379,14 @@ def _in_folder(path: Path) -> Activation | None:
 def _in_config(values: Any) -> Activation | None:
     if not isinstance(values, dict):
         return None
-    if isinstance(model := values.get("model_cfg"), dict):  # open_clip's: GELU unless it says so
+    if isinstance(model := values.get("model_cfg"), dict):  # open_clip's: GELU by default
         return "quick_gelu" if model.get("quick_gelu") else "gelu"
     if values.get("model_type") != "clip":
         return None
     acts = set()
     for tower in ("text_config", "vision_config"):
         part = values.get(tower)
-        # transformers leaves out what is its default, quick_gelu.
+        # transformers omits its default, quick_gelu.
         acts.add(str((part if isinstance(part, dict) else {}).get("hidden_act", "quick_gelu")))
     if len(acts) == 1 and (act := acts.pop()) in ("quick_gelu", "gelu"):
         return "quick_gelu" if act == "quick_gelu" else "gelu"

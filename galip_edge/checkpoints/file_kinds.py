@@ -1,4 +1,4 @@
-"""Names for files that hold no weights, by their first bytes."""
+"""Identification of files without weights by their first bytes."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _PYTORCH = "a PyTorch or safetensors checkpoint"
 
 
 def looks_like_safetensors(head: bytes) -> bool:
-    """Whether the file starts with the length of a JSON header in eight bytes, then the header."""
+    """True if the file starts with the length of a JSON header in eight bytes, then the header."""
     return head[8:9] == b"{" and not any(head[4:8])
 
 
 def foreign_kind(head: bytes, size: int) -> str | None:
-    """What a file is that holds no weights, and what to do; None if it may be a checkpoint.
+    """Description of a file without weights, and what to do; None if it may be a checkpoint.
 
     Args:
         head: its first `HEAD_BYTES` bytes.
@@ -111,7 +111,7 @@ def _text_kind(text: str) -> str | None:
 
 
 def zip_without_weights(names: Sequence[str]) -> str:
-    """What a zip archive is that is no PyTorch checkpoint."""
+    """Description of a zip archive that is not a PyTorch checkpoint."""
     if weights := [name for name in names if name.lower().endswith(_WEIGHTS)]:
         return f"is a zip archive: unpack it and give {_printable(weights[0])!r} inside"
     if not names:
@@ -126,11 +126,11 @@ def _printable(name: str) -> str:
 
 
 def cut_short(path: Path, head: bytes, size: int) -> str | None:
-    """How a partial download of a safetensors file or of a zip archive is recognized."""
+    """Description of a truncated safetensors file or zip archive; None if it is complete."""
     if looks_like_safetensors(head):
         (length,) = struct.unpack("<Q", head[:8])
         if 8 + length > size:
-            return f"ends after {size:,} bytes, inside of its header of {length:,} bytes"
+            return f"ends after {size:,} bytes, within its header of {length:,} bytes"
         return None
     if head.startswith(b"PK") and not is_zip(path):
         return f"starts as a PyTorch file, but its end is missing after {size:,} bytes"
@@ -138,7 +138,7 @@ def cut_short(path: Path, head: bytes, size: int) -> str | None:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file ends as a zip archive does, damaged or not."""
+    """True if a file has the end of a zip archive, even if damaged."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:  # raised for some archives of several disks

@@ -1,8 +1,8 @@
-"""Finding the networks of an original checkpoint, however the file nests and prefixes them.
+"""Finding the networks of an original checkpoint in any nesting, with any prefixes.
 
-People save the published layout (`{"model": {"netG", "netD", "netC"}}`), the networks without
-`model`, a bare generator, Lightning's flat `state_dict`, flat safetensors, and any of them wrapped
-by DDP, FSDP or torch.compile, with a moving average of the generator or without.
+Supported are the published layout (`{"model": {"netG", "netD", "netC"}}`), the networks without
+`model`, a bare generator, Lightning's flat `state_dict`, flat safetensors, and all of them wrapped
+by DDP, FSDP or torch.compile, with or without a moving average of the generator.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from galip_edge.original import shortened, translate_name
-from runtime.errors import CheckpointError
+from galip_edge.checkpoints.names import shortened, translate_name
+from galip_edge.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class OriginalNetworks:
     """The networks of an original checkpoint.
 
     Attributes:
-        tensors: under our names; without a discriminator unless the file holds all of it.
-        generator: where the file holds the generator that was taken, such as `model.netG`.
+        tensors: under our names; the discriminator only if it is complete.
+        generator: location of the selected generator in the file, such as `model.netG`.
     """
 
     tensors: dict[str, Tensor]
@@ -52,10 +52,10 @@ class OriginalNetworks:
 
 
 def flatten(content: object) -> dict[str, Tensor]:
-    """All tensors in nested dictionaries by their dotted names, except optimizers' states.
+    """All tensors in nested dictionaries by dotted names, without optimizer states.
 
     Raises:
-        CheckpointError: the nesting is too deep or too large, or never ends.
+        CheckpointError: the nesting is too deep, too large, or cyclic.
     """
     found: dict[str, Tensor] = {}
     waiting: list[tuple[tuple[str, ...], object]] = [((), content)]
@@ -77,13 +77,12 @@ def flatten(content: object) -> dict[str, Tensor]:
 
 
 def find_networks(content: object) -> OriginalNetworks | None:
-    """The networks in `content`, as `read_weights` returned it; None if there is no generator.
+    """The networks in `content` of `read_weights`; None without a generator.
 
-    A moving average of the generator is preferred to the generator itself, with a warning.
+    A moving average of the generator takes precedence over the generator, with a warning.
 
     Raises:
-        CheckpointError: there are several generators, or tensors that the original does not have;
-            each is named.
+        CheckpointError: there are several generators, or unknown tensors, which are named.
     """
     flat = flatten(content)
     groups = _groups(flat)
@@ -96,7 +95,7 @@ def find_networks(content: object) -> OriginalNetworks | None:
         if len(plain) == 1:
             taken[network] = plain[0]
     if len(taken) == 2:
-        _log.warning("the discriminator is left out: the file holds only one of netD and netC")
+        _log.warning("omitting the discriminator: the file holds only one of netD and netC")
         taken = {"netG": generator}
     _refuse_unknown(flat, taken)
     tensors: dict[str, Tensor] = {}
@@ -125,7 +124,7 @@ def _prefix(parts: list[str]) -> str:
 
 
 def _groups(flat: Mapping[str, Tensor]) -> dict[tuple[str, str], Group]:
-    """Tensors by network and prefix; a group without any known name is no network."""
+    """Tensors by network and prefix, without groups that have no known name."""
     groups: dict[tuple[str, str], Group] = {}
     for name, tensor in flat.items():
         network, prefix, inner = split_name(name)
@@ -143,7 +142,7 @@ def _is_average(prefix: str) -> bool:
 
 
 def _generator(groups: Iterable[tuple[str, str]]) -> str | None:
-    """The prefix of the generator to take."""
+    """Prefix of the generator to use."""
     prefixes = [prefix for network, prefix in groups if network == "netG"]
     averages = [prefix for prefix in prefixes if _is_average(prefix)]
     choices = averages or prefixes
@@ -169,7 +168,7 @@ def _refuse_unknown(flat: Mapping[str, Tensor], taken: Mapping[str, str]) -> Non
         if network is not None:
             if taken.get(network) == prefix and translate_name(network, inner) is None:
                 unknown.append(f"{network}.{inner}")
-        elif _is_inside(prefix, taken["netG"]) and tensor.ndim:  # numbers count steps
+        elif _is_inside(prefix, taken["netG"]) and tensor.ndim:  # scalars count steps
             unknown.append(f"netG.{prefix.removeprefix(taken['netG']).lstrip('.')}")
         else:
             ignored += 1
@@ -184,7 +183,7 @@ def _is_inside(name: str, prefix: str) -> bool:
 
 
 def _add_frozen(tensors: dict[str, Tensor], groups: Mapping[tuple[str, str], Group]) -> None:
-    """Averages often leave out the frozen CLIP: take it from the generator itself."""
+    """Add the frozen CLIP of the generator, which averages often lack."""
     for (network, _), group in groups.items():
         for name, tensor in group.items() if network == "netG" else ():
             ours = translate_name(network, name) or ""
@@ -193,5 +192,5 @@ def _add_frozen(tensors: dict[str, Tensor], groups: Mapping[tuple[str, str], Gro
 
 
 def looks_like_training_state(content: Any) -> bool:
-    """Whether this is the `state.pt` of a training run of ours."""
+    """True for the `state.pt` of a training run of ours."""
     return isinstance(content, Mapping) and {"version", "parameters", "moments"} <= content.keys()

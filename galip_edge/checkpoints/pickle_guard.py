@@ -1,8 +1,8 @@
-"""A scan of pickles before they are read: tuples nested too deeply crash the interpreter.
+"""A scan of pickles before loading: deeply nested tuples crash the interpreter.
 
-The hash of a tuple is computed by recursion in C, without a limit. A pickle of a megabyte that uses
-a million nested tuples as a key of a dictionary ends the process with a segmentation fault, even
-where no class may be loaded. Honest checkpoints nest them some five levels deep.
+C computes the hash of a tuple by unlimited recursion. A pickle of a megabyte with a million nested
+tuples as a dictionary key causes a segmentation fault, even if no class may be loaded. Checkpoints
+nest tuples about five levels deep.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def scan_pickle(file: IO[bytes]) -> set[str]:
     """Scan the pickle that starts at the file's position, and leave the position at its end.
 
     Returns:
-        Dotted names of the classes and functions that it refers to.
+        Dotted names of the referenced classes and functions.
 
     Raises:
         ValueError: tuples are nested deeper than `MAX_TUPLE_DEPTH`, or the pickle is damaged.
@@ -30,7 +30,7 @@ def scan_pickle(file: IO[bytes]) -> set[str]:
     stack: _Stack = []
     memo: dict[int, int] = {}
     names: set[str] = set()
-    texts = ["?", "?"]  # the latest two, which STACK_GLOBAL usually refers to
+    texts = ["?", "?"]  # the last two, to which STACK_GLOBAL usually refers
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         if name in ("GLOBAL", "INST"):
@@ -62,7 +62,7 @@ def _top(stack: _Stack) -> int:
 
 
 def _pop(stack: _Stack, opcode: pickletools.OpcodeInfo) -> int:
-    """Remove what the opcode consumes from the stack; the greatest depth among it."""
+    """Remove the operands of the opcode from the stack; returns their greatest depth."""
     depth, before = 0, opcode.stack_before
     count = len(before)
     if pickletools.markobject in before:

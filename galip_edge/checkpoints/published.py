@@ -1,10 +1,9 @@
-"""Dimensions of the authors' model by the shapes of its tensors, and export to its layout."""
+"""The authors' checkpoints: dimensions, optimizer state, and export to their layout."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,33 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from galip_edge.checkpoints.layouts import split_name
+from galip_edge.checkpoints.names import indices, published_name, translate_name
+from galip_edge.checkpoints.safe_load import read_weights
+from galip_edge.errors import CheckpointError
 from galip_edge.models import GALIP, PRESETS, CLIPConfig, ModelConfig
-from runtime.errors import CheckpointError
 from runtime.files import atomic_path
 
 _PUBLISHED = PRESETS["coco"]
 
 
-def indices(names: Iterable[str], before: str) -> int:
-    """How many layers there are, numbered from 0, by the names that start with `before`."""
-    pattern = re.compile(re.escape(before) + r"(\d{1,9})\.")
-    found = {int(match[1]) for name in names if (match := pattern.match(name))}
-    return len(found)
-
-
 def original_config(tensors: Mapping[str, Tensor], clip: CLIPConfig) -> ModelConfig:
     """The dimensions of an original checkpoint.
 
-    Image sizes are not visible in shapes: they are those of the authors' code for this number of
-    upsampling blocks, 8, 16, 32, ... and 224 for the last one.
+    Shapes do not show image sizes. They are those of the authors' code for this number of
+    upsampling blocks: 8, 16, 32, ... and 224 for the last one.
 
     Args:
         tensors: of the generator and perhaps the discriminator, under our names.
-        clip: dimensions of the CLIP that it was trained with.
+        clip: dimensions of its CLIP.
 
     Raises:
-        CheckpointError: another CLIP is needed, or something that shapes do not show differs from
-            the authors' code.
+        CheckpointError: it needs another CLIP, or dimensions that shapes do not determine differ
+            from the authors' code.
     """
     needed = (
         "generator.noise_projection.weight",
@@ -48,7 +43,7 @@ def original_config(tensors: Mapping[str, Tensor], clip: CLIPConfig) -> ModelCon
         "generator.upsampling.0.conv1.weight",
     )
     if any(name not in tensors or tensors[name].ndim < 2 for name in needed):
-        return replace(_PUBLISHED, clip=clip)  # which then lists what is missing
+        return replace(_PUBLISHED, clip=clip)  # its check lists what is missing
     rows, noise_dim = tensors[needed[0]].shape[:2]
     bridge_hidden, bridge_channels = tensors[needed[1]].shape[:2]
     prompt_rows, condition = tensors[needed[2]].shape[:2]
@@ -109,52 +104,13 @@ def _discriminator(tensors: Mapping[str, Tensor], clip: CLIPConfig) -> dict[str,
     }
 
 
-_FUSION = r"fusion([12])\.affine([01])\.(gamma|beta)\.([02])\.(\w+)"
-
-# (our name, network, original name): the inverse of the rules in `original.py`.
-_EXPORT_RULES: tuple[tuple[str, str, str], ...] = (
-    (r"generator\.noise_projection\.(\w+)", "netG", r"fc_code.\1"),
-    (r"generator\.bridge\.blocks\.(\d+\..+)", "netG", r"mapping.FBlocks.\1"),
-    (r"generator\.bridge\.to_feature\.(\w+)", "netG", r"mapping.conv_fuse.\1"),
-    (r"generator\.prompt_predictor\.(\w+)", "netG", r"mapping.fc_prompt.\1"),
-    (r"generator\.visual_projection\.(\w+)", "netG", r"mapping.conv.\1"),
-    (r"clip\.visual\.(?!ln_post|proj)(.+)", "netG", r"mapping.CLIP_ViT.\1"),
-    (r"generator\.upsampling\.(\d+)\.conv([12])\.(\w+)", "netG", r"GBlocks.\1.c\2.\3"),
-    (r"generator\.upsampling\.(\d+)\.shortcut\.(\w+)", "netG", r"GBlocks.\1.c_sc.\2"),
-    (r"generator\.upsampling\.(\d+\..+)", "netG", r"GBlocks.\1"),
-    (r"generator\.to_rgb\.(\w+)", "netG", r"to_rgb.1.\1"),
-    (r"discriminator\.taps\.(\d+)\.(gamma|beta)", "netD", r"DBlocks.\1.\2"),
-    (r"discriminator\.taps\.(\d+)\.residual\.conv1\.(\w+)", "netD", r"DBlocks.\1.conv_r.0.\2"),
-    (r"discriminator\.taps\.(\d+)\.residual\.conv2\.(\w+)", "netD", r"DBlocks.\1.conv_r.2.\2"),
-    (r"discriminator\.reduction\.gamma", "netD", r"main.gamma"),
-    (r"discriminator\.reduction\.residual\.conv1\.(\w+)", "netD", r"main.conv_r.0.\1"),
-    (r"discriminator\.reduction\.residual\.conv2\.(\w+)", "netD", r"main.conv_r.2.\1"),
-    (r"discriminator\.reduction\.shortcut\.(\w+)", "netD", r"main.conv_s.\1"),
-    (r"discriminator\.joint\.(\w+)", "netC", r"joint_conv.0.\1"),
-    (r"discriminator\.to_score\.(\w+)", "netC", r"joint_conv.2.\1"),
-)
-
-
-def published_name(name: str) -> tuple[str, str] | None:
-    """The original's (network, name) for a tensor of ours; None for CLIP's other tensors."""
-
-    def fusion(match: re.Match[str]) -> str:
-        number, affine, kind, linear, tensor = match.groups()
-        return f"fuse{number}.affine{affine}.fc_{kind}.linear{int(linear) // 2 + 1}.{tensor}"
-
-    for pattern, network, original in _EXPORT_RULES:
-        if match := re.fullmatch(pattern, name):
-            return network, re.sub(_FUSION, fusion, match.expand(original))
-    return None
-
-
 def published_state(
     tensors: Mapping[str, Tensor], config: ModelConfig
 ) -> dict[str, dict[str, dict[str, Tensor]]]:
     """`{"model": {"netG", "netD", "netC"}}` from tensors under our names.
 
-    The generator's frozen copy of CLIP is in float16, as published. The shortcuts that the
-    authors' first discriminator blocks have and never use are zero.
+    The generator's frozen copy of CLIP is in float16, as published. The unused shortcuts of the
+    authors' first discriminator blocks are zero.
     """
     networks: dict[str, dict[str, Tensor]] = {"netG": {}, "netD": {}, "netC": {}}
     for name, tensor in tensors.items():
@@ -171,10 +127,10 @@ def published_state(
 
 
 def unlike_published(config: ModelConfig) -> list[str]:
-    """Settings that the authors' code cannot have, such as `noise_dim 16 (theirs: 100)`.
+    """Settings that the authors' code does not support, such as `noise_dim 16 (theirs: 100)`.
 
-    Their code takes another base width (`nf`), noise length and number of blocks; all else is
-    written into it. How pixels reach CLIP matters to the discriminator alone, and is not listed.
+    Their code has settings for base width (`nf`), noise length and number of blocks; the rest is
+    fixed. `clip_input` affects only the discriminator, and is not compared.
     """
     free = {"noise_dim", "block_sizes", "block_channels", "clip_input"}
     mine, theirs = ({**asdict(c), **asdict(c.clip)} for c in (config, _PUBLISHED))
@@ -197,23 +153,76 @@ def unlike_published(config: ModelConfig) -> list[str]:
 def save_published(
     model: GALIP, path: str | os.PathLike[str], *, discriminator: bool = True
 ) -> None:
-    """Write a model as a `.pth` that the authors' code loads, whole or not at all.
+    """Write a model as a `.pth` for the authors' code, atomically.
 
     Args:
         model: with the dimensions of the authors' code.
-        path: of the new file; replaced if it exists.
+        path: of the file; replaced if it exists.
         discriminator: False writes empty `netD` and `netC`, for generation only.
 
     Raises:
-        CheckpointError: the authors' code cannot have this model; each difference is named.
+        CheckpointError: the authors' code does not support this model; all differences are named.
         GalipEdgeError: the file cannot be written.
     """
     if differences := unlike_published(model.config):
         raise CheckpointError(
             f"the authors' code cannot load this model: it differs in {'; '.join(differences)}"
         )
-    from galip_edge.checkpoint import model_tensors
+    from galip_edge.checkpoints.format import model_tensors
 
     content = published_state(model_tensors(model, discriminator), model.config)
     with atomic_path(Path(path)) as temporary:
         torch.save(content, temporary)
+
+
+# Each optimizer and its networks, in the order of their parameters.
+_OPTIMIZERS = {"optimizer_G": ("netG",), "optimizer_D": ("netD", "netC")}
+
+
+def original_moments(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Adam's moments in an original `.pth`, by our parameter names.
+
+    torch stores it by a parameter's position in the module's state dict, which includes the
+    generator's frozen CLIP and the shortcuts that the authors never used. Our parameters include
+    neither.
+
+    Raises:
+        CheckpointError: the optimizers are missing, or do not fit the checkpoint's parameters.
+    """
+    content, _ = read_weights(path)
+    try:
+        optimizers = content.get("optimizers") or {}
+        moments: dict[str, dict[str, Tensor]] = {}
+        for optimizer, networks in _OPTIMIZERS.items():
+            if optimizer not in optimizers:
+                raise CheckpointError(f"{path} has no {optimizer}")
+            tensors = [
+                (translate_name(network, split_name(name)[2]), tensor)
+                for network in networks
+                for name, tensor in content["model"][network].items()
+            ]
+            moments |= _by_name(optimizers[optimizer], tensors, f"{path}: {optimizer}")
+        return moments
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} has optimizers in an unknown layout ({error!r})") from error
+
+
+def _by_name(
+    optimizer: Mapping[str, Any], tensors: list[tuple[str | None, Tensor]], what: str
+) -> dict[str, dict[str, Tensor]]:
+    numbers = [n for group in optimizer["param_groups"] for n in group["params"]]
+    if len(numbers) != len(tensors):
+        raise CheckpointError(f"{what} has {len(numbers)} parameters, the model {len(tensors)}")
+    moments: dict[str, dict[str, Tensor]] = {}
+    for number, (name, tensor) in zip(numbers, tensors, strict=True):
+        if not name or name.startswith("clip."):
+            continue
+        state = optimizer["state"].get(number)
+        if state is None:
+            raise CheckpointError(f"{what} has nothing for {name}")
+        if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
+            raise CheckpointError(f"{what} is not Adam's: for {name} it has {', '.join(state)}")
+        if any(state[key].shape != tensor.shape for key in ("exp_avg", "exp_avg_sq")):
+            raise CheckpointError(f"{what} has another shape for {name} than the model")
+        moments[name] = {key: state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+    return moments

@@ -1,37 +1,50 @@
-"""`galip-edge data`: validate training data; draw icon sets and the demo data set."""
+"""`galip-edge data`: validate training data, or draw images."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import click
 
+from galip_edge import extensions
 from galip_edge.commands.console import counting_progress
 from galip_edge.commands.options import existing_path, json_option, settings_option
-from galip_edge.data import DataConfig, Report, check
-from galip_edge.data.aviary import draw_ahead
+from galip_edge.data import Report, check
 from galip_edge.data.icons import export_icons
 from galip_edge.training.config import load_config
-from runtime.cpu import available_cores
 
 
-@click.group("data")
+class _Group(click.Group):
+    """The commands of this module, and `draw` where the installation has the aviary."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *(["draw"] if extensions.installed("aviary") else [])]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "draw" and extensions.installed("aviary"):
+            draw: click.Command = importlib.import_module("galip_edge.aviary.commands.draw").command
+            return draw
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group("data", cls=_Group)
 def command() -> None:
-    """Validate training data, or draw it: icon sets, or the demo data set."""
+    """Validate training data, or draw images with captions."""
 
 
 @command.command("check")
 @click.argument("config")
 @settings_option
-@click.option("--limit", type=click.IntRange(min=1), help="Images to look at; default: all.")
+@click.option("--limit", type=click.IntRange(min=1), help="Images to check; default: all.")
 @json_option
 def check_command(
     config: str, assignments: tuple[str, ...], limit: int | None, as_json: bool
 ) -> None:
-    """Read every image and caption that CONFIG, as for train, would train on.
+    """Read every training image and caption of CONFIG, a configuration as for train.
 
-    Exits with 1 if nothing can be trained on or anything is broken.
+    Exit with 1 if there are no valid images, or any problem.
     """
     settings = load_config(config, assignments).data
     with counting_progress() as progress:
@@ -64,12 +77,12 @@ def check_command(
     "--category",
     "categories",
     multiple=True,
-    help="Only icons of this category, such as 'Food & Drink'; may be repeated.",
+    help="Only icons of this category, such as 'Food & Drink'; repeatable.",
 )
 @click.option(
     "--keywords",
     type=existing_path,
-    help="Folder of the npm package emojibase-data: adds its keywords to the captions.",
+    help="Folder of the npm package emojibase-data, whose keywords are added to captions.",
 )
 def icons_command(
     packages: tuple[Path, ...],
@@ -107,58 +120,7 @@ def _lines(report: Report) -> list[str]:
             words = name.replace("_", " ")
             lines.append(f"{words}: {spread.minimum} to {spread.maximum}, median {spread.median}")
     if report.enlarged:
-        lines.append(f"{report.enlarged:,} images are smaller than training wants and are enlarged")
+        lines.append(f"{report.enlarged:,} images are below the training size, and are enlarged")
     lines += [f"  {key}: {caption}" for key, caption in report.samples]
     lines.append(f"problems: {report.problems}" if report.problems.total else "no problems")
     return lines
-
-
-@command.command("draw")
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--samples", type=click.IntRange(min=1), default=20_000, show_default=True)
-@click.option("--size", type=click.IntRange(min=16), default=128, show_default=True)
-@click.option("--captions", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--variety", type=click.Choice(["wide", "narrow"]), default="wide", show_default=True)
-@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option(
-    "--processes", type=click.IntRange(min=1), default=None, show_default="one per CPU core"
-)
-@json_option
-def draw_command(
-    folder: Path,
-    samples: int,
-    size: int,
-    captions: int,
-    variety: str,
-    split: str,
-    seed: int,
-    processes: int | None,
-    as_json: bool,
-) -> None:
-    """Draw images of the aviary, with captions, into FOLDER: data of kind `folder`.
-
-    Rerun the same command to resume, or with more --samples to add images.
-    """
-    config = DataConfig(
-        kind="aviary",
-        split=split,
-        samples=samples,
-        variety="wide" if variety == "wide" else "narrow",
-        seed=seed,
-        image_size=size,
-        resize=size,
-    )
-    with counting_progress() as progress:
-        task = progress.add_task("drawing", total=samples)
-        drawn = draw_ahead(
-            folder,
-            config,
-            captions,
-            processes or available_cores(),
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    if as_json:
-        click.echo(json.dumps({"folder": str(folder), "images": samples, "drawn": drawn}))
-    else:
-        click.echo(f"{folder}: {samples:,} images, {drawn:,} of them drawn now")

@@ -1,4 +1,4 @@
-"""`galip-edge evaluate`: how good a model's pictures are, by named protocols."""
+"""`galip-edge evaluate`: image quality by named protocols."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from galip_edge.commands.options import (
 from runtime.errors import GalipEdgeError
 from runtime.files import sha256_of
 
-if TYPE_CHECKING:  # imported where they are used: a mistyped path is reported before torch loads
+if TYPE_CHECKING:  # imported in functions: a mistyped path is reported before torch loads
     import numpy as np
     import torch
 
     from galip_edge.checkpoints.clip_weights import Activation
     from galip_edge.data import DataConfig
-    from galip_edge.data.aviary import AviarySource
+    from galip_edge.data.records import Source
     from galip_edge.evaluation.clip_space import CLIPScorer
     from galip_edge.evaluation.evaluate import FeatureExtractor
     from galip_edge.evaluation.inception import InceptionPublished
 
-# Images of the aviary, of which there is no end, if all are asked for.
-_DRAWN = 1000
+# Images of an unlimited data set for --count 0.
+_UNLIMITED = 1000
 
 
 @click.command("evaluate")
 @click.argument("model", type=input_path)
-@click.option("--reference", type=input_path, help="A second model, to compare with.")
+@click.option("--reference", type=input_path, help="Second model, for comparison.")
 @click.option(
     "--data",
     metavar="CONFIG",
     help="Real images and captions: aviary, KIND=FOLDER such as folder=photos, or a training "
-    "configuration, whose held-out images are used if there are any, or else its [data].",
+    "configuration: its held-out images if there are any, otherwise its [data].",
 )
 @click.option(
-    "--captions", "captions_file", type=input_path, help="Captions, one a line, without images."
+    "--captions", "captions_file", type=input_path, help="Captions, one per line, without images."
 )
-@click.option("--scorer", type=input_path, help="Checkpoint whose CLIP judges; default: MODEL.")
+@click.option("--scorer", type=input_path, help="Checkpoint with the CLIP for scores.")
 @click.option("--clip", type=input_path, help="CLIP weights, for an original checkpoint.")
 @clip_activation_option
-@click.option("--classifier", type=input_path, help="Checks attributes of the aviary.")
+@click.option("--classifier", type=input_path, help="Attribute classifier of the aviary.")
 @click.option(
     "--inception-torchvision",
     metavar="FILE|download",
-    help="Weights of torchvision's Inception, as GALIP's paper uses; adds FID and KID.",
+    help="Weights of torchvision's Inception, used by GALIP's paper; adds FID and KID.",
 )
 @click.option(
     "--inception-tf",
@@ -64,21 +64,21 @@ _DRAWN = 1000
 @click.option(
     "--efficientnet",
     is_flag=True,
-    help="Adds distances, precision, recall, density and coverage by EfficientNet-Lite1.",
+    help="Add distances, precision, recall, density and coverage by EfficientNet-Lite1.",
 )
 @click.option(
     "--midpoints",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Interpolations whose middle image is measured, such as 200.",
+    help="Number of interpolations whose middle image is evaluated, such as 200.",
 )
 @click.option(
     "--two-sample",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Real and generated images each, of which a network trained for it tells which is which.",
+    help="Number of real and of generated images for a classifier two-sample test.",
 )
 @click.option(
     "--statistics",
@@ -89,7 +89,7 @@ _DRAWN = 1000
 @click.option(
     "--passes",
     type=click.IntRange(min=1),
-    help="For fid_published: passes over the images, with a caption drawn at random in each "
+    help="For fid_published: passes over the images, each with random captions "
     "[default: 1; published: 12 for CUB].",
 )
 @click.option(
@@ -102,7 +102,7 @@ _DRAWN = 1000
     type=click.IntRange(min=0),
     default=1000,
     show_default=True,
-    help="Captions, and images generated for them; 0 for all there are.",
+    help="Number of captions and generated images; 0 for all.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -110,7 +110,7 @@ _DRAWN = 1000
     type=click.IntRange(min=0),
     default=20,
     show_default=True,
-    help="Captions whose pictures are compared with each other; 0 for none.",
+    help="Captions whose images are compared with each other; 0 for none.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
 @device_option
@@ -143,7 +143,7 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure MODEL, a checkpoint or a bundle, and with --reference compare it with another."""
+    """Evaluate MODEL, a checkpoint or a bundle, and with --reference compare it with another."""
     if (data is None) == (captions_file is None):
         raise click.UsageError("give either --data or --captions")
     extractors = inception_tf or inception_torchvision or efficientnet
@@ -158,8 +158,12 @@ def command(
     if passes and per_caption:
         raise click.UsageError("give either --passes or --per-caption")
     from galip_edge.devices import choose_device
-    from galip_edge.evaluation.attributes import load_classifier
-    from galip_edge.evaluation.evaluate import EvaluationOptions, Judges, append_result, evaluate
+    from galip_edge.evaluation.evaluate import (
+        EvaluationOptions,
+        MetricModels,
+        append_result,
+        evaluate,
+    )
     from galip_edge.evaluation.models import open_model
     from galip_edge.evaluation.published import fid_published, load_statistics
 
@@ -172,15 +176,13 @@ def command(
         from galip_edge.evaluation.efficientnet import EfficientNetFeatures
 
         inceptions["lite1"] = EfficientNetFeatures(place)
-    judges = Judges(
+    networks = MetricModels(
         _scorer(scorer, clip, place, evaluated, other),
-        load_classifier(classifier).to(place) if classifier else None,
         inceptions,
     )
     inputs = _inputs(data, captions_file, evaluated.image_size, count)
-    captions, real, aviary = inputs.captions, inputs.real, inputs.aviary
-    if classifier and aviary is None:
-        raise click.UsageError("--classifier knows the aviary only: give --data aviary")
+    captions, real = inputs.captions, inputs.real
+    extra = _extra_metrics(inputs, networks.scorer, classifier, place)
     with counting_progress() as bars:
         tasks: dict[str, Any] = {}
 
@@ -192,7 +194,7 @@ def command(
         result = evaluate(
             evaluated,
             captions,
-            judges,
+            networks,
             EvaluationOptions(
                 count or len(captions),
                 seed,
@@ -202,8 +204,8 @@ def command(
                 two_sample=two_sample,
             ),
             real=real,
-            second=_second(aviary) if extractors else None,
-            aviary=aviary,
+            second=extra.second_real if extra and extractors else None,
+            extra=extra,
             reference=other,
             progress=report,
         )
@@ -232,8 +234,8 @@ def command(
 def _scorer(
     path: Path | None, clip: Path | None, device: torch.device, *models: object
 ) -> CLIPScorer:
-    """The CLIP of `path`, or else that of the first checkpoint among `models`."""
-    from galip_edge.checkpoint import load_checkpoint
+    """CLIP of the checkpoint `path`, or else of the first checkpoint among `models`."""
+    from galip_edge.checkpoints.format import load_checkpoint
     from galip_edge.evaluation.clip_space import CLIPScorer
     from galip_edge.evaluation.models import CheckpointModel
 
@@ -243,13 +245,13 @@ def _scorer(
         if isinstance(candidate, CheckpointModel):
             return CLIPScorer(candidate.model)
     raise GalipEdgeError(
-        "a bundle has no image encoder to judge with: give the checkpoint that it was made from, "
-        "as --scorer or --reference"
+        "a bundle has no image encoder for scores: give the checkpoint that it was converted from "
+        "with --scorer or --reference"
     )
 
 
 def _inceptions(given: dict[str, str | None], device: torch.device) -> dict[str, FeatureExtractor]:
-    """The Inceptions whose weights are given, or shall be downloaded."""
+    """Inception networks by protocol, with given or downloaded weights."""
     files = {variant: value for variant, value in given.items() if value}
     if not files:
         return {}
@@ -262,8 +264,8 @@ def _inceptions(given: dict[str, str | None], device: torch.device) -> dict[str,
             path = inception.fetch_weights(variant)
         else:
             path = Path(value)
-        judge = inception.InceptionTF if variant == "tf" else inception.InceptionTorchvision
-        extractors[variant] = judge(path, device)
+        network = inception.InceptionTF if variant == "tf" else inception.InceptionTorchvision
+        extractors[variant] = network(path, device)
     return extractors
 
 
@@ -287,12 +289,13 @@ def _published_prompts(
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What is evaluated on: a caption for each image, all of an image's captions, real images."""
+    """A caption for each image, all captions of each image, real images, and their source."""
 
     captions: list[str]
     all_captions: Callable[[], list[tuple[str, ...]]]
     real: Callable[[int], np.ndarray] | None = None
-    aviary: AviarySource | None = None
+    source: Source | None = None
+    kind: str = ""
 
 
 def _inputs(data: str | None, captions_file: Path | None, size: int, count: int) -> _Inputs:
@@ -304,12 +307,12 @@ def _inputs(data: str | None, captions_file: Path | None, size: int, count: int)
         captions = [line for line in lines if line.strip()]
         return _Inputs(captions, lambda: [(caption,) for caption in captions])
     from galip_edge.data import build_dataset
-    from galip_edge.data.aviary import AviarySource
     from galip_edge.data.dataset import CaptionedImages
 
-    dataset = build_dataset(_data_config(str(data), size, count))
+    config = _data_config(str(data), size, count)
+    dataset = build_dataset(config)
     if not isinstance(dataset, CaptionedImages):
-        raise GalipEdgeError("web shards cannot be read by number: evaluate on another kind")
+        raise GalipEdgeError("web shards have no random access: evaluate on another kind of data")
     source = dataset.source
     rows = range(min(count or len(source), len(source)))
 
@@ -322,39 +325,43 @@ def _inputs(data: str | None, captions_file: Path | None, size: int, count: int)
         [source.captions(i)[0] for i in rows],
         lambda: [source.captions(i) for i in rows],
         real,
-        source if isinstance(source, AviarySource) else None,
+        source,
+        config.kind,
     )
 
 
-def _second(aviary: AviarySource | None) -> Callable[[int], np.ndarray] | None:
-    """Other real images of the aviary, to compare the model with what is possible."""
-    if aviary is None:
-        return None
-    import numpy as np
+def _extra_metrics(
+    inputs: _Inputs, scorer: CLIPScorer, classifier: Path | None, device: torch.device
+) -> Any | None:
+    """Further metrics of this kind of data, if it has any."""
+    from galip_edge import extensions
 
-    other = aviary.with_seed(1)
-    return lambda index: np.asarray(other.image(index))
+    metrics = extensions.find("metrics", inputs.kind)
+    if classifier is None:
+        return metrics(inputs.source, scorer) if metrics else None
+    if metrics is None:
+        raise click.UsageError("--classifier supports only the aviary: add --data aviary")
+    return metrics.with_classifier(inputs.source, scorer, classifier, device)
 
 
 def _data_config(data: str, size: int, count: int) -> DataConfig:
+    from galip_edge import extensions
     from galip_edge.data import DataConfig
     from galip_edge.training.config import load_config
 
     kind, equals, root = data.partition("=")
-    if kind == "aviary":
-        return DataConfig(
-            kind="aviary", split="test", image_size=size, augment=False, samples=count or _DRAWN
-        )
+    if settings := extensions.find("data settings", data):
+        drawn: DataConfig = settings(split="test", image_size=size, augment=False)
+        return drawn.first(count or _UNLIMITED)
     if equals:
         given = DataConfig(kind=kind, root=root, image_size=size, augment=False)
         return replace(given, split="test") if given.has_test_split else given
     config = load_config(data)
-    values = (config.held_out_data or config.data).to_dict()
-    return DataConfig(**{**values, "augment": False, "image_size": size, "resize": None})
+    return replace(config.held_out_data or config.data, augment=False, image_size=size, resize=None)
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
-    """A table: a metric a line, with the reference's beside it."""
+    """A table with one metric per line, and the reference's value next to the model's."""
     columns = [result["metrics"]]
     if "reference" in result:
         columns.append(result["reference"]["metrics"])

@@ -1,4 +1,4 @@
-"""`galip-edge export-checkpoint`: a run's model as it is published."""
+"""`galip-edge export-checkpoint`: the model of a run, for publication."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 import torch
 
-from galip_edge.checkpoint import load_checkpoint, save_checkpoint, save_sharded_checkpoint
+from galip_edge.checkpoints.format import load_checkpoint, save_checkpoint, save_sharded_checkpoint
 from galip_edge.commands.options import existing_path, json_option
+from galip_edge.errors import CheckpointError
 from galip_edge.training.heads import export_heads
-from runtime.errors import CheckpointError
 
 
 @click.command("export-checkpoint")
@@ -22,7 +22,7 @@ from runtime.errors import CheckpointError
     "--file-size",
     type=click.IntRange(min=1),
     metavar="MIB",
-    help="Split into files of at most so many MiB; OUTPUT is then a folder.",
+    help="Split into files of at most this many MiB; OUTPUT is then a folder.",
 )
 @click.option(
     "--discriminator/--no-discriminator",
@@ -49,7 +49,7 @@ def command(
     run = source if source.is_dir() else None
     loaded = load_checkpoint(source / "model.safetensors" if run else source)
     if discriminator and not loaded.has_discriminator:
-        raise CheckpointError(f"{source} has no discriminator: give --no-discriminator")
+        raise CheckpointError(f"{source} has no discriminator: add --no-discriminator")
     dtype = torch.float16 if half else torch.float32
     if file_size is None:
         if output.suffix != ".safetensors":

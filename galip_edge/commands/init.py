@@ -23,10 +23,10 @@ PRESET_NAMES = ("cub", "coco", "cc12m", "small", "tiny")
     show_default=True,
     help="Model dimensions; cub, coco and cc12m are the published ones.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Picks the weights.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the weights.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def command(checkpoint: Path | None, out: Path | None, preset: str, seed: int, force: bool) -> None:
-    """Write an untrained checkpoint; its pictures are noise, its speed is real."""
+    """Write an untrained checkpoint, for tests and latency measurements."""
     checkpoint = one_output(checkpoint, out)
     if checkpoint.suffix != ".safetensors":
         raise GalipEdgeError(f"a checkpoint's name ends in .safetensors, got {checkpoint.name}")
@@ -34,7 +34,7 @@ def command(checkpoint: Path | None, out: Path | None, preset: str, seed: int, f
         raise GalipEdgeError(f"{checkpoint} exists: choose another name or give --force")
     import torch
 
-    from galip_edge.checkpoint import save_checkpoint
+    from galip_edge.checkpoints.format import save_checkpoint
     from galip_edge.models import GALIP, PRESETS
 
     torch.manual_seed(seed)

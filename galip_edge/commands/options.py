@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-import galip_edge
 from runtime.bundle import RUN_PRECISIONS
 from runtime.credentials import Signer
 from runtime.errors import GalipEdgeError
@@ -177,7 +176,6 @@ def refuse_existing(path: Path, force: bool) -> None:
         raise GalipEdgeError(f"{path} exists: give another --out, or --force to replace it")
 
 
-_CONFIGS = Path(galip_edge.__file__).parent / "configs"
 # Kinds of data whose root is a folder or file of this machine.
 _LOCAL_KINDS = ("folder", "table", "cub", "coco")
 
@@ -187,12 +185,13 @@ def require_config(config: str, assignments: tuple[str, ...], folder: str = "") 
 
     Raises GalipEdgeError. It imports no torch, so that a mistyped path is reported at once.
     """
-    from galip_edge.training.settings import override, parse_toml
+    from galip_edge.config import named_configs, override, parse_toml
 
-    path, built_in = Path(config), _CONFIGS / folder / f"{config}.toml"
+    path, known = Path(config), named_configs(folder)
+    built_in = known.get(config)
     if not path.is_file():
-        if not built_in.is_file():
-            names = sorted(file.stem for file in (_CONFIGS / folder).glob("*.toml"))
+        if built_in is None:
+            names = list(known)
             similar = get_close_matches(config, names, 1)
             hint = f"did you mean {similar[0]}? " if similar else ""
             raise GalipEdgeError(

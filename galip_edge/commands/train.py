@@ -22,7 +22,9 @@ from galip_edge.commands.options import (
 @settings_option
 @device_setting_option
 @output_setting_option
-@click.option("--dry-run", is_flag=True, help="Show the resolved settings and what would be done.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show the resolved settings and the planned run, then exit."
+)
 def command(
     config: str,
     assignments: tuple[str, ...],
@@ -30,10 +32,10 @@ def command(
     output: str | None,
     dry_run: bool,
 ) -> None:
-    """Train a model as CONFIG says, or resume the run if its folder holds checkpoints.
+    """Train a model as configured by CONFIG, or resume the run if its folder holds checkpoints.
 
-    CONFIG is a TOML file, or the name of a configuration that comes with the package, such as cub
-    or coco. Under torchrun every process takes its share. Ctrl-C ends the run with a checkpoint.
+    CONFIG is a TOML file, or the name of a configuration in the package, such as cub or coco.
+    Under torchrun, processes share each batch. Ctrl-C ends the run with a checkpoint.
     """
     assignments = with_setting(with_device(assignments, device), "output", output)
     require_config(config, assignments)
@@ -46,5 +48,5 @@ def command(
         return
     logging.getLogger("galip_edge").setLevel(logging.INFO)
     result = train(resolved)
-    if os.environ.get("RANK", "0") == "0":  # torchrun starts many of us
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes
         click.echo(result.model)

@@ -1,4 +1,4 @@
-"""`galip-edge train-clip`: a CLIP of one's own, for data that needs none that exists."""
+"""`galip-edge train-clip`: contrastive training of a small CLIP."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from galip_edge.commands.options import (
 def command(
     config: str, assignments: tuple[str, ...], device: str | None, output: str | None
 ) -> None:
-    """Train a CLIP contrastively as CONFIG says, or resume; its weights then serve `train`.
+    """Train a CLIP contrastively as configured by CONFIG, or resume; `train` reads its weights.
 
-    CONFIG is a TOML file, or the name of a configuration that comes with the package: aviary.
+    CONFIG is a TOML file, or the name of a configuration in the package, such as own.
     """
     assignments = with_setting(with_device(assignments, device), "output", output)
     require_config(config, assignments, "clip")

@@ -1,4 +1,4 @@
-"""Looks at every image and caption before days of training are spent on them."""
+"""Validation of every image and caption of a data set."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from galip_edge.data.shards import list_shards, raw_captions, raw_image, read_sh
 from galip_edge.data.sources import open_source
 
 Item = TypeVar("Item")
-# Called with how many images (of web data: shards) are done, and how many there are.
+# Called with the number of finished images (of web data: shards), and the total.
 Progress = Callable[[int, int], None]
 
 _CHUNK = 64
 
-# Samples, and problems of each kind, that a report shows.
+# Samples, and problems of each kind, in a report.
 _EXAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Smallest, middle and largest of some numbers."""
+    """Minimum, median and maximum."""
 
     minimum: int
     median: int
@@ -40,7 +40,7 @@ class Spread:
 
     @classmethod
     def of(cls, counts: Counter[int]) -> Spread | None:
-        """The spread of numbers of which `counts` says how often each comes; None without any."""
+        """The spread of numbers with these `counts`; None without numbers."""
         if not counts:
             return None
         numbers = sorted(counts)
@@ -52,19 +52,19 @@ class Spread:
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
         kind, root, split: of the configuration.
-        shards: number of tar files looked into; 0 if the data is not in shards.
-        images: that can be trained on: readable, and with a caption.
-        captions: of these images.
-        distinct_captions: how many of these differ. Mismatched captions are taken from other
+        shards: number of checked tar files; 0 if the data is not in shards.
+        images: number of valid images: readable, and with a caption.
+        captions: of the valid images.
+        distinct_captions: number of different captions. Mismatched captions come from other
             images, so a data set needs many.
-        captions_per_image, width, height: over these images; None if there are none.
-        enlarged: images smaller than the size that they are resized to.
-        samples: some (key, caption), to look at.
-        problems: everything that training would skip, and keys that come twice.
+        captions_per_image, width, height: of the valid images; None without any.
+        enlarged: valid images smaller than the size that they are resized to.
+        samples: examples of (key, caption).
+        problems: everything that training would skip, and duplicate keys.
     """
 
     kind: str
@@ -83,7 +83,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there is something to train on and nothing is broken."""
+        """True if there are valid images and no problems."""
         return self.images > 0 and self.problems.total == 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,15 +101,15 @@ def check(
     *,
     limit: int | None = None,
 ) -> Report:
-    """Decode images, read captions, and report what is there and what is broken.
+    """Decode images, read captions, and report contents and problems.
 
     Args:
-        config: which data.
-        progress: called from this thread now and then.
-        limit: look at no more than so many images, or shards, evenly spread; at all by default.
+        config: of the data.
+        progress: called from this thread.
+        limit: check at most this many images or shards, evenly spread. Default: all.
 
     Raises:
-        DataError: nothing can be read at all: no root, no list of files, a hostile pickle.
+        DataError: the data set is unusable: no root, no list of files, a hostile pickle.
     """
     shards: list[str] = []
     tasks: Iterable[partial[_Tally]]
@@ -124,21 +124,21 @@ def check(
         tasks = _image_tasks(source, indices)
     summary = _Summary(config, len(shards))
     done = 0
-    pool = ThreadPoolExecutor()  # decoding runs outside Python's lock, so threads scale
+    pool = ThreadPoolExecutor()  # decoding releases Python's lock, so threads scale
     try:
         for tally in pool.map(lambda task: task(), tasks):
             summary.add(tally)
             done += tally.done
             if progress is not None:
                 progress(done, total)
-    finally:  # at once, also on Ctrl-C
+    finally:  # immediately, also on Ctrl-C
         pool.shutdown(cancel_futures=True)
     return summary.report()
 
 
 @dataclass
 class _Tally:
-    """What was found in one part of the data."""
+    """The results for a chunk of images, or a shard."""
 
     done: int
     keys: list[str] = field(default_factory=list)
@@ -152,12 +152,12 @@ class _Tally:
         self.captions[len(captions)] += 1
         self.hashes.extend(map(_hash, captions))
         self.sizes[size] += 1
-        # The first of every part shows more of the data than the first few of all.
+        # The first samples of all chunks show more of the data than the first few of one.
         self.sample = self.sample or (key, captions[0])
 
 
 def _hash(caption: str) -> int:
-    """64 bits: two of ten million captions have the same with a probability of 3e-6."""
+    """64-bit hash: a collision among ten million captions has a probability of 3e-6."""
     digest = hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
@@ -201,13 +201,13 @@ def _spread_out(items: Sequence[Item], limit: int | None) -> list[Item]:
 
 
 class _Summary:
-    """Adds the tallies up to a report."""
+    """Combines tallies into a report."""
 
     def __init__(self, config: DataConfig, shards: int) -> None:
         self._config = config
         self._shards = shards
         self._captions: Counter[int] = Counter()
-        self._hashes = array("Q")  # 8 bytes a caption: web data has millions
+        self._hashes = array("Q")  # 8 bytes per caption: web data has millions
         self._sizes: Counter[tuple[int, int]] = Counter()
         self._samples: list[tuple[str, str]] = []
         self._keys: set[str] = set()
@@ -220,10 +220,10 @@ class _Summary:
         self._sizes += tally.sizes
         self._samples += [tally.sample] if tally.sample else []
         if self._shards:
-            self._keys.clear()  # keys of millions of images; compared within each shard only
+            self._keys.clear()  # compared only within each shard: web data has millions
         for key in tally.keys:
             if key in self._keys:
-                self._problems.add([Problem("duplicate key", key, "more than one image has it")])
+                self._problems.add([Problem("duplicate key", key, "used by more than one image")])
             self._keys.add(key)
 
     def report(self) -> Report:

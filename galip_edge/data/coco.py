@@ -10,20 +10,20 @@ from galip_edge.data.captions import tidy_all
 from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import DataError, Problem
 from galip_edge.data.pickles import read_keys
-from galip_edge.data.records import Record
+from galip_edge.data.records import ImageRecord
 
 # COCO has no public captions of its test images: this family tests on the validation part.
 _OFFICIAL_SPLIT = {"train": "train", "test": "val"}
 _PROBED = 20
 
 
-def coco_records(config: DataConfig) -> list[Record]:
+def coco_records(config: DataConfig) -> list[ImageRecord]:
     """The images of COCO, or of any data in COCO's caption format.
 
-    Reads `<root>/<split>/filenames.pickle` with `text/<key>.txt` if it is there, otherwise
+    Read `<root>/<split>/filenames.pickle` with `text/<key>.txt` if it exists, otherwise
     `annotations/captions_{train,val}*.json`, or the file that the `annotations` setting names.
 
-    Raises DataError saying which file is missing or damaged.
+    Raises DataError naming a missing or damaged file.
     """
     root = config.folder()
     listed = root / config.split / "filenames.pickle"
@@ -33,15 +33,15 @@ def coco_records(config: DataConfig) -> list[Record]:
     return _official_records(root, annotations)
 
 
-def _family_records(root: Path, split: str, listed: Path) -> list[Record]:
+def _family_records(root: Path, split: str, listed: Path) -> list[ImageRecord]:
     keys = read_keys(listed)
     part = f"{_OFFICIAL_SPLIT[split]}2014"
     folders = (f"images/{part}/jpg", f"images/{part}", "images", part)
     images = _folder_with([root / folder for folder in folders], [f"{key}.jpg" for key in keys])
     text = root / "text"
     if not text.is_dir():
-        raise DataError(f"there is no {text}: COCO's captions belong there as <key>.txt")
-    return [Record(key, str(images / f"{key}.jpg"), str(text / f"{key}.txt")) for key in keys]
+        raise DataError(f"no such folder: {text}; it must hold COCO's captions as <key>.txt")
+    return [ImageRecord(key, str(images / f"{key}.jpg"), str(text / f"{key}.txt")) for key in keys]
 
 
 def _find_annotations(config: DataConfig, root: Path, listed: Path) -> Path:
@@ -62,24 +62,24 @@ def _find_annotations(config: DataConfig, root: Path, listed: Path) -> Path:
     return found[0]
 
 
-def _official_records(root: Path, annotations: Path) -> list[Record]:
+def _official_records(root: Path, annotations: Path) -> list[ImageRecord]:
     images, captions = _read_annotations(annotations)
     part = annotations.stem.removeprefix("captions_")
     folders = (part, f"images/{part}", f"images/{part}/jpg", "images", ".")
     folder = _folder_with([root / name for name in folders], list(images.values()))
     records = [
-        Record(
+        ImageRecord(
             Path(name).stem,
             str(folder / name),
             tidy_all(captions.pop(number, [])),
         )
         for number, name in images.items()
     ]
-    # What is left are captions of images that the list of images does not have.
+    # The remaining captions belong to images that are not listed.
     for number in captions:
-        detail = f"{annotations.name} has captions of it, but does not list it"
+        detail = f"{annotations.name} has captions for it, but does not list it"
         fault = Problem("unknown image", str(number), detail)
-        records.append(Record(str(number), "", (), fault=fault))
+        records.append(ImageRecord(str(number), "", (), fault=fault))
     return records
 
 
@@ -106,7 +106,7 @@ def _read_annotations(path: Path) -> tuple[dict[Any, str], dict[Any, list[str]]]
 
 
 def _folder_with(folders: list[Path], names: list[str]) -> Path:
-    """The folder that has most of the first few files. Raises DataError if none has any."""
+    """The folder with most of the first few files. Raises DataError if none has any."""
     probed = names[:_PROBED]
     hits = [sum((folder / name).is_file() for name in probed) for folder in folders]
     if not any(hits):

@@ -8,25 +8,25 @@ from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import DataError, Problem
 from galip_edge.data.images import Box
 from galip_edge.data.pickles import read_keys
-from galip_edge.data.records import Record
+from galip_edge.data.records import ImageRecord
 
 # Reed et al. published the captions as text_c10.
 _TEXT_FOLDERS = ("text", "text_c10", "cvpr2016_cub/text_c10")
 
 
-def cub_records(config: DataConfig) -> list[Record]:
+def cub_records(config: DataConfig) -> list[ImageRecord]:
     """The images of CUB, with their bounding boxes.
 
-    `<root>/<split>/filenames.pickle` decides the split if it is there (150 classes to train on
-    and 50 others to test on, in this family's files); otherwise CUB's own `train_test_split.txt`
+    `<root>/<split>/filenames.pickle` determines the split if it exists (150 classes for training
+    and 50 for testing, in the files of DF-GAN and GALIP); otherwise CUB's `train_test_split.txt`
     (all 200 classes in both).
 
-    Raises DataError saying which file is missing or damaged.
+    Raises DataError naming a missing or damaged file.
     """
     root = config.folder()
     images = root / "CUB_200_2011"
     if not images.is_dir():
-        images = root  # the official archive's own folder was given as root
+        images = root  # root is the folder in the official archive
     by_number = _read_table(images / "images.txt", columns=2)
     names = {number: name.rpartition(".")[0] for number, (name,) in by_number.items()}
     boxes = {
@@ -50,11 +50,11 @@ def cub_records(config: DataConfig) -> list[Record]:
     return [_record(key, images / "images", text, boxes.get(key)) for key in keys]
 
 
-def _record(key: str, images: Path, text: Path, box: Box | None) -> Record:
+def _record(key: str, images: Path, text: Path, box: Box | None) -> ImageRecord:
     fault = None
     if box is None:
-        fault = Problem("unknown image", key, "images.txt or bounding_boxes.txt does not have it")
-    return Record(key, str(images / f"{key}.jpg"), str(text / f"{key}.txt"), box, fault)
+        fault = Problem("unknown image", key, "images.txt or bounding_boxes.txt does not list it")
+    return ImageRecord(key, str(images / f"{key}.jpg"), str(text / f"{key}.txt"), box, fault)
 
 
 def _text_folder(config: DataConfig, root: Path, images: Path) -> Path:

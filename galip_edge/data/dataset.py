@@ -1,8 +1,7 @@
-"""A data set that is read by number: CUB, COCO, folders, tables."""
+"""A data set with random access: CUB, COCO, folders, tables."""
 
 from __future__ import annotations
 
-import torch
 from torch.utils.data import Dataset
 
 from galip_edge.data.errors import DataError, Problem, SampleError
@@ -10,15 +9,15 @@ from galip_edge.data.images import Augmentation, Chance
 from galip_edge.data.records import Source
 from galip_edge.data.samples import Draw, Sample, generator_for
 
-# With half of all images broken, one sample in four thousand million fails this often.
+# With half of all images broken, one sample in four billion exhausts them.
 _ATTEMPTS = 32
 
 
 class CaptionedImages(Dataset[Sample]):
     """Augmented images of a source, each with one of its captions.
 
-    What a sample is depends on (seed, epoch, index) alone. An image that cannot be used is
-    replaced by another, drawn from the same randomness; the sample says so in `skipped`.
+    A sample depends only on (seed, epoch, index). An invalid image is replaced by another one,
+    drawn from the same random generator, and listed in `skipped`.
     """
 
     def __init__(self, source: Source, augmentation: Augmentation, seed: int = 0) -> None:
@@ -33,8 +32,8 @@ class CaptionedImages(Dataset[Sample]):
         """The sample at `draw`; an integer is an index in epoch 0.
 
         Raises:
-            IndexError: there is no such index.
-            DataError: neither this nor many other images can be used.
+            IndexError: the index is out of range.
+            DataError: this and many other images are invalid.
         """
         epoch, index = (draw.epoch, draw.index) if isinstance(draw, Draw) else (0, draw)
         if not 0 <= index < len(self):
@@ -49,14 +48,13 @@ class CaptionedImages(Dataset[Sample]):
                 skipped.append(error.problem)
                 index = int(generator.random() * len(self))
         raise DataError(
-            f"{_ATTEMPTS} images in a row cannot be used, the last because of {skipped[-1]}; "
-            "run galip-edge data check to see what is wrong"
+            f"{_ATTEMPTS} images in a row are invalid, the last because of {skipped[-1]}; "
+            "run galip-edge data check for a full list"
         )
 
     def _read(self, index: int, chance: Chance, skipped: list[Problem]) -> Sample:
         captions = self.source.captions(index)
-        noise = self.source.noise(index)
-        # JPEGs of many megapixels are decoded smaller, but not so small that it could be seen.
+        # Large JPEGs are decoded at a reduced size that stays above the resized one.
         image = self.source.image(index, 2 * self.augmentation.shorter_side)
         return Sample(
             key=self.source.key(index),
@@ -64,5 +62,4 @@ class CaptionedImages(Dataset[Sample]):
             caption=captions[int(chance.caption * len(captions))],
             index=index,
             skipped=tuple(skipped),
-            noise=None if noise is None else torch.from_numpy(noise),
         )

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, or with one sample of it."""
+"""Errors of data sets and samples."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ PROBLEM_KINDS: tuple[ProblemKind, ...] = get_args(ProblemKind)
 
 
 class DataError(GalipEdgeError):
-    """A data set cannot be used at all; the message says what is wrong and what to do."""
+    """A data set is unusable; the message states the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one sample or shard.
+    """A problem of one sample or shard.
 
     Attributes:
         kind: one of PROBLEM_KINDS.
         key: of the sample, or the shard's name.
-        detail: one clause for people, often with the path.
+        detail: description, often with the path.
     """
 
     kind: ProblemKind
@@ -47,7 +47,7 @@ class Problem:
 
 
 class SampleError(Exception):
-    """One sample cannot be used; the rest of the data set can."""
+    """One sample is invalid; the rest of the data set is usable."""
 
     def __init__(self, kind: ProblemKind, key: str, detail: str) -> None:
         self.problem = Problem(kind, key, detail)
@@ -55,7 +55,7 @@ class SampleError(Exception):
 
 
 class ProblemLog:
-    """Counts problems by kind and keeps the first few of each, in bounded memory."""
+    """Counts problems by kind, and keeps the first few of each."""
 
     def __init__(self, examples: int = 20) -> None:
         self.counts: Counter[ProblemKind] = Counter()
@@ -96,7 +96,7 @@ class ProblemLog:
 
 
 def require(module: str, purpose: str) -> Any:
-    """Import `module`, which only some data sets need. Raises DataError saying how to get it."""
+    """Import `module`, needed by some data sets. Raises DataError that names the extra."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -22,14 +22,14 @@ from galip_edge.data.errors import DataError, require
 from runtime.errors import GalipEdgeError
 from runtime.files import atomic_folder
 
-# Called with the number of finished icons, and of all.
+# Called with the number of finished icons, and the total.
 Progress = Callable[[int, int], None]
 
 # Names become file names.
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _SIZE_LIMIT = 2048
 
-# A caption with all keywords of an emoji may have more than thirty words.
+# Emoji may have more than thirty keywords.
 _KEYWORDS = 8
 
 
@@ -55,11 +55,11 @@ class IconSet:
     """An icon set, as its npm package describes it.
 
     Attributes:
-        prefix, title: for machines and for people, such as `noto` and `Noto Emoji`.
+        prefix, title: identifier and name, such as `noto` and `Noto Emoji`.
         version: of the package.
-        author, license, license_url: as `info.json` states them; empty if it does not.
-        icons: by name; aliases of other icons are omitted.
-        categories: names of the icons in each category; empty if the set has none.
+        author, license, license_url: from `info.json`, or empty.
+        icons: by name, without aliases.
+        categories: names of the icons in each category; empty without categories.
     """
 
     prefix: str
@@ -148,12 +148,12 @@ def read_keywords(package: Path) -> dict[str, list[str]]:
 
 
 def _code_points(text: str) -> str:
-    """`text` in lower case, without variation selectors, by which the sets differ."""
+    """`text` in lower case, without variation selectors, which not all sets have."""
     return "-".join(part for part in text.lower().split("-") if part != "fe0f")
 
 
 def _read_json(path: Path, missing: Any = None) -> Any:
-    """A JSON file's content, or `missing` if there is no such file. Raises DataError."""
+    """Content of a JSON file, or `missing` if the file does not exist. Raises DataError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -168,12 +168,12 @@ def _read_json(path: Path, missing: Any = None) -> Any:
 
 
 def captions_of(name: str, style: str, keywords: Iterable[str]) -> list[str]:
-    """Captions of an icon, from the plainest to the longest.
+    """Captions of an icon, from shortest to longest.
 
     Args:
         name: of the icon, such as `red-apple`.
         style: title of its set.
-        keywords: the first 8 that the name does not contain are used.
+        keywords: the first 8 that are not in the name are used.
     """
     words = tidy(name.replace("-", " "))
     more = list(dict.fromkeys(tidy(k) for k in keywords if k and k not in words.split()))
@@ -198,10 +198,10 @@ def export_icons(
 
     Args:
         packages: folders of npm packages in Iconify's format.
-        out: a new folder; appears complete or not at all.
+        out: a new folder, written atomically.
         size: side of the images in pixels.
-        categories: only these, compared by their letters and digits; all icons by default. A set
-            without categories uses those of the other sets, by icon name.
+        categories: only these, compared by letters and digits. Default: all icons. A set without
+            categories uses those of the other sets, by icon name.
         keywords: folder of the npm package `emojibase-data`, for longer captions.
         progress: called after each icon.
 
@@ -209,7 +209,7 @@ def export_icons(
         Number of images.
 
     Raises:
-        DataError: a package cannot be read, or no icon is left.
+        DataError: a package cannot be read, or no icon matches.
         GalipEdgeError: `out` exists, or cannot be written.
     """
     if not 1 <= size <= _SIZE_LIMIT:
@@ -219,7 +219,7 @@ def export_icons(
     require("resvg_py", "drawing SVG")
     sets = [read_icon_set(package) for package in packages]
     if twice := {s.prefix for s in sets if [t.prefix for t in sets].count(s.prefix) > 1}:
-        raise DataError(f"the icon set {', '.join(sorted(twice))} is given more than once")
+        raise DataError(f"duplicate icon set {', '.join(sorted(twice))}")
     words = read_keywords(keywords) if keywords else {}
     chosen = [(set_, icon) for set_, icon in _chosen(sets, categories)]
     characters = {
@@ -258,7 +258,7 @@ def _chosen(sets: Sequence[IconSet], categories: Collection[str]) -> Iterator[tu
                 found = True
                 yield set_, icon
     if not found:
-        raise DataError("no icon is left: choose other categories, or other icon sets")
+        raise DataError("no icon matches: choose other categories, or other icon sets")
 
 
 def _letters(category: str) -> str:

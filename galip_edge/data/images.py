@@ -1,4 +1,4 @@
-"""Reading an image file, and making it the tensor that a network sees."""
+"""Reading image files, and preparing them as tensors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from galip_edge.data.errors import SampleError
 
-# What photographs come in. Pillow's other decoders (EPS runs Ghostscript) stay closed to data.
+# Formats of photographs. Pillow's other decoders are disabled (EPS runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
-# What each of the 256 values of a pixel becomes.
+# Normalized values of the 256 levels of a pixel.
 _LEVELS = (np.arange(256) / 127.5 - 1).astype(np.float32)
 
 
@@ -31,7 +31,7 @@ class Box(NamedTuple):
 
 
 class Chance(NamedTuple):
-    """The random numbers of one sample, each uniform in [0,1)."""
+    """Random numbers of one sample, each uniform in [0,1)."""
 
     caption: float
     top: float
@@ -40,7 +40,7 @@ class Chance(NamedTuple):
 
     @classmethod
     def draw(cls, generator: np.random.Generator) -> Chance:
-        """Take the next four numbers of `generator`."""
+        """Draw the next four numbers of `generator`."""
         return cls(*generator.random(4).tolist())
 
 
@@ -50,13 +50,13 @@ def read_image(
     """A decoded RGB image; transparent parts become white.
 
     Args:
-        file: a path, or an image file's content.
+        file: path or content of an image file.
         key: of the sample, for the error.
         shorter_side: allows a JPEG to be decoded at 1/2, 1/4 or 1/8 size, which is faster,
             as long as its shorter side keeps at least this many pixels.
-        upright: turn the image as its EXIF orientation says.
+        upright: apply the EXIF orientation.
 
-    Raises SampleError if it is missing or cannot be decoded.
+    Raises SampleError if the file is missing or cannot be decoded.
     """
     try:
         with Image.open(file, formats=_FORMATS) as image:
@@ -67,9 +67,9 @@ def read_image(
                 ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except FileNotFoundError as error:
-        raise SampleError("missing image", key, f"there is no {file}") from error
+        raise SampleError("missing image", key, f"no such file: {file}") from error
     except Exception as error:
-        # Pillow's decoders answer damaged files with exceptions of a dozen types.
+        # Pillow's decoders raise exceptions of a dozen types for damaged files.
         place = file if isinstance(file, str) else "in the shard"
         raise SampleError(
             "unreadable image", key, f"{place}: {type(error).__name__}: {error}"
@@ -87,16 +87,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def crop_around(image: Image.Image, box: Box) -> Image.Image:
-    """The square around `box` whose side is 1.5 times its longer side, within the image.
+    """Crop a square around `box`, of 1.5 times its longer side, within the image.
 
-    Rounded as this family of models does for CUB. Raises ValueError if nothing is left.
+    Rounded as by DF-GAN and GALIP for CUB. Raises ValueError if the crop is empty.
     """
     radius = int(max(box.width, box.height) * 0.75)
     centre_x, centre_y = box.left + box.width // 2, box.top + box.height // 2
     left, top = max(0, centre_x - radius), max(0, centre_y - radius)
     right, bottom = min(image.width, centre_x + radius), min(image.height, centre_y + radius)
     if right <= left or bottom <= top:
-        raise ValueError(f"{tuple(box)} does not lie in an image of {image.width}x{image.height}")
+        raise ValueError(f"{tuple(box)} is outside the image of {image.width}x{image.height}")
     return image.crop((left, top, right, bottom))
 
 
@@ -107,8 +107,8 @@ class Augmentation:
     Attributes:
         shorter_side: pixels before the crop.
         image_size: side of the square.
-        random: crop and mirror at random; otherwise the centre, never mirrored.
-        flip: whether to mirror at all.
+        random: crop and mirror at random; otherwise crop the centre, without mirroring.
+        flip: mirror with probability 1/2.
     """
 
     shorter_side: int
@@ -124,8 +124,8 @@ class Augmentation:
             left, top = int(chance.left * (slack_x + 1)), int(chance.top * (slack_y + 1))
         else:
             left, top = slack_x // 2, slack_y // 2
-        # The same pixels as of resizing first and cropping then, for less work, and for little
-        # memory even if the image is a strip a thousand times as long as it is wide.
+        # Same pixels as resizing before cropping, with less work, and little memory even for an
+        # image with an extreme aspect ratio.
         x, y = image.width / width, image.height / height
         box = (left * x, top * y, (left + self.image_size) * x, (top + self.image_size) * y)
         size = (self.image_size, self.image_size)

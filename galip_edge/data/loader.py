@@ -1,4 +1,4 @@
-"""Batches, read ahead by worker processes, from any position in training."""
+"""Batches from worker processes, starting at any position in training."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from galip_edge.data.stream import WebShards
 
 
 class Loader:
-    """Yields the batches of one epoch each time it is iterated over.
+    """Yields the batches of one epoch in each iteration.
 
-    The workers read on across the end of an epoch, so that no step waits there.
+    The workers prefetch across the end of an epoch, so no step waits there.
 
     Attributes:
-        schedule: how epochs are cut into batches.
-        position: what to resume at; every batch counts from the moment it is handed out.
-        skips: everything that was skipped and replaced on this process.
+        schedule: division of epochs into batches.
+        position: position to resume at, after the last batch that was yielded.
+        skips: problems of images that were replaced on this process.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Loader:
         return self.schedule.batches_per_epoch
 
     def resume(self, position: Position) -> None:
-        """Continue at `position`, exactly where the loader was that it comes from.
+        """Continue at the `position` of another loader.
 
-        In web shards this is exact for the same number of processes, workers and batch size;
-        otherwise what is left of the epoch is dealt out differently, and some of its samples
-        come twice or not at all.
+        With web shards this is exact for the same number of processes, workers and batch size;
+        otherwise the rest of the epoch is distributed differently, and some of its samples are
+        repeated or missed.
         """
         self.close()
-        if isinstance(self.dataset, WebShards):  # streams know whole batches only
+        if isinstance(self.dataset, WebShards):  # streams have whole batches only
             samples = position.samples - position.samples % self.schedule.global_batch
             position = Position(position.epoch, samples)
         self.position = self.schedule.valid(position)
@@ -74,7 +74,7 @@ class Loader:
             yield batch
 
     def close(self) -> None:
-        """Stop the workers; they start again when needed."""
+        """Stop the workers; they restart when needed."""
         self._stream = None
 
     def _next(self) -> Batch:
@@ -87,8 +87,8 @@ class Loader:
             if "DataLoader worker" not in str(error):
                 raise
             raise DataError(
-                f"a process that reads data died ({error}); mostly memory or /dev/shm ran out: "
-                "lower workers or the batch size"
+                f"a data-loading process died ({error}), usually as memory or /dev/shm is full: "
+                "reduce workers or the batch size"
             ) from error
         if isinstance(batch, DataError):
             self.close()
@@ -97,12 +97,12 @@ class Loader:
 
     def _start(self) -> Iterable[Batch | DataError]:
         options: dict[str, Any] = {
-            "batch_size": None,  # batches come whole
+            "batch_size": None,  # the data set yields whole batches
             "num_workers": self._workers,
             "collate_fn": _unchanged,
             "pin_memory": self._pin_memory,
-            # Without it, starting the workers would draw from torch's global generator, and a
-            # resumed run would see other noise than an undisturbed one.
+            # Otherwise, starting the workers would draw from torch's global generator, and a
+            # resumed run would get different noise.
             "generator": torch.Generator(),
             "worker_init_fn": _ignore_interrupts,
         }
@@ -121,16 +121,16 @@ def build_loader(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> Loader:
-    """Open the data set of `config` and deal it out in batches.
+    """Open the data set of `config` for reading in batches.
 
     Args:
-        config: which data.
+        config: of the data.
         batch_size: samples in a batch of this process.
-        rank, world_size: of this process, and how many there are.
-        pin_memory: hand out page-locked images, for copies to a GPU.
+        rank, world_size: of this process, and number of processes.
+        pin_memory: yield page-locked images, for copies to a GPU.
 
     Raises:
-        DataError: the data set cannot be used, or has too few samples or shards.
+        DataError: the data set is unusable, or has too few samples or shards.
         ValueError: an argument is out of range.
     """
     dataset = build_dataset(config)
@@ -142,11 +142,11 @@ def build_loader(
     )
 
 
-# An error leaves a worker as a value: as an exception torch would put a traceback before it.
+# Workers return errors as values: torch would prepend a traceback to an exception.
 
 
 class _MapBatches(Dataset["Batch | DataError"]):
-    """Whole batches of a data set that is read by number."""
+    """Whole batches of a data set with random access."""
 
     def __init__(self, dataset: CaptionedImages) -> None:
         self._dataset = dataset
@@ -159,7 +159,7 @@ class _MapBatches(Dataset["Batch | DataError"]):
 
 
 class _Draws:
-    """What to read for each batch, as something that DataLoader can iterate over."""
+    """Draws of each batch, as a sampler for DataLoader."""
 
     def __init__(self, start: Callable[[], Iterator[list[Draw]]]) -> None:
         self._start = start
@@ -171,9 +171,9 @@ class _Draws:
 class _StreamBatches(IterableDataset["Batch | DataError"]):
     """Whole batches of web shards.
 
-    Batches of a process are numbered through all epochs; number n is made by reader n modulo
-    their number. DataLoader asks its workers in turn, so worker w, counted from where this
-    loader starts, is reader (start + w) modulo their number, wherever that start is.
+    The batches of a process are numbered across epochs; reader n modulo the number of readers makes
+    batch n. DataLoader asks its workers in turn, so worker w is reader (start + w) modulo their
+    number, for any batch number `start`.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class _StreamBatches(IterableDataset["Batch | DataError"]):
 
 
 def _ignore_interrupts(worker_id: int) -> None:
-    """Ctrl-C, and a scheduler's SIGTERM, reach all processes at once; the main one decides."""
+    """Ignore Ctrl-C and SIGTERM, which reach all processes; the main process handles them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""Reading the lists of file names that this family of models keeps in pickles."""
+"""Safe reading of lists of file names in pickles, as in the data of DF-GAN and GALIP."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ _NESTING = {pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.FR
 
 
 class _RefusedError(Exception):
-    """The pickle asks for something that could run code."""
+    """The pickle refers to an object that could run code."""
 
 
-# The pure Python unpickler: the one in C allocates 16 bytes for each number below the greatest
-# memo index in the file, which may be 2**32.
+# The pure Python unpickler: the one in C allocates 16 bytes for each number up to the greatest memo
+# index in the file, which may be 2**32.
 #
-# The hash of a tuple is computed by recursion in C without a limit, so that one nested a million
-# times as a key of a dictionary would end the process.
+# C computes the hash of a tuple by unlimited recursion, so a tuple nested a million times as a
+# dictionary key would crash the process.
 class _PlainUnpickler(pickle._Unpickler):
-    """Builds lists, tuples, dicts, sets, strings and numbers; these need no class by name.
+    """Builds lists, tuples, dicts, sets, strings and numbers, which need no class.
 
-    Every way for a pickle to reach other objects, and so code, goes through `find_class` or
-    `persistent_load`.
+    A pickle reaches other objects, and thus code, only through `find_class` or `persistent_load`.
     """
 
     def __init__(self, file: io.BytesIO, encoding: str) -> None:
@@ -41,11 +40,11 @@ class _PlainUnpickler(pickle._Unpickler):
         raise _RefusedError("a persistent object")
 
     def refuse_deep(self, built: Iterable[object]) -> None:
-        """Raise ValueError if a tuple or frozenset that was built is nested too deeply."""
+        """Raise ValueError if a new tuple or frozenset is nested too deeply."""
         depth = 1 + max((self._nested.get(id(item), (0, None))[0] for item in built), default=0)
         if depth > MAX_TUPLE_DEPTH:
             raise ValueError(f"tuples are nested more than {MAX_TUPLE_DEPTH} levels deep")
-        self._nested[id(built)] = depth, built  # kept, so that no other object gets its id
+        self._nested[id(built)] = depth, built  # kept, so its id is not reused
 
 
 def _checked(load: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -63,12 +62,12 @@ _PlainUnpickler.dispatch = {
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """What a pickle of plain values holds, without running any code in it.
+    """Content of a pickle of plain values, read without running any code in it.
 
-    Byte strings of Python 2 become text: UTF-8 where they are valid UTF-8, else Latin-1.
+    Byte strings of Python 2 become text: UTF-8 if valid, otherwise Latin-1.
 
     Raises:
-        DataError: the file is missing, damaged, or holds anything but plain values.
+        DataError: the file is missing, damaged, or holds other objects than plain values.
     """
     try:
         content = path.read_bytes()
@@ -84,19 +83,19 @@ def read_plain_pickle(path: Path) -> Any:
     except _RefusedError as error:
         raise DataError(
             f"{path} is unsafe: it would load {error}, where a list of file names holds only "
-            "text; nothing was run, get the file from a source you trust"
+            "text; nothing was run. Get the file from a source you trust"
         ) from error
     except Exception as error:
-        # Damaged bytes end in exceptions of a dozen types, from IndexError to MemoryError.
+        # Damaged pickles raise exceptions of a dozen types, from IndexError to MemoryError.
         raise DataError(
             f"{path} is not a readable pickle ({type(error).__name__}: {error}); download it again"
         ) from error
 
 
 def read_keys(path: Path) -> list[str]:
-    """The keys in a `filenames.pickle`: a list of text.
+    """The keys in a `filenames.pickle`, a list of strings.
 
-    Raises DataError as `read_plain_pickle` does, and if it holds anything else or no keys.
+    Raises DataError as `read_plain_pickle`, and if the file holds anything else, or no keys.
     """
     keys = read_plain_pickle(path)
     if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):

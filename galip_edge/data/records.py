@@ -1,4 +1,4 @@
-"""Captioned images that can be had by number: the interface, and image files on disk."""
+"""Sources of captioned images: the interface, and image files on disk."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from galip_edge.data.captions import read_captions
@@ -17,14 +15,14 @@ from galip_edge.data.images import Box, crop_around, read_image
 
 
 class Source(Protocol):
-    """Captioned images by number, from 0. Reading raises SampleError for an unusable one."""
+    """Captioned images by index. Reading an invalid one raises SampleError."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         ...
 
     def key(self, index: int) -> str:
-        """The name of an image in its data set."""
+        """An image's name in its data set."""
         ...
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -35,21 +33,17 @@ class Source(Protocol):
         """The RGB image; it may be scaled down to a shorter side no less than `shorter_side`."""
         ...
 
-    def noise(self, index: int) -> npt.NDArray[np.float32] | None:
-        """What a generator should make the image of (Z,), if that is known."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """Where an image and its captions are.
+class ImageRecord:
+    """Paths of an image and its captions.
 
     Attributes:
         key: the image's name in its data set.
-        image: path of the file, as text (a quarter of the memory of a Path).
-        captions: the captions themselves, or a text file with one a line.
-        box: the part of the image that matters, cropped at 1.5 times its longer side.
-        fault: why the record is known to be unusable, if it is.
+        image: path of the file, as a string (a quarter of a Path's memory).
+        captions: the captions, or the path of a text file with one per line.
+        box: bounding box; the image is cropped to a square of 1.5 times its longer side.
+        fault: known problem that makes the record invalid.
     """
 
     key: str
@@ -60,16 +54,15 @@ class Record:
 
 
 class RecordSource:
-    """The source over a list of records.
+    """Source of the images in a list of records.
 
     Args:
         records: at least one.
-        upright: whether images are turned as their EXIF orientation says. CUB and COCO never
-            were, in their annotations or by any model of this family; people's own photographs
-            must be.
+        upright: apply the EXIF orientation. Annotations of CUB and COCO ignore it, as do the
+            models of this family; users' photographs need it.
     """
 
-    def __init__(self, records: Sequence[Record], upright: bool = False) -> None:
+    def __init__(self, records: Sequence[ImageRecord], upright: bool = False) -> None:
         self._records = records
         self._upright = upright
 
@@ -77,17 +70,17 @@ class RecordSource:
         return len(self._records)
 
     def key(self, index: int) -> str:
-        """The name of an image in its data set."""
+        """An image's name in its data set."""
         return self._records[index].key
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """All captions of an image. Raises SampleError if there are none."""
+        """All captions of an image. Raises SampleError if it has none."""
         record = self._records[index]
         _raise_fault(record)
         if isinstance(record.captions, str):
             return read_captions(Path(record.captions), record.key)
         if not record.captions:
-            raise SampleError("empty captions", record.key, "no caption is given for it")
+            raise SampleError("empty captions", record.key, "it has no caption")
         return record.captions
 
     def image(self, index: int, shorter_side: int | None = None) -> Image.Image:
@@ -101,10 +94,7 @@ class RecordSource:
         except ValueError as error:
             raise SampleError("bad bounding box", record.key, str(error)) from error
 
-    def noise(self, index: int) -> None:
-        """Not known of image files."""
 
-
-def _raise_fault(record: Record) -> None:
+def _raise_fault(record: ImageRecord) -> None:
     if record.fault is not None:
         raise SampleError(record.fault.kind, record.fault.key, record.fault.detail)

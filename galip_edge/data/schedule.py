@@ -1,4 +1,4 @@
-"""Which samples make which batch, on which process."""
+"""Division of epochs into batches, and of batches among processes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from galip_edge.data.samples import Draw, generator_for
 
 @dataclass(frozen=True)
 class Position:
-    """How far training has come through its data; the same on all processes.
+    """Position of training in its data; the same on all processes.
 
     Attributes:
         epoch: from 0.
-        samples: of this epoch, handed to all processes together.
+        samples: finished samples of this epoch, over all processes.
     """
 
     epoch: int = 0
@@ -30,16 +30,16 @@ class Position:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The cut of an epoch into global batches, and of these into one part per process.
+    """Division of an epoch into global batches, each with one share per process.
 
-    The parts of a global batch, put together in the order of the ranks, are the batch that one
-    process with `batch_size * world_size` would see.
+    The shares of a global batch, concatenated by rank, are the batch of a single process with batch
+    size `batch_size * world_size`.
 
     Attributes:
         length: samples in an epoch.
         batch_size: of one process.
         rank: of this process, from 0.
-        world_size: how many processes there are.
+        world_size: number of processes.
     """
 
     length: int
@@ -55,12 +55,12 @@ class Schedule:
         if self.length < self.global_batch:
             raise DataError(
                 f"an epoch has {self.length} samples, too few for one batch of "
-                f"{self.batch_size} on each of {self.world_size} process(es): lower the batch size"
+                f"{self.batch_size} on each of {self.world_size} process(es): reduce the batch size"
             )
 
     @property
     def global_batch(self) -> int:
-        """Samples that all processes see in one step."""
+        """Samples of a step, over all processes."""
         return self.batch_size * self.world_size
 
     @property
@@ -76,17 +76,17 @@ class Schedule:
         return Position(position.epoch, samples)
 
     def valid(self, position: Position) -> Position:
-        """`position`, or the next epoch's start if no batch fits there any more.
+        """`position`, or the start of the next epoch if no batch fits after it.
 
-        A batch size other than the one that `position` was reached with can leave such a rest.
+        This happens if the batch size has changed.
         """
         fits = position.samples + self.global_batch <= self.length
         return position if fits else Position(position.epoch + 1)
 
     def draws(self, start: Position, seed: int) -> Iterator[list[Draw]]:
-        """What this process reads for each batch from `start`, without end.
+        """Yield the draws of this process for each batch from `start` on, without end.
 
-        The order of an epoch depends on (seed, epoch) alone.
+        The order of an epoch depends only on (seed, epoch).
         """
         position, order_of, order = start, -1, np.arange(self.length)
         while True:

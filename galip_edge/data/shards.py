@@ -15,7 +15,7 @@ from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import DataError, Problem, SampleError, require
 from galip_edge.data.images import IMAGE_SUFFIXES, read_image
 
-# webdataset also knows pipe: and would run it as a shell command.
+# webdataset also supports pipe:, which runs a shell command.
 _SCHEMES = ("http://", "https://", "gs://", "hf://")
 
 _TAR_END = bytes(1024)
@@ -26,9 +26,9 @@ RawSample = dict[str, Any]
 def list_shards(config: DataConfig) -> list[str]:
     """Paths or URLs of the shards that `root` and `shards` name, in order.
 
-    Raises DataError if there are none, or if `root` is a URL that is not allowed.
+    Raises DataError if there are none, or for an unsupported URL.
     """
-    require("webdataset", "reading web shards")  # now, not first in a worker
+    require("webdataset", "reading web shards")  # here, not later in a worker
     if "://" in config.root or config.root.startswith("pipe:"):
         if not config.root.startswith(_SCHEMES):
             raise DataError(
@@ -47,7 +47,7 @@ def list_shards(config: DataConfig) -> list[str]:
     else:
         shards = [str(root / name) for name in _expand(config.shards)]
     if not shards:
-        raise DataError(f"no shards in {root}: nothing there is named {config.shards}")
+        raise DataError(f"no shards in {root}: no file matches {config.shards}")
     return shards
 
 
@@ -57,9 +57,9 @@ def _expand(pattern: str) -> list[str]:
 
 
 def samples_per_epoch(config: DataConfig, shards: list[str]) -> int:
-    """The setting of that name, or the sum over img2dataset's statistics beside the shards.
+    """The setting of that name, or the sum over img2dataset's statistics next to the shards.
 
-    Raises DataError if neither is there.
+    Raises DataError if both are missing.
     """
     if config.samples_per_epoch is not None:
         return config.samples_per_epoch
@@ -70,27 +70,27 @@ def samples_per_epoch(config: DataConfig, shards: list[str]) -> int:
             total += int(json.loads(Path(statistics).read_text(encoding="utf-8"))["successes"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"the number of samples in the shards is not known, as {statistics} cannot be "
-                f"read ({type(error).__name__}): give samples_per_epoch; galip-edge data check "
-                "counts the samples"
+                f"unknown number of samples in the shards: cannot read {statistics} "
+                f"({type(error).__name__}); set samples_per_epoch (galip-edge data check "
+                "counts the samples)"
             ) from error
     if total < 1:
-        raise DataError(f"the shards' statistics in {config.root} count no samples at all")
+        raise DataError(f"the shards' statistics in {config.root} count no samples")
     return total
 
 
 def read_shard(shard: str, report: Callable[[Problem], None]) -> Iterator[RawSample]:
-    """The undecoded samples of one shard, in order: `__key__`, and file contents by suffix.
+    """Yield the undecoded samples of a shard: `__key__`, and file contents by suffix.
 
-    A shard that breaks off gives what comes before the break. `report` is called once with it,
-    and with every sample that does not fit the format.
+    A truncated shard yields the samples before the break. `report` is called once with it, and
+    with every sample in another format.
     """
     webdataset = require("webdataset", "reading web shards")
     broken = False
 
     def handle(error: Exception) -> bool:
         nonlocal broken
-        # webdataset raises ValueError for a file it cannot group; all else is the shard's.
+        # webdataset raises ValueError for a file that it cannot group, others for the shard.
         if isinstance(error, ValueError):
             report(Problem("broken sample", _name(shard), str(error.args[0])))
         elif not broken:
@@ -99,7 +99,7 @@ def read_shard(shard: str, report: Callable[[Problem], None]) -> Iterator[RawSam
             if isinstance(error, OSError):
                 cause = error.strerror or cause
             report(Problem("broken shard", _name(shard), f"{type(error).__name__}: {cause}"))
-        return True  # that is: go on
+        return True  # continue
 
     try:
         with webdataset.gopen(shard) as stream:
@@ -108,30 +108,30 @@ def read_shard(shard: str, report: Callable[[Problem], None]) -> Iterator[RawSam
             yield from tar.group_by_keys(files, handler=handle)
         if not broken and shard.endswith(".tar") and "://" not in shard:
             _check_end(Path(shard))
-    except OSError as error:  # also of a download that broke off
+    except OSError as error:  # also for an interrupted download
         handle(error)
 
 
 def _check_end(path: Path) -> None:
-    """Raises OSError if a tar file lacks its end mark; a cut between two files is else silent."""
+    """Raise OSError if a tar file lacks its end mark, which detects truncation between files."""
     with path.open("rb") as file:
         file.seek(-min(len(_TAR_END), path.stat().st_size), 2)
         if file.read() != _TAR_END:
-            raise OSError("it has no end mark: samples may be missing, download it again")
+            raise OSError("no end mark: samples may be missing, download it again")
 
 
 def raw_image(raw: RawSample, shorter_side: int | None = None) -> Image.Image:
-    """The sample's RGB image, upright by its EXIF orientation. Raises SampleError."""
+    """The sample's RGB image with EXIF orientation applied. Raises SampleError."""
     for suffix in IMAGE_SUFFIXES:
         if content := raw.get(suffix[1:]):
             return read_image(BytesIO(content), raw["__key__"], shorter_side, upright=True)
-    raise SampleError("missing image", raw["__key__"], f"{_found(raw)}, no image with content")
+    raise SampleError("missing image", raw["__key__"], f"{_found(raw)}, no image")
 
 
 def raw_captions(raw: RawSample) -> tuple[str, ...]:
     """The sample's captions: the lines of its .txt, or one or a list in its .json.
 
-    Raises SampleError if there is none.
+    Raises SampleError without captions.
     """
     key = raw["__key__"]
     if "txt" in raw:

@@ -1,11 +1,11 @@
-"""From a configuration to an open data set. New kinds are registered here."""
+"""Opening the data set of a configuration. New kinds are registered here."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 
-from galip_edge.data.aviary import AviarySource
+from galip_edge import extensions
 from galip_edge.data.coco import coco_records
 from galip_edge.data.conceptual import conceptual_records
 from galip_edge.data.config import DataConfig
@@ -14,23 +14,22 @@ from galip_edge.data.dataset import CaptionedImages
 from galip_edge.data.errors import DataError
 from galip_edge.data.folder import folder_records
 from galip_edge.data.images import Augmentation
-from galip_edge.data.records import Record, RecordSource, Source
+from galip_edge.data.records import ImageRecord, RecordSource, Source
 from galip_edge.data.stream import WebShards
 from galip_edge.data.table import table_records
 
-# Every kind that is read by number; its settings are named in config.KINDS.
+# Kinds with random access; their settings are in config.KINDS. Extensions add more kinds.
 SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "cub": lambda config: RecordSource(cub_records(config)),
     "coco": lambda config: RecordSource(coco_records(config)),
     "cc3m": lambda config: RecordSource(conceptual_records(config)),
     "cc12m": lambda config: RecordSource(conceptual_records(config)),
     "folder": lambda config: RecordSource(_of_split(folder_records(config), config), upright=True),
-    "aviary": AviarySource,
     "table": lambda config: RecordSource(_of_split(table_records(config), config), upright=True),
 }
 
 
-def _of_split(records: Sequence[Record], config: DataConfig) -> Sequence[Record]:
+def _of_split(records: Sequence[ImageRecord], config: DataConfig) -> Sequence[ImageRecord]:
     """Records of `config.split`, by a hash of their keys. Raises DataError if there are none."""
     if not config.held_out:
         return records
@@ -50,15 +49,18 @@ def _is_held_out(key: str, share: float) -> bool:
 
 
 def open_source(config: DataConfig) -> Source:
-    """The images of `config`, unprepared. Raises DataError; not for web shards."""
-    return SOURCES[config.kind](config)
+    """The unprepared images of `config`, which is not of kind `webdataset`. Raises DataError."""
+    if config.kind in SOURCES:
+        return SOURCES[config.kind](config)
+    source: Source = extensions.require("data source", config.kind)(config)
+    return source
 
 
 def build_dataset(config: DataConfig) -> CaptionedImages | WebShards:
     """Open the data set of `config`; no image is read yet.
 
-    Raises DataError, one clear sentence, if anything that all of the data depends on is missing,
-    damaged or unsafe. Single broken images or captions are found when they are read.
+    Raises DataError if the data set itself is missing, damaged or unsafe. Broken images or captions
+    are detected when they are read.
     """
     augmentation = Augmentation(
         config.shorter_side, config.image_size, random=config.augment, flip=config.flip

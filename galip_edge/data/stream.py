@@ -1,4 +1,4 @@
-"""Web shards as endless, repeatable streams of samples, one for every reader."""
+"""Web shards as endless, reproducible streams of samples, one for every reader."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from galip_edge.data.shards import (
 
 
 class WebShards:
-    """Augmented images and captions from tar files that are read front to back.
+    """Augmented images and captions from sequentially read tar files.
 
-    An epoch deals the shards, in an order that depends on (seed, epoch), to the readers of all
-    processes. A reader shuffles block by block within a shard, and starts over if its shards end
-    before the epoch does, so that all processes see the same number of batches.
+    An epoch distributes the shards, in an order that depends on (seed, epoch), among the readers of
+    all processes. A reader shuffles blocks within a shard, and starts over if its shards end before
+    the epoch, so all processes have the same number of batches.
 
-    A sample that cannot be used is replaced by another of its block. A reader's n-th sample is
-    therefore always its n-th raw sample, and a stream can be resumed at n without decoding what
-    comes before. (Only a block without a single usable sample is left out, and shifts it; and so
-    does a download that breaks off at another place than before.)
+    An invalid sample is replaced by another one of its block, so a reader's n-th sample always
+    corresponds to its n-th raw sample, and a stream can resume at n without decoding earlier
+    samples. (Exceptions are blocks without a valid sample, which are skipped, and downloads that
+    break at a different position.)
     """
 
     def __init__(self, config: DataConfig, augmentation: Augmentation) -> None:
@@ -47,15 +47,15 @@ class WebShards:
     def samples(
         self, epoch: int, reader: int, readers: int, skip: int = 0, shuffle: bool = True
     ) -> Iterator[Sample]:
-        """What reader number `reader` of `readers` sees in `epoch`, without its first `skip`.
+        """Yield the samples of `reader` in `epoch`, without its first `skip` and without end.
 
-        Endless. Raises DataError if there are fewer shards than readers, or if none of the
-        reader's shards has a usable sample.
+        Raises DataError if there are fewer shards than readers, or if none of the reader's shards
+        has a valid sample.
         """
         if readers > len(self.shards):
             raise DataError(
                 f"{len(self.shards)} shards are too few for {readers} readers (processes times "
-                "workers): lower workers, or write smaller shards"
+                "workers): reduce workers, or write smaller shards"
             )
         order = list(range(len(self.shards)))
         if shuffle:
@@ -76,8 +76,8 @@ class WebShards:
                 names = ", ".join(self.shards[number] for number in mine[:3])
                 why = f" ({problems[-1]})" if problems else ""
                 raise DataError(
-                    f"no usable sample in {len(mine)} shard(s), first {names}{why}; run "
-                    "galip-edge data check to see what is wrong"
+                    f"no valid sample in {len(mine)} shard(s), first {names}{why}; run "
+                    "galip-edge data check for a full list"
                 )
 
     def _blocks(
@@ -87,7 +87,7 @@ class WebShards:
         shuffle: bool,
         problems: list[Problem],
     ) -> Iterator[list[RawSample]]:
-        """The undecoded samples of `shards`, in blocks that are shuffled by `numbers`."""
+        """Yield the undecoded samples of `shards` in blocks, shuffled by `numbers`."""
         for shard in shards:
             raw = read_shard(self.shards[shard], problems.append)
             for block_number in count():
@@ -106,7 +106,7 @@ class WebShards:
         numbers: tuple[int, ...],
         problems: list[Problem],
     ) -> Iterator[Sample]:
-        """The samples of `block` after `skip`; `problems` goes out with the next sample."""
+        """Yield the samples of `block` after `skip`; the next one carries the `problems`."""
         broken: set[int] = set()
         for place in range(skip, len(block)):
             for candidate in chain(range(place, len(block)), range(place)):

@@ -1,4 +1,4 @@
-"""Any images whose captions are in one CSV, TSV, JSON Lines or Parquet file."""
+"""Images with captions in one CSV, TSV, JSON Lines or Parquet file."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from galip_edge.data.captions import tidy_all
 from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import DataError, require
-from galip_edge.data.records import Record
+from galip_edge.data.records import ImageRecord
 
 Row = Mapping[str, Any]
 
 
-def table_records(config: DataConfig) -> list[Record]:
-    """The images of a table; several rows for one image are several captions of it.
+def table_records(config: DataConfig) -> list[ImageRecord]:
+    """The images of a table; several rows of one image are its captions.
 
-    Image paths are relative to `root`, and are the keys. In JSON Lines and Parquet a caption may
-    also be a list of captions.
+    Keys are the image paths, relative to `root`. In JSON Lines and Parquet a caption may also be a
+    list of captions.
 
     Raises DataError if the file is missing or damaged, or lacks a column.
     """
@@ -28,7 +28,7 @@ def table_records(config: DataConfig) -> list[Record]:
     path = root / str(config.table)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path} is no table: expected a file ending in {', '.join(_READERS)}")
+        raise DataError(f"{path} is not a table: expected a file ending in {', '.join(_READERS)}")
     captions: dict[str, list[str]] = {}
     try:
         for row in reader(path):
@@ -44,7 +44,9 @@ def table_records(config: DataConfig) -> list[Record]:
         raise DataError(f"{path} is damaged: {error}") from error
     if not captions:
         raise DataError(f"{path} has no rows")
-    return [Record(image, str(root / image), tidy_all(texts)) for image, texts in captions.items()]
+    return [
+        ImageRecord(image, str(root / image), tidy_all(texts)) for image, texts in captions.items()
+    ]
 
 
 def _cell(row: Row, column: str, path: Path) -> Any:
@@ -60,7 +62,7 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
             for row in csv.DictReader(file, delimiter=delimiter):
-                # Beyond the header's columns: a comma in a caption that is not quoted.
+                # More cells than the header: usually an unquoted comma in a caption.
                 if extra := row.pop(None, None):
                     raise ValueError(
                         f"the row of {row} has more cells than the header: {extra}; put captions "

@@ -1,4 +1,4 @@
-"""Measures in CLIP's embedding space: do images say what their captions say, and how varied?"""
+"""Metrics in CLIP's embedding space: agreement with captions, and diversity."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Floats = npt.NDArray[np.float32]
 
 
 class CLIPScorer:
-    """The CLIP that scores images. Figures are comparable only where the same CLIP gave them.
+    """CLIP embeddings of images and captions. Scores of different CLIPs are not comparable.
 
     Args:
-        model: on any device, where its CLIP then computes.
+        model: its CLIP is used, on its device.
     """
 
     def __init__(self, model: GALIP) -> None:
@@ -34,14 +34,14 @@ class CLIPScorer:
 
     @torch.inference_mode()
     def images(self, pixels: npt.NDArray[np.uint8], form: CLIPInput = "standard") -> Floats:
-        """(N,H,W,3) uint8 -> image embeddings (N,E) of length 1."""
+        """(N,H,W,3) uint8 -> normalized image embeddings (N,E)."""
         images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
         _, embedding = self._encoders[form](images)
         return torch.nn.functional.normalize(embedding, dim=1).cpu().numpy()
 
     @torch.inference_mode()
     def sentences(self, captions: Sequence[str]) -> Floats:
-        """Sentence embeddings (N,E) of length 1."""
+        """Normalized sentence embeddings (N,E)."""
         rows = []
         for at in range(0, len(captions), 64):
             tokens = torch.from_numpy(self._tokenize(list(captions[at : at + 64])))
@@ -51,7 +51,7 @@ class CLIPScorer:
 
 
 def clip_score(images: Floats, sentences: Floats) -> float:
-    """Mean cosine of image and sentence embeddings (N,E), each of length 1."""
+    """Mean cosine similarity of normalized image and sentence embeddings (N,E)."""
     return float((images.astype(np.float64) * sentences).sum(axis=1).mean())
 
 
@@ -62,16 +62,16 @@ def r_precision(
     seed: int = 0,
     candidates: int = 100,
 ) -> float:
-    """How often an image's own caption is nearer than all of 99 others (Xu et al. 2018).
+    """Share of images whose own caption is nearer than 99 random ones (Xu et al. 2018).
 
     Args:
-        images, sentences: (N,E) of length 1.
-        captions: of the images; one with the same text is never drawn as a wrong one.
-        seed: of the drawing.
-        candidates: the right caption and the wrong ones; fewer if there are not so many.
+        images, sentences: (N,E) normalized.
+        captions: of the images; equal captions are never used as negatives.
+        seed: for drawing negatives.
+        candidates: number of captions, or all distinct ones if there are fewer.
 
     Raises:
-        ValueError: all captions are the same.
+        ValueError: all captions are equal.
     """
     distinct = {caption: i for i, caption in enumerate(captions)}
     rows = np.fromiter(distinct.values(), dtype=int)
@@ -88,11 +88,11 @@ def r_precision(
 
 
 def diversity(groups: Sequence[npt.NDArray[np.uint8]], scorer: CLIPScorer) -> tuple[float, float]:
-    """How different images of the same caption are, mean over captions and pairs.
+    """Difference between images of one caption, mean over captions and pairs.
 
     Args:
-        groups: for each caption its images (K,H,W,3), K at least 2.
-        scorer: the CLIP.
+        groups: for each caption, images (K,H,W,3), K at least 2.
+        scorer: CLIP.
 
     Returns:
         1 - cosine of their CLIP embeddings, and the root mean square difference of pixels in

@@ -1,7 +1,7 @@
-"""Features of EfficientNet-Lite1, for figures whose names end in `lite1`.
+"""Features of EfficientNet-Lite1, for metrics whose names end in `lite1`.
 
-Training may use Lite0 (`[projected]`), so a model can be selected or trained to please that one;
-Lite1 takes no part in training.
+Training may use Lite0 (`[projected]`), which would bias its metrics; no
+training uses Lite1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAME = f"lite{VARIANT}"
 class EfficientNetFeatures:
     """Pooled features before the classifier, of images resized to 224 pixels.
 
-    Raises GalipEdgeError if its packages are not installed.
+    Raises GalipEdgeError if its packages are missing.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:

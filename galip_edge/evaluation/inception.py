@@ -1,7 +1,7 @@
-"""Inception v3 as judge of FID and KID, in the two variants that published figures use.
+"""Inception v3 for FID and KID, in the two variants of published results.
 
-They give different figures for the same images: compare only what has the same name. GALIP's own
-figures are by `torchvision`, most other papers' by `tf`.
+Their values differ for the same images, so only values of the same name are comparable. GALIP's
+published results use `torchvision`, most other papers `tf`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch.hub import download_url_to_file
 from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from runtime.errors import CheckpointError, GalipEdgeError
+from galip_edge.errors import CheckpointError
+from runtime.errors import GalipEdgeError
 
 Images = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -32,11 +33,11 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class InceptionWeights:
-    """Where weights come from.
+    """Download location of weights.
 
     Attributes:
         url: of the file.
-        sha256_start: the first digits of its hash, which its name ends with too.
+        sha256_start: first digits of its SHA-256, with which its name ends.
     """
 
     url: str
@@ -61,9 +62,9 @@ WEIGHTS = {
 
 
 def fetch_weights(variant: str, folder: Path | None = None) -> Path:
-    """The weights' file in `folder`, the user's cache by default; downloaded if it is not there.
+    """The weights file in `folder`, by default the user's cache; downloaded if missing.
 
-    Raises GalipEdgeError if it cannot be downloaded, saying how to supply it by hand.
+    Raises GalipEdgeError if the download fails; the message tells how to supply the file manually.
     """
     weights = WEIGHTS[variant]
     path = (folder or user_cache_path("galip-edge") / "inception") / weights.file
@@ -82,10 +83,10 @@ def fetch_weights(variant: str, folder: Path | None = None) -> Path:
 
 
 class InceptionTorchvision:
-    """The Inception that torchvision trained on ImageNet.
+    """torchvision's Inception, trained on ImageNet.
 
-    It reads images as it was trained to: bilinear resize to 299 pixels, values in [-1,1]. Features
-    are those after the last average pooling.
+    Images are preprocessed as in its training: bilinear resize to 299 pixels, values in [-1,1].
+    Features are the output of the last average pooling.
     """
 
     def __init__(self, weights: Path, device: torch.device = _CPU) -> None:
@@ -102,11 +103,11 @@ class InceptionTorchvision:
 
 
 class InceptionPublished:
-    """The same Inception, as the authors of GALIP feed it.
+    """The same Inception with the preprocessing of GALIP's authors.
 
     Images in [0,1], not rounded to 8 bits, are resized to 299 pixels, and then go through
-    torchvision's `transform_input`. That was made for images normalised with ImageNet's mean and
-    deviation, so the network reads red in [-0.03,0.43], green in [-0.09,0.36] and blue in
+    torchvision's `transform_input`, which expects images normalized with ImageNet's mean and
+    deviation; so the network receives red in [-0.03,0.43], green in [-0.09,0.36] and blue in
     [-0.19,0.26].
     """
 
@@ -139,7 +140,7 @@ class InceptionTF:
 
     def __init__(self, weights: Path, device: torch.device = _CPU) -> None:
         self._device = device
-        # torch-fidelity would unpickle the file, so it gets a copy of what was read safely.
+        # torch-fidelity would unpickle the file, so it gets a copy of the safely loaded weights.
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "weights.pth"
             torch.save(_read(weights), copy)
@@ -164,12 +165,12 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # of pickle, zipfile, torch: there is no common base
+    except Exception as error:  # from pickle, zipfile or torch, without a common base
         raise CheckpointError(
-            f"{path} is not a file of Inception weights, or is damaged: get it again"
+            f"{path} is not a file of Inception weights, or is damaged: download it again"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} holds more than weights: it is not used")
+        raise CheckpointError(f"{path} holds more than weights, and is refused")
     return state
 
 
@@ -184,4 +185,4 @@ def _does_not_fit(path: Path, error: RuntimeError) -> CheckpointError:
     wanted = " or ".join(weights.file for weights in WEIGHTS.values())
     lines = str(error).splitlines()
     detail = lines[1].strip()[:120] if len(lines) > 1 else str(error)[:120]
-    return CheckpointError(f"{path} does not fit this Inception ({detail}): wanted is {wanted}")
+    return CheckpointError(f"{path} does not fit this Inception ({detail}): expected {wanted}")

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: sets of images compared by nearest neighbours."""
+"""Precision, recall, density and coverage, from nearest neighbors of features."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ManifoldMetrics:
-    """How two sets of features overlap.
+    """Overlap of two sets of features.
 
     Attributes:
         precision: share of generated features within the real manifold, in [0,1].
         recall: share of real features within the generated manifold, in [0,1].
-        density: how many real balls hold a generated feature, relative to `neighbours`; 1 on
-            average if both sets are of one distribution.
-        coverage: share of real balls that hold a generated feature, in [0,1].
+        density: mean number of real balls that contain a generated feature, divided by
+            `neighbours`; 1 on average for two sets from one distribution.
+        coverage: share of real balls that contain a generated feature, in [0,1].
     """
 
     precision: float
@@ -32,24 +32,23 @@ class ManifoldMetrics:
 def manifold_metrics(
     real: npt.ArrayLike, generated: npt.ArrayLike, neighbours: int = 3, chunk: int = 512
 ) -> ManifoldMetrics:
-    """Measures of Kynkaanniemi et al. 2019 (section 2) and Naeem et al. 2020 (section 3).
+    """Metrics of Kynkaanniemi et al. 2019 (section 2) and Naeem et al. 2020 (section 3).
 
-    A set's manifold is the union of balls around its features that reach to the k-th nearest
-    neighbour in the same set.
+    The manifold of a set is the union of balls around its features, each with the distance to the
+    k-th nearest neighbor in the same set as its radius.
 
     Args:
         real, generated: features (N,D) and (M,D), more than `neighbours` each.
         neighbours: k; 3 as in the first paper.
-        chunk: rows at once, which bounds the memory.
+        chunk: rows at once, to limit memory.
 
     Raises:
-        ValueError: the features do not have these shapes.
+        ValueError: the features have other shapes.
     """
     x, y = np.asarray(real, np.float64), np.asarray(generated, np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) <= neighbours:
         raise ValueError(
-            f"two sets of more than {neighbours} features (N,D) are needed, got {x.shape}, "
-            f"{y.shape}"
+            f"need two sets of more than {neighbours} features (N,D), got {x.shape}, {y.shape}"
         )
     real_radius = _radii(x, neighbours, chunk)
     generated_radius = _radii(y, neighbours, chunk)
@@ -69,7 +68,7 @@ def manifold_metrics(
 
 
 def _radii(features: Doubles, neighbours: int, chunk: int) -> Doubles:
-    """Squared distance of each feature to its k-th nearest neighbour, itself not counted."""
+    """Squared distance of each feature to its k-th nearest neighbor, excluding itself."""
     radii = []
     for rows, distance in _distances(features, features, chunk):
         distance[np.arange(len(distance)), np.arange(rows.start, rows.stop)] = -1.0
@@ -78,8 +77,8 @@ def _radii(features: Doubles, neighbours: int, chunk: int) -> Doubles:
 
 
 def _distances(x: Doubles, y: Doubles, chunk: int) -> Iterator[tuple[slice, Doubles]]:
-    """Squared distances (rows,len(y)), chunk by chunk of `x`."""
-    centre = y.mean(axis=0)  # a large mean would cost digits
+    """Squared distances (rows,len(y)), by chunks of `x`."""
+    centre = y.mean(axis=0)  # a large mean would reduce precision
     x, y = x - centre, y - centre
     squares = np.square(y).sum(axis=1)
     for at in range(0, len(x), chunk):

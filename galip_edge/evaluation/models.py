@@ -1,4 +1,4 @@
-"""What is evaluated: a PyTorch checkpoint or a bundle, behind one interface."""
+"""Models for evaluation: PyTorch checkpoints and bundles, with one interface."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from galip_edge.checkpoint import load_checkpoint
 from galip_edge.checkpoints.clip_weights import Activation
+from galip_edge.checkpoints.format import load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
 from runtime.noise import draw_noise
 
@@ -24,29 +24,29 @@ class EvaluatedModel(Protocol):
     """Prompts to images, the same noise for the same (seed, prompt, index) in every model."""
 
     name: str
-    """Of the file or folder."""
+    """Name of the file or folder."""
 
     sha256: str
-    """Of the checkpoint, or the bundle's model hash."""
+    """Hash of the checkpoint, or the bundle's model hash."""
 
     image_size: int
     """Side of the images in pixels."""
 
     def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
-        """(len(prompts),H,W,3) uint8; `indices` are the numbers of the images of their prompts."""
+        """(len(prompts),H,W,3) uint8; `indices` are those of the images of a prompt."""
         ...
 
     def float_images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Tensor:
-        """(len(prompts),3,H,W) in [-1,1], not rounded where the model does not round."""
+        """(len(prompts),3,H,W) in [-1,1], without rounding unless the model rounds."""
         ...
 
     def midpoints(self, starts: Sequence[str], ends: Sequence[str], seed: int) -> Images:
-        """(len(starts),H,W,3) uint8, halfway between image 0 of a prompt and of another one."""
+        """(len(starts),H,W,3) uint8, halfway between image 0 of two prompts."""
         ...
 
 
 class CheckpointModel:
-    """PyTorch in float32."""
+    """A checkpoint in PyTorch, in float32."""
 
     def __init__(
         self,
@@ -63,16 +63,13 @@ class CheckpointModel:
         self._tokenize = build_tokenizer(loaded.model.config.clip)
 
     def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
-        """See EvaluatedModel."""
         return to_pixels(self.float_images(prompts, indices, seed))
 
     def float_images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Tensor:
-        """See EvaluatedModel."""
         size = self.model.config.noise_dim
         return self._synthesize(noises(prompts, indices, seed, size), self._encode(prompts))
 
     def midpoints(self, starts: Sequence[str], ends: Sequence[str], seed: int) -> Images:
-        """See EvaluatedModel."""
         noise, sentence = halfway(starts, ends, seed, self.model.config.noise_dim, self._encode)
         return to_pixels(self._synthesize(noise, sentence))
 
@@ -88,7 +85,7 @@ class CheckpointModel:
 
 
 def noises(prompts: Sequence[str], indices: Sequence[int], seed: int, size: int) -> Floats:
-    """Noise (N,size) of an image of each prompt."""
+    """Noise (N,size) for an image of each prompt."""
     return np.stack([draw_noise(seed, p, i, size) for p, i in zip(prompts, indices)])
 
 
@@ -99,8 +96,8 @@ def halfway(
     size: int,
     encode: Callable[[Sequence[str]], Floats],
 ) -> tuple[Floats, Floats]:
-    """Noise (N,size) and sentences (N,E) halfway on the arcs that `interpolate` follows."""
-    from runtime.latent import slerp  # not above: it needs OpenVINO, which training does not
+    """Noise (N,size) and sentences (N,E) halfway on the spherical paths of `interpolate`."""
+    from runtime.latent import slerp  # lazily: it needs OpenVINO, training does not
 
     zeros = [0] * len(starts)
     pairs = (
@@ -120,10 +117,10 @@ def to_pixels(images: Tensor) -> Images:
 
 
 class BundleModel:
-    """The CPU runtime, in the precision of the bundle."""
+    """A bundle in the CPU runtime, in its own precision."""
 
     def __init__(self, folder: str | Path) -> None:
-        # Training evaluates checkpoints only, also where OpenVINO is not installed.
+        # Training evaluates checkpoints, without OpenVINO.
         from runtime.pipeline import Pipeline, PipelineOptions
 
         self._pipeline = Pipeline.from_bundle(folder, PipelineOptions(cache=False))
@@ -131,18 +128,16 @@ class BundleModel:
         self.image_size = self._pipeline.manifest.image_size
 
     def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
-        """See EvaluatedModel."""
         noise = noises(prompts, indices, seed, self._pipeline.manifest.noise_dim)
         return self._pipeline.synthesize(self._pipeline.encode(prompts), noise)
 
     def midpoints(self, starts: Sequence[str], ends: Sequence[str], seed: int) -> Images:
-        """See EvaluatedModel."""
         size = self._pipeline.manifest.noise_dim
         noise, sentence = halfway(starts, ends, seed, size, self._pipeline.encode)
         return self._pipeline.synthesize(sentence, noise)
 
     def float_images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Tensor:
-        """See EvaluatedModel; a bundle rounds to 8 bits."""
+        """Images with the rounding of a bundle to 8 bits."""
         pixels = torch.from_numpy(self.images(prompts, indices, seed))
         return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 

@@ -1,8 +1,8 @@
-"""Names of the figures, and which of two values is the better one."""
+"""Names of the metrics, and their direction."""
 
 from __future__ import annotations
 
-# A figure's name up to its protocol, and whether lower values are better.
+# Prefixes of the names of metrics.
 _LOWER = ("fid_", "kid_", "fd_", "kd_", "cmmd", "clip_fd", "mixed", "two_sample_accuracy")
 _HIGHER = (
     "clip_score", "r_precision", "clip_precision", "clip_recall", "clip_density", "clip_coverage",
@@ -11,15 +11,15 @@ _HIGHER = (
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether the better of two models has the lower value of `metric`.
+    """True if lower values of `metric` are better.
 
-    Raises ValueError if no figure has that name.
+    Raises ValueError for an unknown metric.
     """
     if metric.startswith(_LOWER):
         return True
     if metric.startswith(_HIGHER):
         return False
     raise ValueError(
-        f"{metric!r} is not the name of a figure of evaluate, such as cmmd, clip_score, "
+        f"{metric!r} is not a metric of evaluate, such as cmmd, clip_score, "
         "clip_precision or fid_torchvision"
     )

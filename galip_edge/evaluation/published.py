@@ -1,8 +1,8 @@
-"""FID by the protocol of GALIP's published figures.
+"""FID by the protocol of GALIP's published results.
 
-Differences to `fid_torchvision`: the pixels that Inception reads (see InceptionPublished), images
-that are not rounded to 8 bits, real statistics from a file that the authors publish, and captions:
-an image's caption is drawn at random, in several passes over the test images (12 for CUB).
+Differences from `fid_torchvision`: the input of Inception (see InceptionPublished), images
+that are not rounded to 8 bits, real statistics from a file by the authors, and captions: each image
+gets a random one of its captions, in several passes over the test images (12 for CUB).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from galip_edge.evaluation.frechet import FeatureStatistics, frechet_distance
+from galip_edge.evaluation.fid import FeatureStatistics, frechet_distance
 from galip_edge.evaluation.models import EvaluatedModel
 from runtime.errors import GalipEdgeError
 
@@ -54,12 +54,12 @@ def load_statistics(path: Path, features: int = 2048) -> StoredStatistics:
             f"({features}, {features}): statistics of another network"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise GalipEdgeError(f"{path} has values that are not finite: get it again")
+        raise GalipEdgeError(f"{path} has non-finite values: download it again")
     return StoredStatistics(mean, covariance)
 
 
 def captions_of_passes(captions: Sequence[Sequence[str]], passes: int, seed: int) -> Iterator[str]:
-    """One caption of every image in each pass, drawn at random."""
+    """Yield a random caption of every image in each pass."""
     random = np.random.default_rng(seed)
     for _ in range(passes):
         for own in captions:
@@ -79,7 +79,7 @@ def fid_published(
     """The Frechet distance between generated images and the real statistics.
 
     Args:
-        model: generates one image for each prompt; repeated prompts get noise of their own.
+        model: generates one image per prompt; repeated prompts get different noise.
         prompts: at least two.
         inception: float images (N,3,H,W) in [-1,1] to features (N,D).
         real: statistics of real images.

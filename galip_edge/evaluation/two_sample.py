@@ -1,7 +1,8 @@
-"""A classifier two-sample test: can a network learn to tell generated images from real ones?
+"""A classifier two-sample test of real and generated images.
 
-Half of the images train a small convolutional network, the other half tests it (Lopez-Paz and
-Oquab 2017, https://arxiv.org/abs/1610.06545). An accuracy of 0.5 says that it cannot.
+A small convolutional network is trained to distinguish them on one half of the images, and tested
+on the other half (Lopez-Paz and Oquab 2017, https://arxiv.org/abs/1610.06545). An accuracy of 0.5
+means that it cannot.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ _WIDTHS = (24, 48, 96, 128)
 def two_sample_accuracy(
     real: Images, generated: Images, epochs: int = 12, batch_size: int = 32, seed: int = 0
 ) -> float:
-    """Share of held-out images that are recognized as real or generated.
+    """Accuracy of the classifier on held-out images.
 
     Args:
-        real, generated: (N,H,W,3) uint8, the same number of both, at least 4. The first halves
-            train, the second halves test.
-        epochs, batch_size, seed: of the training; images are mirrored at random.
+        real, generated: (N,H,W,3) uint8, N at least 4. The first halves are for training, the
+            second halves for testing.
+        epochs, batch_size, seed: of the training, with random mirroring.
 
     Raises:
         ValueError: the sets differ in shape, or are too small.
     """
     if real.shape != generated.shape or len(real) < 4:
         raise ValueError(
-            f"two sets of at least 4 images of one shape are needed, got {real.shape} and "
+            f"need two sets of at least 4 images of one shape, got {real.shape} and "
             f"{generated.shape}"
         )
     half = len(real) // 2

@@ -1,4 +1,4 @@
-"""CLIP through open_clip: built from our config, and read in the three ways GALIP needs."""
+"""CLIP through open_clip, with the three uses of GALIP: text, images, and prompted ViT."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class CLIPTextEncoder(nn.Module):
 
 
 class CLIPImageEncoder(nn.Module):
-    """Images to the CLIP features that the discriminator reads, and the image embedding."""
+    """Images to CLIP features for the discriminator, and the image embedding."""
 
     def __init__(
         self, visual: nn.Module, config: CLIPConfig, taps: tuple[int, ...], form: CLIPInput
@@ -107,7 +107,7 @@ class CLIPImageEncoder(nn.Module):
         self.form = form
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What the discriminator reads, and the image embedding.
+        """Features for the discriminator, and the image embedding.
 
         Args:
             images: (B,3,H,W) in [-1,1].

@@ -5,34 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-ConfigT = TypeVar("ConfigT")
+from galip_edge.config import build, check_integers
 
 CLIPInput = Literal["standard", "original"]
 
-# Far beyond what the model makes sense for: a larger side is damage.
+# A larger side indicates a damaged file.
 MAX_IMAGE_SIZE = 4096
-
-
-def _positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
-
-
-def from_mapping(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-    """Build the dataclass `cls` from plain values, as read from JSON or TOML.
-
-    Lists become tuples. Raises ValueError naming any key that `cls` does not have.
-    """
-    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - set(names)):
-        raise ValueError(
-            f"unknown {cls.__name__} setting {', '.join(unknown)}; known are {', '.join(names)}"
-        )
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 @dataclass(frozen=True)
@@ -53,7 +33,7 @@ class CLIPConfig:
     quick_gelu: bool = True
 
     def __post_init__(self) -> None:
-        _positive(self, *(f.name for f in fields(self) if f.name != "quick_gelu"))
+        check_integers(self, 1, *(f.name for f in fields(self) if f.name != "quick_gelu"))
         if not isinstance(self.quick_gelu, bool):
             raise ValueError(f"quick_gelu must be true or false, got {self.quick_gelu!r}")
         for tower in ("vision", "text"):
@@ -84,16 +64,16 @@ class ModelConfig:
         block_sizes: output side in pixels of each upsampling block; the last is the image's.
         block_channels: channels entering the first block, then leaving each block.
         bridge_channels, bridge_hidden, bridge_blocks: the bridge feature predictor; with 0 blocks
-            a convolution of the projected noise takes its place (ablation).
-        visual_concept_scale: weight of the visual concept where it joins the bridge feature; 0
-            leaves the ViT out of the generator (ablation).
-        prompt_blocks: ViT blocks (from 0) that see one predicted prompt token each; may be empty
+            it is replaced by a convolution of the projected noise (ablation).
+        visual_concept_scale: weight of the visual concept in its sum with the bridge feature; 0
+            removes the ViT from the generator (ablation).
+        prompt_blocks: ViT blocks (from 0) with one predicted prompt token each; may be empty
             (ablation).
-        tap_blocks: ViT blocks (from 0) whose patch tokens the discriminator reads; if empty, the
-            discriminator is a plain convolutional one that reads pixels (ablation).
+        tap_blocks: ViT blocks (from 0) whose patch tokens are inputs of the discriminator; if
+            empty, a convolutional discriminator reads pixels (ablation).
         discriminator_channels, score_channels: widths after the last tap and before the score.
-        clip_input: how pixels reach CLIP in training; `original` repeats the published code's
-            quirk (range [0.5, 1]), which the published checkpoints were trained with.
+        clip_input: preprocessing for CLIP in training; `original` is that of the published code
+            (range [0.5, 1]), with which the published checkpoints were trained.
     """
 
     clip: CLIPConfig = field(default_factory=CLIPConfig)
@@ -111,10 +91,9 @@ class ModelConfig:
     clip_input: CLIPInput = "standard"
 
     def __post_init__(self) -> None:
-        _positive(self, "noise_dim", "bridge_channels", "bridge_hidden")
-        _positive(self, "discriminator_channels", "score_channels")
-        if not isinstance(self.bridge_blocks, int) or self.bridge_blocks < 0:
-            raise ValueError(f"bridge_blocks must be 0 or more, got {self.bridge_blocks!r}")
+        check_integers(self, 1, "noise_dim", "bridge_channels", "bridge_hidden")
+        check_integers(self, 1, "discriminator_channels", "score_channels")
+        check_integers(self, 0, "bridge_blocks")
         for name in ("block_sizes", "block_channels", "prompt_blocks", "tap_blocks"):
             values = getattr(self, name)
             if not isinstance(values, tuple) or not all(type(value) is int for value in values):
@@ -171,9 +150,8 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Raises ValueError naming an unknown or invalid setting."""
-        clip = from_mapping(CLIPConfig, values.get("clip", {}))
-        return from_mapping(cls, {**values, "clip": clip})
+        """Build from plain values. Raises ValueError naming the setting."""
+        return build(cls, values)
 
 
 _PUBLISHED = ModelConfig(clip_input="original")
@@ -183,7 +161,7 @@ PRESETS: dict[str, ModelConfig] = {
     "cub": _PUBLISHED,
     "coco": _PUBLISHED,
     "cc12m": _PUBLISHED,
-    # All parts of the published model at a hundredth of the work: quick tests and first tries.
+    # All parts of the published model at a hundredth of the work, for tests and first trials.
     "small": ModelConfig(
         clip=CLIPConfig(
             embedding_dim=128,

@@ -17,9 +17,9 @@ from galip_edge.models.config import ModelConfig
 
 
 class Discriminator(nn.Module):
-    """The CLIP-based discriminator (paper, section 3.2): extracts features, then judges quality.
+    """The CLIP-based discriminator (paper, section 3.2): extracts features, then scores them.
 
-    It reads CLIP features, not pixels, so that gradients with respect to them (the
+    Its inputs are CLIP features, not pixels, so gradients with respect to them (the
     matching-aware gradient penalty) are cheap.
     """
 
@@ -47,7 +47,7 @@ class Discriminator(nn.Module):
         return out
 
     def score(self, extracted: Tensor, sentence: Tensor) -> Tensor:
-        """What `extract` returned, and sentence embeddings (B,E) -> scores (B,1,1,1)."""
+        """Extracted features, and sentence embeddings (B,E) -> scores (B,1,1,1)."""
         grid = extracted.shape[-2:]
         repeated = sentence[:, :, None, None].expand(-1, -1, *grid)
         hidden = leaky_relu(self.joint(torch.cat([extracted, repeated], dim=1)))
@@ -60,10 +60,9 @@ class Discriminator(nn.Module):
 
 
 class ConvolutionalDiscriminator(Discriminator):
-    """The discriminator without CLIP, as in DF-GAN: reads pixels, judges in the same way.
+    """The discriminator without CLIP, as in DF-GAN: extracts features from pixels.
 
-    It is the paper's ablation; what `extract` reads, and the gradient penalty refers to, are
-    images (B,3,H,W).
+    It is the paper's ablation; `extract` and the gradient penalty refer to images (B,3,H,W).
     """
 
     def _build_extractor(self, config: ModelConfig) -> None:

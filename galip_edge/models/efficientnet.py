@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from galip_edge.weights import read_weights
+from galip_edge.checkpoints.safe_load import read_weights
 from runtime.errors import GalipEdgeError
 
 VARIANTS = (0, 1)
@@ -22,7 +22,7 @@ _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class EfficientNetLite(nn.Module):
-    """Features of images, from a network that was trained on ImageNet and is not trained further.
+    """Image features of a frozen network, trained on ImageNet.
 
     Args:
         variant: of VARIANTS.
@@ -54,7 +54,7 @@ class EfficientNetLite(nn.Module):
         return list(self.network._blocks)
 
     def train(self, mode: bool = True) -> EfficientNetLite:
-        """Stays in evaluation mode: its batch norms keep ImageNet's statistics."""
+        """Stay in evaluation mode: batch norms keep ImageNet's statistics."""
         return super().train(False)
 
     def _stem(self, images: Tensor) -> Tensor:

@@ -34,8 +34,7 @@ class BridgePredictor(nn.Module):
 class Generator(nn.Module):
     """The CLIP-empowered generator (paper, section 3.3 and figure 3).
 
-    `visual` is CLIP's frozen image transformer; it belongs to the CLIP model and is only
-    referred to here.
+    `visual` is CLIP's frozen image transformer, which belongs to the CLIP model.
     """
 
     def __init__(self, config: ModelConfig, visual: nn.Module) -> None:
@@ -56,7 +55,7 @@ class Generator(nn.Module):
         self.to_rgb = conv3x3(channels[-1], 3)
 
     def visual_features(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """Steps up to the first upsampling block -> (B,block_channels[0],grid,grid)."""
+        """Features for the first upsampling block: (B,block_channels[0],grid,grid)."""
         grid = self.config.clip.grid
         start = self.noise_projection(noise).reshape(noise.shape[0], -1, grid, grid)
         feature = self.bridge(start, condition)
@@ -88,9 +87,9 @@ class Generator(nn.Module):
 
     def synthesize(self, noise: Tensor, condition: Tensor) -> Tensor:
         """noise (B,noise_dim), condition (B,D) -> images (B,3,H,W)."""
-        return self.paint(self.visual_features(noise, condition), condition)
+        return self.render(self.visual_features(noise, condition), condition)
 
-    def paint(self, features: Tensor, condition: Tensor) -> Tensor:
+    def render(self, features: Tensor, condition: Tensor) -> Tensor:
         """The upsampling blocks: features (B,block_channels[0],grid,grid) -> images (B,3,H,W)."""
         for block in self.upsampling:
             features = block(features, condition)

@@ -1,35 +1,31 @@
-"""Everything that determines a training run, in one typed, validated place."""
+"""The configuration of a training run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
-import galip_edge
 from galip_edge.checkpoints.clip_weights import Activation, read_clip_weights
+from galip_edge.config import (
+    build,
+    check_fractions,
+    check_integers,
+    check_not_negative,
+    check_positive,
+    read_config,
+    rename,
+)
 from galip_edge.data import DataConfig
-from galip_edge.data.aviary import NOISE_DIM
 from galip_edge.devices import DeviceName
 from galip_edge.evaluation.names import lower_is_better
 from galip_edge.models import PRESETS, ModelConfig
 from galip_edge.training.diff_augment import AugmentConfig
 from galip_edge.training.losses import LossConfig
 from galip_edge.training.precision import Precision
+from galip_edge.training.pretraining import PretrainingConfig
 from galip_edge.training.projected import ProjectedConfig
-from galip_edge.training.regression import RegressionConfig
-from galip_edge.training.settings import build, override, parse_toml
-from runtime.errors import GalipEdgeError
-
-_T = TypeVar("_T")
-
-# The configurations that come with the package, by name: `galip-edge train cub`.
-CONFIGS = Path(galip_edge.__file__).parent / "configs"
-
-
-class ConfigError(GalipEdgeError):
-    """A training configuration cannot be used; the message names the setting."""
 
 
 @dataclass(frozen=True)
@@ -37,71 +33,76 @@ class OptimizerConfig:
     """Adam for both networks. The defaults are the authors'.
 
     Attributes:
-        generator_rate, discriminator_rate: learning rates.
+        generator_lr, discriminator_lr: learning rates.
         betas: of both.
         generator_delay: steps of adversarial training before the generator's first update, for
-            discriminators that start untrained against a generator that does not.
+            untrained discriminators of a trained generator.
     """
 
-    generator_rate: float = 1e-4
-    discriminator_rate: float = 4e-4
+    ALIASES: ClassVar[Mapping[str, str]] = {
+        "generator_rate": "generator_lr",
+        "discriminator_rate": "discriminator_lr",
+    }
+
+    generator_lr: float = 1e-4
+    discriminator_lr: float = 4e-4
     betas: tuple[float, float] = (0.0, 0.9)
     generator_delay: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("generator_rate", "discriminator_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
-        _at_least(self, 0, "generator_delay")
+        check_positive(self, "generator_lr", "discriminator_lr")
+        check_fractions(self, "betas")
+        check_integers(self, 0, "generator_delay")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When training state is saved, and what is kept.
+    """When training state is saved, and which states are kept.
 
     Attributes:
-        every: steps between two checkpoints.
-        minutes: a checkpoint is saved as well when the last one is older than this; 0 for never.
-        keep: number of newest checkpoints that are kept.
-        keep_every: checkpoints of steps that this divides are kept for good, and their model as
-            `model-step-N.safetensors`; 0 for none.
-        best: figure of evaluation, such as `cmmd`, `fid_torchvision` or `clip_score`; the model
+        interval: steps between two checkpoints.
+        minutes: also save a checkpoint when the last one is older than this; 0 to disable.
+        keep: number of newest checkpoints to keep.
+        keep_interval: keep the checkpoints of multiples of this step permanently, and their
+            models as `model-step-N.safetensors`; 0 for none.
+        best: evaluation metric, such as `cmmd`, `fid_torchvision` or `clip_score`; the model
             with the best value is kept as `model-best.safetensors`.
     """
 
-    every: int = 1000
+    ALIASES: ClassVar[Mapping[str, str]] = {"every": "interval", "keep_every": "keep_interval"}
+
+    interval: int = 1000
     minutes: float = 30.0
     keep: int = 3
-    keep_every: int = 0
+    keep_interval: int = 0
     best: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "every", "keep")
-        _at_least(self, 0, "keep_every")
-        if not self.minutes >= 0:
-            raise ValueError(f"minutes must not be negative, got {self.minutes!r}")
+        check_integers(self, 1, "interval", "keep")
+        check_integers(self, 0, "keep_interval")
+        check_not_negative(self, "minutes")
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Evaluation during training, on images that are not trained on; see docs/evaluation.md.
+    """Evaluation during training, on held-out images; see docs/evaluation.md.
 
     Attributes:
-        every: steps between two evaluations; 0 for none.
-        count: captions, with an image generated for each, and as many real images.
-        batch_size: images at once; changes no result.
+        interval: steps between two evaluations; 0 for none.
+        count: captions, generated images (one per caption), and real images.
+        batch_size: images at once; does not affect the result.
         diversity_captions, diversity_images: captions for diversity, and images of each; 0
-            captions skip it.
-        data: held-out data, by default the `test` split of the training data. In a file, only
-            settings that differ from those of the training data are needed.
+            captions disable it.
+        data: held-out data. Default: the `test` split of the training data. In a file, settings
+            default to those of the training data.
         inception_torchvision, inception_tf: files of Inception weights; each adds FID and KID.
-        efficientnet: add the figures of EfficientNet-Lite1, such as `fd_lite1`; a package has its
-            weights, and no training reads it.
+        efficientnet: add the metrics of EfficientNet-Lite1, such as `fd_lite1`. Its weights come
+            from a package, and no training uses it.
     """
 
-    every: int = 0
+    ALIASES: ClassVar[Mapping[str, str]] = {"every": "interval"}
+
+    interval: int = 0
     count: int = 500
     batch_size: int = 32
     diversity_captions: int = 10
@@ -112,33 +113,38 @@ class EvaluationConfig:
     efficientnet: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "every", "diversity_captions")
-        _at_least(self, 1, "batch_size")
-        _at_least(self, 2, "count", "diversity_images")
+        check_integers(self, 0, "interval", "diversity_captions")
+        check_integers(self, 1, "batch_size")
+        check_integers(self, 2, "count", "diversity_images")
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is reported, and when (in steps).
+    """Logging, in steps.
 
     Attributes:
-        every: steps between two reports of losses and speed.
-        samples_every: steps between two grids of sample images; 0 for none.
-        prompts: of the samples; by default the first held-out captions, with their real images
+        interval: steps between two reports of losses and speed.
+        samples_interval: steps between two grids of sample images; 0 for none.
+        prompts: of the samples. Default: the first held-out captions, with their real images
             next to the generated ones, or without evaluation the first captions of the data.
-        sample_count: samples when `prompts` is empty.
-        tensorboard: write TensorBoard's event files as well.
+        sample_count: number of samples if `prompts` is empty.
+        tensorboard: also write TensorBoard event files.
     """
 
-    every: int = 10
-    samples_every: int = 1000
+    ALIASES: ClassVar[Mapping[str, str]] = {
+        "every": "interval",
+        "samples_every": "samples_interval",
+    }
+
+    interval: int = 10
+    samples_interval: int = 1000
     prompts: tuple[str, ...] = ()
     sample_count: int = 16
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "every", "sample_count")
-        _at_least(self, 0, "samples_every")
+        check_integers(self, 1, "interval", "sample_count")
+        check_integers(self, 0, "samples_interval")
 
 
 @dataclass(frozen=True)
@@ -146,45 +152,47 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        output: the run's folder. If it holds checkpoints of the same run, training resumes.
-        data: what to train on.
-        model: dimensions, and how pixels reach CLIP. In a file, `preset` names the ones to
-            start from.
-        loss, projected, augmentation, regression, optimizer, checkpoint, log, evaluation: see
-            there.
+        output: folder of the run. Training resumes if it holds checkpoints of the same run.
+        data: training data.
+        model: dimensions, and how pixels are fed to CLIP. In a file, `preset` names dimensions
+            to start from.
+        loss, projected, augmentation, optimizer, checkpoint, log, evaluation: see these classes.
+        pretraining: training of the generator before adversarial training; None for none.
         batch_size: samples per step, over all processes.
-        micro_batch_size: samples that a process computes at once; by default its whole share of
-            the batch. Smaller needs less memory and about a quarter more time, and changes no
-            result.
-        epochs, steps: when to stop; whichever comes first, at least one is needed.
-        precision: of the forward passes; weights and optimizer are float32 in any case. Where
-            bfloat16 would be emulated, a CPU takes float32 and a GPU float16 instead.
-        translation: images are moved at random before the discriminator's CLIP sees them, real
-            and generated ones alike, by up to this fraction of their width; 0 as published. With
-            little data or a small CLIP it keeps noise that CLIP overlooks out of the images.
-        ema_decay: of the generator's moving average; 0 for none, as published. It ramps up over
-            the first steps.
+        micro_batch_size: samples that a process computes at once. Default: its share of the
+            batch. A smaller size saves memory, takes about a quarter more time, and does not
+            change the result.
+        epochs, steps: length of training; the smaller limit applies, at least one is required.
+        precision: of the forward passes; weights and optimizer are always float32. On hardware
+            that emulates bfloat16, a CPU uses float32 and a GPU float16 instead.
+        translation: largest random translation of real and generated images before CLIP, as a
+            fraction of their width; 0 as published. With little data or a small CLIP it prevents
+            noise in the images that CLIP ignores.
+        ema_decay: of the generator's moving average; 0 for none, as published. The decay ramps up
+            over the first steps.
         seed: of initial weights and noise, and of the data unless `data.seed` is set.
-        device: `auto` takes CUDA where it is available.
-        threads: CPU threads of each process; by default its share of the cores, less one for
-            data workers. More threads than free cores are slower than one.
+        device: `auto` selects CUDA where it is available.
+        threads: CPU threads of each process. Default: its share of the cores, minus one for
+            data workers. More threads than free cores are slower than one thread.
         tf32: on CUDA, compute float32 products with 10 bits of mantissa.
         cudnn_benchmark: on CUDA, time convolution algorithms for each new input shape.
-        clip: CLIP's weights: a file of OpenAI, open_clip, Hugging Face or `train-clip`, or one
-            of our checkpoints; by default OpenAI's ViT-B/32, through open_clip. In a
-            configuration file it decides `model.clip`. `random` is only for tests and for trying
-            out dimensions for which there is no CLIP.
+        clip: CLIP weights: a file by OpenAI, open_clip, Hugging Face or `train-clip`, or one
+            of our checkpoints. Default: OpenAI's ViT-B/32, through open_clip. In a
+            configuration file it determines `model.clip`. `random` is for tests, and for trying
+            dimensions without a CLIP.
         clip_activation: of that CLIP, if neither its file nor its folder states it.
-        start: checkpoint to start from, ours or an original .pth. With `clip`, a checkpoint of ours
-            gets that CLIP instead of its own.
-        text_cache: folder in which sentence embeddings are kept; by default the user's cache
-            folder. `none` keeps none.
-        channels_last: memory layout of the convolutions; mostly faster.
-        compile: run the networks through torch.compile; needs a C++ compiler, or Triton. On a
-            CPU it takes many minutes to begin and gains nothing at full size.
-        non_finite_limit: stop after so many steps in a row with a value that is not finite. Until
-            then such a step is reported and left out, and in float16 the loss scale is halved.
+        start: checkpoint to start from, ours or an original .pth. `clip` replaces the CLIP in a
+            checkpoint of ours.
+        text_cache: folder of cached sentence embeddings. Default: the user's cache folder;
+            `none` disables the cache.
+        channels_last: memory layout of the convolutions; usually faster.
+        compile: apply torch.compile to the networks; needs a C++ compiler, or Triton. On a CPU
+            it takes many minutes to start, and gains nothing at full size.
+        non_finite_limit: stop after this many consecutive steps with non-finite values. Such a
+            step is reported and skipped, and in float16 the loss scale is halved.
     """
+
+    ALIASES: ClassVar[Mapping[str, str]] = {"regression": "pretraining"}
 
     output: str
     data: DataConfig
@@ -192,7 +200,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     projected: ProjectedConfig = field(default_factory=ProjectedConfig)
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
-    regression: RegressionConfig = field(default_factory=RegressionConfig)
+    pretraining: PretrainingConfig | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -218,29 +226,25 @@ class TrainConfig:
     non_finite_limit: int = 20
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "non_finite_limit")
-        _at_least(self, 0, "seed")
-        _at_least(self, 2, "batch_size")  # a batch of one has no mismatched sentence
-        for name in ("micro_batch_size", "epochs", "steps", "threads"):
-            if getattr(self, name) is not None:
-                _at_least(self, 1, name)
+        check_integers(
+            self, 1, "non_finite_limit", "micro_batch_size", "epochs", "steps", "threads"
+        )
+        check_integers(self, 0, "seed")
+        check_integers(self, 2, "batch_size")  # a single sample has no mismatched sentence
         if self.epochs is None and self.steps is None:
             raise ValueError("set epochs or steps: how long to train")
-        if not 0 <= self.translation < 1:
-            raise ValueError(f"translation must be in [0, 1), got {self.translation!r}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay!r}")
+        check_fractions(self, "translation", "ema_decay")
         if not self.model.tap_blocks and self.data.image_size != self.model.image_size:
             raise ValueError(
                 f"data.image_size {self.data.image_size} must be the model's "
                 f"{self.model.image_size}, because a discriminator without tap_blocks compares "
                 "pixels"
             )
-        if self.regression.weight:
-            self._check_regression()
-        if self.evaluation.every and self.held_out_data is None:
+        if self.pretraining:
+            self.pretraining.check(self)
+        if self.evaluation.interval and self.held_out_data is None:
             raise ValueError(
-                f"evaluation.every is {self.evaluation.every}, but data of kind "
+                f"evaluation.interval is {self.evaluation.interval}, but data of kind "
                 f"{self.data.kind!r} has no held-out images: set data.held_out, such as 0.05, or "
                 "evaluation.data"
             )
@@ -249,8 +253,10 @@ class TrainConfig:
 
     def _check_best(self, metric: str) -> None:
         lower_is_better(metric)
-        if not self.evaluation.every:
-            raise ValueError(f"checkpoint.best = {metric!r} needs evaluation: set evaluation.every")
+        if not self.evaluation.interval:
+            raise ValueError(
+                f"checkpoint.best = {metric!r} needs evaluation: set evaluation.interval"
+            )
         if metric.endswith("_lite1") and not self.evaluation.efficientnet:
             raise ValueError(
                 f"checkpoint.best = {metric!r} needs EfficientNet: set evaluation.efficientnet"
@@ -264,37 +270,12 @@ class TrainConfig:
 
     @property
     def held_out_data(self) -> DataConfig | None:
-        """Data for evaluation, not augmented; None if nothing is held out of training."""
+        """Data for evaluation, without augmentation; None if none is held out of training."""
         if self.evaluation.data is not None:
             return self.evaluation.data
         if not self.data.has_test_split:
             return None
-        return DataConfig(**{**self.data.to_dict(), **_HELD_OUT})
-
-    def _check_regression(self) -> None:
-        if self.data.kind != "aviary":
-            raise ValueError(
-                f"regression needs images whose noise is known, which data of kind "
-                f"{self.data.kind!r} has not: leave regression.weight out"
-            )
-        if self.model.noise_dim != NOISE_DIM:
-            raise ValueError(
-                f"model.noise_dim must be the aviary's {NOISE_DIM} for regression, got "
-                f"{self.model.noise_dim}"
-            )
-        sizes = (self.data.image_size, self.data.shorter_side)
-        if sizes != (self.model.image_size,) * 2 or (self.data.augment and self.data.flip):
-            raise ValueError(
-                "regression compares pixels: set data.image_size and data.resize to the model's "
-                f"{self.model.image_size}, and data.flip = false; got sizes {sizes}, "
-                f"flip = {self.data.flip}"
-            )
-        halvings, rest = divmod(self.model.image_size, self.model.clip.grid)
-        if self.regression.encodes and (rest or halvings & (halvings - 1)):
-            raise ValueError(
-                f"autoencoder_steps need an image size that halves to CLIP's grid, and "
-                f"{self.model.image_size} does not halve to {self.model.clip.grid}"
-            )
+        return replace(self.data, **_HELD_OUT)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` is the inverse."""
@@ -302,11 +283,12 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """Raises ValueError naming an unknown, missing or invalid setting."""
+        """Build from plain values. Raises ValueError naming the setting."""
+        values = rename(values, cls.ALIASES)
         model, data = values.get("model", {}), values.get("data", {})
         resolved = {**values, "model": _with_preset(model)}
         if isinstance(data, Mapping) and data:
-            # One seed, unless two are wanted; images as large as the recipe says.
+            # The seed of the run is the default for the data.
             resolved["data"] = {"seed": values.get("seed", 0), **data}
         evaluation = values.get("evaluation")
         if isinstance(evaluation, Mapping) and isinstance(evaluation.get("data"), Mapping):
@@ -315,12 +297,12 @@ class TrainConfig:
         return build(cls, resolved)
 
 
-# How held-out data differs from the training data whose settings it takes over.
+# Settings of held-out data that differ from those of the training data.
 _HELD_OUT: dict[str, Any] = {"split": "test", "augment": False, "resize": None}
 
 
 def _held_out(data: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of held-out data, on top of those of the training data of the same kind."""
+    """Complete the settings of held-out data with those of training data of the same kind."""
     if given.get("kind", data["kind"]) != data["kind"]:
         shared = {name: data[name] for name in ("image_size", "seed") if name in data}
         return {**shared, "augment": False, **given}
@@ -330,7 +312,7 @@ def _held_out(data: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_preset(model: Any) -> Any:
-    """The settings of `model`, on top of those of the preset that it names."""
+    """Apply the settings of `model` to the preset that it names."""
     if not isinstance(model, Mapping) or "preset" not in model:
         return model
     if model["preset"] not in PRESETS:
@@ -347,14 +329,13 @@ def load_config(config: str, assignments: Iterable[str] = ()) -> TrainConfig:
     """Read a configuration.
 
     Args:
-        config: path of a TOML file, or the name of one that comes with the package.
+        config: path of a TOML file, or the name of a configuration in the package.
         assignments: `a.b=value`, as given to `--set`; they override the file.
 
     Raises:
-        ConfigError: there is no such file, or a setting is unknown, missing or invalid.
+        ConfigError: the file is missing, or a setting is unknown, missing or invalid.
     """
     return read_config(
-        CONFIGS,
         config,
         assignments,
         lambda values: TrainConfig.from_dict(_with_dimensions_of_clip(values)),
@@ -362,13 +343,13 @@ def load_config(config: str, assignments: Iterable[str] = ()) -> TrainConfig:
 
 
 def _with_dimensions_of_clip(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`values` with the `model.clip` of the CLIP file that they name.
+    """Set `model.clip` to the dimensions of the CLIP file that `values` name.
 
-    A run that has begun needs that file no longer: its exported model has the CLIP inside.
+    A run that resumes does not need that file: its exported model contains the CLIP.
 
     Raises:
-        ValueError: `model.clip` says otherwise.
-        CheckpointError: the file is no CLIP that can be used.
+        ValueError: `model.clip` contradicts the file.
+        CheckpointError: the file is not a supported CLIP.
     """
     model = values.get("model", {})
     path = _clip_file(values)
@@ -386,10 +367,10 @@ def _with_dimensions_of_clip(values: Mapping[str, Any]) -> Mapping[str, Any]:
     ]
     if differing:
         raise ValueError(
-            f"[model.clip] does not fit {path}: {', '.join(differing)}; leave [model.clip] out, "
+            f"[model.clip] does not fit {path}: {', '.join(differing)}; omit [model.clip], "
             "it is read from the file"
         )
-    # Names that no CLIP has are left for the model's own check.
+    # CLIPConfig rejects unknown names.
     return {**values, "model": {**model, "clip": {**given, **dimensions}}}
 
 
@@ -401,28 +382,3 @@ def _clip_file(values: Mapping[str, Any]) -> Path | None:
     if isinstance(output, str):
         given.append(Path(output) / "model.safetensors")
     return next((path for path in given if path.exists()), None)
-
-
-def read_config(
-    folder: Path, config: str, assignments: Iterable[str], make: Callable[[Mapping[str, Any]], _T]
-) -> _T:
-    """`make` from the values of a TOML file, or of one in `folder` by name; see `load_config`."""
-    path = Path(config)
-    if not path.is_file() and (folder / f"{config}.toml").is_file():
-        path = folder / f"{config}.toml"
-    try:
-        return make(override(parse_toml(path.read_text(encoding="utf-8")), assignments))
-    except OSError as error:
-        names = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
-        raise ConfigError(
-            f"cannot read {config} ({error.strerror}); give a TOML file or one of {names}"
-        ) from error
-    except ValueError as error:  # UTF-8 decoding raises it too
-        raise ConfigError(f"{config}: {error}") from error
-
-
-def _at_least(config: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Training a CLIP of one's own: `galip-edge train-clip` (Radford et al. 2021, section 2.3)."""
+"""Contrastive training of a CLIP: `galip-edge train-clip` (Radford et al. 2021, section 2.3)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from open_clip.transformer import PatchDropout
@@ -19,49 +18,112 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional as F
 
-from galip_edge.checkpoint import fill, is_ours, load_checkpoint, read_clip
+from galip_edge import extensions
+from galip_edge.checkpoints.format import fill, is_ours, load_checkpoint, read_clip
+from galip_edge.config import (
+    build,
+    check_fractions,
+    check_integers,
+    check_not_negative,
+    check_positive,
+    read_config,
+)
 from galip_edge.data import CaptionedImages, DataConfig, Position, build_loader
+from galip_edge.data.records import Source
 from galip_edge.data.samples import generator_for
 from galip_edge.devices import DeviceName, choose_device, compute_settings, default_threads
+from galip_edge.errors import CheckpointError
 from galip_edge.models import CLIPConfig
 from galip_edge.models.clip import build_clip, clip_pixels
 from galip_edge.tokenizer import build_tokenizer
-from galip_edge.training.config import CONFIGS, read_config
-from galip_edge.training.frozen import with_fast_attention
+from galip_edge.training.fast_attention import with_fast_attention
 from galip_edge.training.precision import Precision, autocast, fastest_precision
-from galip_edge.training.sentences import sentence_embeddings
-from galip_edge.training.settings import build
-from galip_edge.training.words import WordReader, WordsConfig, WordTeaching, endless_captions
-from runtime.errors import CheckpointError
+from galip_edge.training.text_cache import sentence_embeddings
+from galip_edge.training.words import WordReader
 from runtime.files import atomic_path, write_whole
+from runtime.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 _MAY_CHANGE = ("cache", "workers", "root")
 _MAXIMAL_LOGIT_SCALE = math.log(100)  # as in CLIP's paper, against instability
 
 
+class TextPretraining(Protocol):
+    """A second stage, which trains the text transformer on captions alone."""
+
+    steps_done: int
+
+    @property
+    def finished(self) -> bool:
+        """True if all steps are done."""
+        ...
+
+    def step(self) -> dict[str, float]:
+        """Perform one update; returns the values to report."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for `load_state_dict`."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume. Raises KeyError or RuntimeError if the state does not fit."""
+        ...
+
+
 @dataclass(frozen=True)
-class ContrastiveConfig:
-    """A contrastive training run of CLIP.
+class TextPretrainingConfig:
+    """Base of the settings of a `TextPretraining`; `galip_edge.extensions` has the kinds.
 
     Attributes:
-        output: the run's folder; training resumes if it holds this run's state.
+        steps: 0 for none.
+    """
+
+    steps: int = 0
+
+    @classmethod
+    def class_for(cls, values: Mapping[str, Any]) -> type[TextPretrainingConfig]:
+        """The class of the settings. Raises GalipEdgeError if it is missing."""
+        found: type[TextPretrainingConfig] = extensions.require("text pretraining", "words")
+        return found
+
+    def __post_init__(self) -> None:
+        check_integers(self, 0, "steps")
+
+    def build(
+        self, clip: Any, tokenize: Tokenizer, source: Source, seed: int, precision: Precision
+    ) -> TextPretraining:
+        """The stage for `clip`, an `open_clip.CLIP`, with captions of `source`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """Settings of contrastive training.
+
+    Attributes:
+        output: folder of the run; training resumes if it holds this run's state.
         data: captioned images.
         clip: dimensions.
         batch_size, steps: pairs per step, and number of steps.
-        learning_rate, warmup: its peak, and the steps until it is reached; then it falls along a
-            half cosine.
+        learning_rate, warmup: peak of the learning rate, and the steps of its linear rise; then
+            it follows a half cosine.
         weight_decay: of matrices; norms, biases, embeddings and the logit scale have none.
-        patch_dropout: share of the patches that are left out at random, but for the last tenth of
-            the steps (Li et al. 2023): half of them take half of the time, and hardly matter.
-        image_words_weight: of a second loss: a linear layer reads the caption's words off the
-            image embedding (Joulin et al. 2016, https://arxiv.org/abs/1511.02251). In batches as
-            small as a CPU's, contrast alone teaches hardly any details. 0 leaves it out.
-        start: checkpoint or CLIP weights to start from, of the same dimensions.
-        words: what follows, see there.
+        patch_dropout: share of patches that are dropped at random, except in the last tenth of
+            the steps (Li et al. 2023). Dropping half of them halves the time, with little effect.
+        image_words_weight: of a second loss: a linear layer predicts the caption's words from the
+            image embedding (Joulin et al. 2016, https://arxiv.org/abs/1511.02251). In the small
+            batches of a CPU, the contrastive loss alone teaches few details. 0 disables it.
+        start: checkpoint or CLIP weights to start from, with the same dimensions.
+        words: text pretraining after contrastive training.
         precision, seed, device, threads: as for `galip-edge train`.
-        save_every, log_every: in steps.
+        save_interval, log_interval: in steps.
     """
+
+    ALIASES: ClassVar[Mapping[str, str]] = {
+        "save_every": "save_interval",
+        "log_every": "log_interval",
+    }
 
     output: str
     data: DataConfig
@@ -74,39 +136,30 @@ class ContrastiveConfig:
     patch_dropout: float = 0.0
     image_words_weight: float = 0.0
     start: str | None = None
-    words: WordsConfig = field(default_factory=WordsConfig)
+    words: TextPretrainingConfig = field(default_factory=TextPretrainingConfig)
     precision: Precision = "bfloat16"
     seed: int = 0
     device: DeviceName = "auto"
     threads: int | None = None
-    save_every: int = 200
-    log_every: int = 10
+    save_interval: int = 200
+    log_interval: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "steps", "warmup", "save_every", "log_every"):
-            if getattr(self, name) < (2 if name == "batch_size" else 1):
-                raise ValueError(f"{name} is too small: {getattr(self, name)!r}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {self.threads!r}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout must be in [0, 1), got {self.patch_dropout!r}")
+        check_integers(self, 1, "steps", "warmup", "save_interval", "log_interval", "threads")
+        check_integers(self, 2, "batch_size")
+        check_positive(self, "learning_rate")
+        check_fractions(self, "patch_dropout")
+        check_not_negative(self, "weight_decay", "image_words_weight")
         if self.words.steps and self.data.kind == "webdataset":
-            raise ValueError("words are taught from captions by number: not from web shards")
-        for name in ("weight_decay", "image_words_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
+            raise ValueError("words.steps needs data with random access, not web shards")
 
 
 def load_contrastive_config(config: str, assignments: Iterable[str] = ()) -> ContrastiveConfig:
-    """Read a TOML file, or a configuration that comes with the package, by name.
+    """Read a TOML file, or a configuration in the package by name.
 
-    Raises ConfigError if there is none, or a setting is unknown, missing or invalid.
+    Raises ConfigError if the file is missing, or a setting is unknown, missing or invalid.
     """
-    return read_config(
-        CONFIGS / "clip", config, assignments, lambda values: build(ContrastiveConfig, values)
-    )
+    return read_config(config, assignments, lambda values: build(ContrastiveConfig, values), "clip")
 
 
 def train_clip(config: ContrastiveConfig) -> Path:
@@ -116,7 +169,7 @@ def train_clip(config: ContrastiveConfig) -> Path:
         The weights under OpenAI's names, a `.safetensors` file for `clip = ...` in training.
 
     Raises:
-        DataError, CheckpointError: data or stored state cannot be used.
+        DataError, CheckpointError: the data or the stored state is invalid.
     """
     device = choose_device(config.device)
     with compute_settings(config.threads or default_threads(config.data.workers)):
@@ -158,12 +211,12 @@ class _ContrastiveRun:
         self.loader = build_loader(config.data, config.batch_size, pin_memory=device.type == "cuda")
         self.tokenize = build_tokenizer(config.clip)
         self.step = 0
-        self.taught = not config.words.steps
-        self.teaching: WordTeaching | None = None
+        self.text_finished = not config.words.steps
+        self.text_pretraining: TextPretraining | None = None
         self._resume()
 
     def _start(self, path: Path) -> None:
-        """Take the weights of another CLIP, or of the one in a checkpoint."""
+        """Load the weights of a CLIP, or of the CLIP in a checkpoint."""
         if is_ours(path):
             tensors = load_checkpoint(path).model.clip.state_dict()
         else:
@@ -173,13 +226,13 @@ class _ContrastiveRun:
     def go(self) -> Path:
         console = Console(stderr=True)
         self._contrast(console)
-        if not self.taught:
-            self._teach_words(console)
+        if not self.text_finished:
+            self._pretrain_text(console)
         self.loader.close()
         return self.folder / "clip.safetensors"
 
     def _contrast(self, console: Console) -> None:
-        figures: list[Tensor] = []  # loss and share of right captions, left on the device
+        figures: list[Tensor] = []  # loss and top-1 accuracy, on the device
         while self.step < self.config.steps:
             for batch in self.loader:
                 for group in self.optimizer.param_groups:
@@ -210,36 +263,35 @@ class _ContrastiveRun:
                     right = same.gather(1, best).float().mean()
                     figures.append(torch.stack([loss.detach(), right]))
                 self.step += 1
-                self.taught = not self.config.words.steps
-                if self.step % self.config.log_every == 0:
+                self.text_finished = not self.config.words.steps
+                if self.step % self.config.log_interval == 0:
                     mean_loss, mean_right = torch.stack(figures).mean(0).tolist()
                     self._log(console, mean_loss, mean_right)
                     figures = []
-                if self.step % self.config.save_every == 0 or self.step == self.config.steps:
+                if self.step % self.config.save_interval == 0 or self.step == self.config.steps:
                     self._save()
                 if self.step == self.config.steps:
                     break
 
-    def _teach_words(self, console: Console) -> None:
-        dataset, config = self.loader.dataset, self.config.words
-        assert isinstance(dataset, CaptionedImages)  # the configuration sees to it
-        teaching = self.teaching = self.teaching or self._new_teaching()
-        skip = teaching.steps_done * config.batch_size
-        captions = endless_captions(dataset.source, self.config.seed, skip)
-        while not teaching.finished:
-            words, distance = teaching.step(list(islice(captions, config.batch_size)))
-            step = teaching.steps_done
-            if step % self.config.log_every == 0 or teaching.finished:
-                line = f"words, step {step}/{config.steps}  loss {words:.3f}"
-                console.print(f"{line}  from before: {distance:.3f}", highlight=False)
-                self._append({"words_step": step, "words": words, "distance": distance})
-            self.taught = teaching.finished
-            if step % self.config.save_every == 0 or teaching.finished:
+    def _pretrain_text(self, console: Console) -> None:
+        stage = self.text_pretraining = self.text_pretraining or self._text_pretraining()
+        while not stage.finished:
+            values, step = stage.step(), stage.steps_done
+            if step % self.config.log_interval == 0 or stage.finished:
+                shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+                line = f"words, step {step}/{self.config.words.steps}  {shown}"
+                console.print(line, highlight=False)
+                self._append({"words_step": step, **values})
+            self.text_finished = stage.finished
+            if step % self.config.save_interval == 0 or stage.finished:
                 self._save()
 
-    def _new_teaching(self) -> WordTeaching:
-        config = self.config
-        return WordTeaching(self.clip, self.tokenize, config.words, config.seed, self.precision)
+    def _text_pretraining(self) -> TextPretraining:
+        dataset, config = self.loader.dataset, self.config
+        assert isinstance(dataset, CaptionedImages)  # checked by the configuration
+        return config.words.build(
+            self.clip, self.tokenize, dataset.source, config.seed, self.precision
+        )
 
     def _rate(self) -> float:
         if self.step < self.config.warmup:
@@ -256,7 +308,7 @@ class _ContrastiveRun:
     def _log(self, console: Console, loss: float, found: float) -> None:
         console.print(
             f"step {self.step}/{self.config.steps}  loss {loss:.3f}  "
-            f"right caption of {self.config.batch_size}: {found:.1%}",
+            f"top-1 of {self.config.batch_size}: {found:.1%}",
             highlight=False,
         )
         self._append({"step": self.step, "loss": loss, "top1": found})
@@ -267,7 +319,7 @@ class _ContrastiveRun:
             file.write(json.dumps(record) + "\n")
 
     def _identity(self) -> str:
-        # A longer schedule may go on from a shorter one's state; another model or data may not.
+        # A run may resume with a longer schedule, but not with another model or other data.
         data = {k: v for k, v in self.config.data.to_dict().items() if k not in _MAY_CHANGE}
         return json.dumps([asdict(self.config.clip), data, self.config.batch_size])
 
@@ -282,12 +334,12 @@ class _ContrastiveRun:
             "samples": self.loader.position.samples,
             "weights": weights,
             "reader": self.reader.state_dict() if self.reader else {},
-            "taught": self.taught,
+            "taught": self.text_finished,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        if self.teaching and not self.taught:
-            state["words"] = self.teaching.state_dict()
+        if self.text_pretraining and not self.text_finished:
+            state["words"] = self.text_pretraining.state_dict()
         with atomic_path(self.folder / "state.pt") as temporary:
             torch.save(state, temporary)
 
@@ -307,13 +359,13 @@ class _ContrastiveRun:
             self.optimizer.load_state_dict(state["optimizer"])
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
-            self.taught |= state["taught"]
+            self.text_finished |= state["taught"]
             if "words" in state and state["step"] >= self.config.steps:
-                self.teaching = self._new_teaching()
-                self.teaching.load_state_dict(state["words"])
+                self.text_pretraining = self._text_pretraining()
+                self.text_pretraining.load_state_dict(state["words"])
         except (KeyError, RuntimeError, EOFError) as error:
             raise CheckpointError(
-                f"{path} is damaged ({type(error).__name__}): delete it to start again"
+                f"{path} is damaged ({type(error).__name__}): delete it to start over"
             ) from error
         self.step = state["step"]
         self.loader.resume(Position(state["epoch"], state["samples"]))
@@ -321,18 +373,18 @@ class _ContrastiveRun:
         _log.info("resuming %s after %s", self.folder, self._progress())
 
     def _progress(self) -> str:
-        if self.teaching:
-            return f"step {self.teaching.steps_done} of the words"
+        if self.text_pretraining:
+            return f"step {self.text_pretraining.steps_done} of text pretraining"
         return f"step {self.step}"
 
     def _drop_later_metrics(self) -> None:
-        """Remove records of steps after the stored state: they are done again."""
+        """Remove records of steps after the stored state, which are repeated."""
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return
-        words_step = self.config.words.steps if self.taught else 0
-        if self.teaching:
-            words_step = self.teaching.steps_done
+        words_step = self.config.words.steps if self.text_finished else 0
+        if self.text_pretraining:
+            words_step = self.text_pretraining.steps_done
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
@@ -347,8 +399,8 @@ class _ContrastiveRun:
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, same: Tensor) -> Tensor:
     """Symmetric cross entropy over all pairs of a batch (Radford et al. 2021, figure 3).
 
-    Another image with an equal caption is no wrong answer, and is left out of the sums; without
-    this, a data set with few distinct captions trains CLIP to separate what is alike.
+    Images with an equal caption are not negatives, and are excluded from the sums; otherwise a data
+    set with few distinct captions would train CLIP to separate similar images.
 
     Args:
         image, text: (B,E) embeddings of length 1.
@@ -373,12 +425,9 @@ def _step_seed(seed: int, step: int) -> int:
 
 
 def _comparable(identity: str) -> tuple[Any, ...]:
-    """An identity without settings at their defaults, which states of earlier versions may lack."""
+    """An identity without default settings, which states of earlier versions may lack."""
     clip, data, batch_size = json.loads(identity)
-    if data["kind"] == "aviary":
-        data.setdefault("variety", "narrow")  # all that there was
-    defaults = DataConfig(kind="aviary").to_dict()
-    return clip, {k: v for k, v in data.items() if v != defaults.get(k)}, batch_size
+    return clip, DataConfig.class_for(data).changed_settings(data), batch_size
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

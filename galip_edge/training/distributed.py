@@ -1,7 +1,7 @@
-"""One process or many: torchrun starts them, and a batch is spread over all.
+"""Data-parallel training with any number of processes, started by torchrun.
 
-Gradients are summed explicitly, once per network and step. `DistributedDataParallel` would overlap
-this with the backward pass, but does not support the gradient penalty's second derivative.
+Gradients are summed explicitly, once per module and step. `DistributedDataParallel` would overlap
+this with the backward pass, but does not support the second derivative of the gradient penalty.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from runtime.errors import GalipEdgeError
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together; by default this one alone.
+    """The processes of a training run; by default only this one.
 
     Attributes:
-        rank: of this process, from 0; the first one logs and writes.
+        rank: of this process, from 0; the first process logs and writes.
         size: number of processes.
         device: of this process.
     """
@@ -39,7 +39,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process logs and writes."""
+        """True for the process that logs and writes."""
         return self.rank == 0
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
@@ -54,7 +54,7 @@ class World:
             tensor.copy_(total.view(tensor.shape))
 
     def gather(self, rows: Tensor) -> Tensor:
-        """`rows` (B,...) of all processes in the order of their ranks, (size·B,...)."""
+        """`rows` (B,...) of all processes, ordered by rank: (size·B,...)."""
         if self.size == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.size)]
@@ -62,7 +62,7 @@ class World:
         return torch.cat(parts)
 
     def copy_from_first_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace `tensors` by the first process's."""
+        """Replace `tensors` by those of the first process."""
         if self.size > 1:
             for tensor in tensors:
                 same = tensor.detach().contiguous()  # a copy where memory is channels-last
@@ -70,7 +70,7 @@ class World:
                 tensor.data.copy_(same)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, whether it is set on any process."""
+        """For each flag, True if it is set on any process."""
         if self.size == 1:
             return flags
         counts = torch.tensor(flags, dtype=torch.float32, device=self.device)
@@ -80,10 +80,10 @@ class World:
     def raise_any(self, error: Exception | None) -> None:
         """Raise `error` on this process, and its message on all others.
 
-        Every process must call this at the same point; `error` is None where all is well.
+        Every process must call this at the same point; `error` is None without a failure.
 
         Raises:
-            GalipEdgeError: another process failed; with the message of the first one that did.
+            GalipEdgeError: another process failed; with the message of the first failure.
         """
         if self.size > 1 and self.any(error is not None)[0]:
             messages: list[str | None] = [None] * self.size
@@ -96,11 +96,11 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Let a failure of any process inside end all; nothing inside may be collective."""
+        """A context, without collective operations, in which any failure ends all processes."""
         failure: Exception | None = None
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - it is raised again
+        except Exception as error:  # noqa: BLE001 - it is reraised
             failure = error
         self.raise_any(failure)
 
@@ -113,13 +113,13 @@ def _message(error: Exception | None) -> str | None:
 
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """This process's place among those that torchrun started; without torchrun it is alone.
+    """Join the processes that torchrun started; a single process without torchrun.
 
     Args:
         device: `cpu`, `cuda`, or `auto` for CUDA where it is available.
 
     Raises:
-        GalipEdgeError: CUDA is not available, or there is not one GPU per process.
+        GalipEdgeError: CUDA is not available, or there are fewer GPUs than processes.
     """
     size, rank, local = (int(os.environ.get(n, d)) for n, d in _TORCHRUN.items())
     place = choose_device(device, local)
@@ -137,5 +137,5 @@ def join_world(device: str) -> Iterator[World]:
 
 _TORCHRUN = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
 
-# While the first process evaluates or writes a checkpoint, the others wait.
+# The others wait while the first process evaluates or writes a checkpoint.
 _LONGEST_WAIT = timedelta(hours=2)

@@ -12,12 +12,12 @@ from torch import Tensor
 class MovingAverage:
     """Averages of named parameters: average = decay * average + (1 - decay) * parameter.
 
-    The decay ramps up, min(decay, (1 + n) / (10 + n)) for update n, so that early averages are of
+    The decay ramps up, min(decay, (1 + n) / (10 + n)) for update n, so early averages follow the
     trained weights instead of the initial ones. The authors used no average; it makes samples less
-    dependent on the step at which training stops.
+    dependent on the last step of training.
 
     Attributes:
-        updates: how many there have been.
+        updates: number of updates.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
@@ -28,7 +28,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Add the parameters' present values."""
+        """Include the current values of the parameters."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(
             list(self.averages.values()), list(self.parameters.values()), 1 - decay
@@ -37,7 +37,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the parameters have their average values."""
+        """A context in which the parameters have their average values."""
         self._exchange()
         try:
             yield

@@ -1,10 +1,10 @@
-"""Evaluation during training: figures of the averaged generator on held-out images."""
+"""Evaluation during training: metrics of the averaged generator on held-out images."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -15,21 +15,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from galip_edge import extensions
 from galip_edge.data import CaptionedImages, DataConfig, DataError, build_dataset
-from galip_edge.data.aviary import AviarySource
+from galip_edge.data.records import Source
+from galip_edge.errors import ConfigError
 from galip_edge.evaluation.clip_space import CLIPScorer
 from galip_edge.evaluation.efficientnet import EfficientNetFeatures
 from galip_edge.evaluation.evaluate import (
     EvaluationOptions,
     FeatureExtractor,
-    Judges,
+    MetricModels,
     Prepared,
     measure,
     prepare,
 )
 from galip_edge.evaluation.models import halfway, noises, to_pixels
-from galip_edge.training.config import ConfigError, TrainConfig
-from galip_edge.training.sentences import SentenceEncoder
+from galip_edge.training.config import TrainConfig
+from galip_edge.training.text_cache import SentenceEncoder
 from galip_edge.training.trainer import Trainer
 
 Images = npt.NDArray[np.uint8]
@@ -38,49 +40,47 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Images that are not trained on.
+    """Held-out images.
 
     Attributes:
         captions: one for each image.
-        pixels: (N,H,W,3), of the size that is generated.
-        aviary: where they come from, if they are drawn.
+        pixels: (N,H,W,3), in the size of generated images.
+        source: of the images, without web shards.
     """
 
     captions: list[str]
     pixels: Images
-    aviary: AviarySource | None = None
+    source: Source | None = None
 
 
 def read_held_out(data: DataConfig, image_size: int, count: int) -> HeldOut:
-    """The first `count` usable images of `data`, each with its first caption.
+    """Read the first `count` valid images of `data`, each with its first caption.
 
     Args:
-        data: not augmented.
+        data: without augmentation.
         image_size: side of the images in pixels.
-        count: how many; fewer if there are not so many.
+        count: number of images, or all if there are fewer.
 
     Raises:
         DataError: there are fewer than two.
     """
-    values = {**data.to_dict(), "image_size": image_size, "resize": None, "augment": False}
-    if data.kind == "aviary":
-        values["samples"] = count
-    dataset = build_dataset(DataConfig(**values))
+    data = replace(data.first(count), image_size=image_size, resize=None, augment=False)
+    dataset = build_dataset(data)
     if isinstance(dataset, CaptionedImages):
         length = min(count, len(dataset))
         samples = [dataset[i] for i in range(length)]
         captions = [dataset.source.captions(sample.index)[0] for sample in samples]
-        aviary = dataset.source if isinstance(dataset.source, AviarySource) else None
+        source: Source | None = dataset.source
     else:
         samples = list(islice(dataset.samples(0, 0, 1, shuffle=False), min(count, len(dataset))))
-        captions, aviary = [sample.caption for sample in samples], None
+        captions, source = [sample.caption for sample in samples], None
     if len(samples) < 2:
-        raise DataError(f"evaluation needs at least 2 held-out images, there are {len(samples)}")
-    return HeldOut(captions, to_pixels(torch.stack([s.image for s in samples])), aviary)
+        raise DataError(f"evaluation needs at least 2 held-out images, found {len(samples)}")
+    return HeldOut(captions, to_pixels(torch.stack([s.image for s in samples])), source)
 
 
 class TrainedModel:
-    """The generator in training, as evaluation reads it: an EvaluatedModel."""
+    """The generator in training, as an `EvaluatedModel`."""
 
     name = "training"
     sha256 = ""
@@ -91,16 +91,13 @@ class TrainedModel:
         self._encode = encode
 
     def images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Images:
-        """See EvaluatedModel."""
         return to_pixels(self.float_images(prompts, indices, seed))
 
     def float_images(self, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Tensor:
-        """See EvaluatedModel."""
         noise = noises(prompts, indices, seed, self._trainer.model.config.noise_dim)
         return self._sample(noise, self._encode(prompts))
 
     def midpoints(self, starts: Sequence[str], ends: Sequence[str], seed: int) -> Images:
-        """See EvaluatedModel."""
         size = self._trainer.model.config.noise_dim
         noise, sentence = halfway(
             starts, ends, seed, size, lambda prompts: self._encode(prompts).cpu().numpy()
@@ -113,17 +110,17 @@ class TrainedModel:
 
 
 class Evaluator:
-    """Measures a generator in training, always against the same images and with the same noise.
+    """Evaluates a generator in training, always on the same images and with the same noise.
 
-    Figures depend on the weights alone, so a resumed run repeats those of an uninterrupted one.
+    Metrics depend only on the weights, so a resumed run repeats those of an uninterrupted one.
 
     Args:
-        config: with `evaluation.every`.
-        trainer: whose generator, or its average, is measured.
+        config: with `evaluation.interval`.
+        trainer: its generator is evaluated, with average weights if there is an average.
         encode: captions to sentence embeddings.
 
     Raises:
-        ConfigError, DataError, GalipEdgeError: held-out data or Inception weights cannot be used.
+        ConfigError, DataError, GalipEdgeError: held-out data or Inception weights are invalid.
     """
 
     def __init__(self, config: TrainConfig, trainer: Trainer, encode: SentenceEncoder) -> None:
@@ -133,7 +130,7 @@ class Evaluator:
         self.held_out = read_held_out(data, config.model.image_size, settings.count)
         count = len(self.held_out.captions)
         if count < settings.count:
-            _log.warning("evaluating on %d held-out images, all there are", count)
+            _log.warning("evaluating on all %d held-out images", count)
         self._options = EvaluationOptions(
             count,
             config.seed,
@@ -148,23 +145,26 @@ class Evaluator:
         )
         if settings.efficientnet:
             extractors["lite1"] = EfficientNetFeatures(device)
-        self._judges = Judges(CLIPScorer(trainer.model), inceptions=extractors)
+        scorer = CLIPScorer(trainer.model)
+        self._networks = MetricModels(scorer, extractors)
+        metrics = extensions.find("metrics", data.kind)
+        self._extra = metrics(self.held_out.source, scorer) if metrics else None
 
     @cached_property
     def _prepared(self) -> Prepared:
         pixels = self.held_out.pixels
         return prepare(
-            self.held_out.captions, self._judges, self._options, real=lambda i: pixels[i]
+            self.held_out.captions, self._networks, self._options, real=lambda i: pixels[i]
         )
 
     def __call__(self) -> dict[str, float]:
-        """Every figure by its name in docs/evaluation.md."""
+        """Metrics by their names in docs/evaluation.md."""
         metrics, _ = measure(
             self._model,
             self._prepared,
-            self._judges,
+            self._networks,
             self._options,
-            aviary=self.held_out.aviary,
+            extra=self._extra,
         )
         return _numbers(metrics)
 

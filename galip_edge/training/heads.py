@@ -1,4 +1,4 @@
-"""The projected discriminator's heads next to an exported checkpoint, to continue training from."""
+"""Heads of the projected discriminator next to an exported checkpoint, for further training."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from galip_edge.checkpoint import fill
+from galip_edge.checkpoints.format import fill
+from galip_edge.checkpoints.safe_load import read_weights
 from galip_edge.training.projected import ProjectedDiscriminator
-from galip_edge.training.state import newest_state
-from galip_edge.weights import read_weights
+from galip_edge.training.resume import newest_state
 from runtime.files import atomic_path
 
 HEADS = "projected.safetensors"
 
 
 def export_heads(run: Path, folder: Path, dtype: torch.dtype) -> Path | None:
-    """Write the heads of the newest state of `run` to `folder`; None if it has none.
+    """Write the heads of the newest state of `run` to `folder`; None without heads.
 
     Raises GalipEdgeError if the state is damaged, or the file cannot be written.
     """
@@ -36,7 +36,7 @@ def export_heads(run: Path, folder: Path, dtype: torch.dtype) -> Path | None:
 
 
 def import_heads(projected: ProjectedDiscriminator, checkpoint: Path) -> bool:
-    """Load the heads that `export_heads` wrote next to `checkpoint`; False if there are none.
+    """Load the heads that `export_heads` wrote next to `checkpoint`; False without heads.
 
     Raises CheckpointError if they do not fit.
     """

@@ -1,8 +1,7 @@
 """GALIP's objective: both losses, term by term (paper, section 3.4).
 
-Every term is a mean over samples. The loss of a large batch is therefore the mean of the losses of
-its equal parts, wherever those are computed; only the mismatched sentences must have been taken
-from the whole batch before it was split.
+Every term is a mean over samples, so the loss of a batch is the mean of the losses of equal
+micro-batches, on any processes; only mismatched sentences must be selected from the whole batch.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from galip_edge.config import check_not_negative
 from galip_edge.models import Discriminator
 
 
@@ -21,9 +21,10 @@ class LossConfig:
     """Weights of the objective. The defaults are the authors'.
 
     Attributes:
-        penalty_weight: of the matching-aware gradient penalty; 0 leaves it out.
-        penalty_power: of the gradient's norm in it.
-        similarity_weight: of the CLIP similarity in the generator's loss; 0 leaves it out.
+        penalty_weight: of the matching-aware gradient penalty (k in L_D); 0 disables it.
+        penalty_power: exponent of the gradient norm (p in L_D).
+        similarity_weight: of CLIP similarity in the generator's loss (lambda in L_G); 0
+            disables it.
     """
 
     penalty_weight: float = 2.0
@@ -31,10 +32,8 @@ class LossConfig:
     similarity_weight: float = 4.0
 
     def __post_init__(self) -> None:
-        for name in ("penalty_weight", "similarity_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
-        if self.penalty_power < 2:  # below, the derivative has a pole at a vanishing gradient
+        check_not_negative(self, "penalty_weight", "similarity_weight")
+        if self.penalty_power < 2:  # otherwise the derivative diverges at a zero gradient
             raise ValueError(f"penalty_power must be at least 2, got {self.penalty_power!r}")
 
 
@@ -60,12 +59,12 @@ class GeneratorLoss:
 
 
 def hinge(scores: Tensor, real: bool, weights: Tensor | None = None) -> Tensor:
-    """Mean of max(0, 1 - score) for what should pass as real, of max(0, 1 + score) otherwise.
+    """Hinge loss: mean of max(0, 1 - score) for real images, of max(0, 1 + score) for others.
 
     Args:
         scores: (B,1,1,1).
-        real: whether they should be high.
-        weights: (B,) factors of the samples; by default 1.
+        real: True if high scores are correct.
+        weights: (B,) factors of the samples. Default: 1.
     """
     each = F.relu(1 - scores if real else 1 + scores).float()
     return each.mean() if weights is None else (each.flatten() * weights).mean()
@@ -81,20 +80,20 @@ def discriminator_loss(
     gradient_scale: float | Tensor = 1.0,
     mismatch_weights: Tensor | None = None,
 ) -> DiscriminatorLoss:
-    """Tell real images from generated ones, and from real ones with another image's sentence.
+    """L_D: hinge losses of real, mismatched and generated images, and gradient penalty.
 
-    The inner derivative is taken functionally (`torch.func`), so that torch.compile can compile
-    the whole: it does not support the second derivative of a compiled module.
+    The inner derivative is functional (`torch.func`), because torch.compile does not support the
+    second derivative of a compiled module.
 
     Args:
-        discriminator: with its parameters requiring gradients.
-        real, fake: what it reads of real and of generated images, (B,...), without history.
+        discriminator: with parameters that require gradients.
+        real, fake: its inputs for real and generated images, (B,...); gradients do not reach them.
         sentence: (B,E) sentence embeddings of both.
         mismatched: (B,E) sentence embeddings of other images.
         config: weights.
-        gradient_scale: factor on the scores while they are differentiated for the penalty, so
-            that the gradients do not vanish in float16.
-        mismatch_weights: (B,), 0 for samples without a mismatched sentence; by default all 1.
+        gradient_scale: factor of the scores when they are differentiated for the penalty, against
+            underflow in float16.
+        mismatch_weights: (B,), 0 for samples without a mismatched sentence. Default: all 1.
     """
 
     def scaled_score(real: Tensor, sentence: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -102,7 +101,7 @@ def discriminator_loss(
         score = discriminator.score(extracted, sentence)
         return score.sum() * gradient_scale, (score, extracted)
 
-    # Real images with their own sentences, and with others'.
+    # Real images with their own, and with mismatched sentences.
     differentiate = torch.func.grad(scaled_score, argnums=(0, 1), has_aux=True)
     gradients, (score, extracted) = differentiate(real.detach(), sentence.detach())
     real_loss = hinge(score, real=True)
@@ -112,7 +111,7 @@ def discriminator_loss(
     # Generated images with the sentences they were generated from.
     fake_loss = hinge(discriminator(fake.detach(), sentence.detach()), real=False)
 
-    # Matching-aware gradient penalty: the score is to be smooth where image and sentence match.
+    # Matching-aware gradient penalty: smooth scores around matching images and sentences.
     squared_norm = _squared_norm(gradients, gradient_scale)
     penalty = config.penalty_weight * (squared_norm ** (config.penalty_power / 2)).mean()
 
@@ -124,7 +123,7 @@ def discriminator_loss(
 def _squared_norm(gradients: tuple[Tensor, ...], scale: float | Tensor) -> Tensor:
     """Squared norm (B,) of each sample's gradients, in float32.
 
-    It is kept squared, because the root has no derivative at zero.
+    Squared, because the square root has no derivative at zero.
     """
     flat = torch.cat([g.float().flatten(1) for g in gradients], dim=1) / scale
     return flat.square().sum(dim=1)
@@ -137,13 +136,13 @@ def generator_loss(
     sentence: Tensor,
     config: LossConfig,
 ) -> GeneratorLoss:
-    """Be taken for real, and be what the sentence says in CLIP's eyes.
+    """L_G: negative score of generated images, minus weighted CLIP similarity.
 
     Args:
-        discriminator: judges; its own parameters need no gradients here.
-        fake: what it reads of generated images, (B,...), with history.
-        embedding: (B,E) CLIP image embeddings of the same images, with history.
-        sentence: (B,E) sentence embeddings they were generated from.
+        discriminator: its parameters need no gradients here.
+        fake: its input for generated images, (B,...), with gradients.
+        embedding: (B,E) CLIP image embeddings of the same images, with gradients.
+        sentence: (B,E) sentence embeddings that the images were generated from.
         config: weights.
     """
     adversarial = -discriminator(fake, sentence).float().mean()

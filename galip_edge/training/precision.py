@@ -1,4 +1,4 @@
-"""Mixed precision: which operations run in 16 bits, and the loss scale that float16 needs."""
+"""Mixed precision: autocast, and the loss scale of float16."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FLOOR, _RESET = 64.0, 16384.0
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context of a forward pass; does nothing for float32."""
     dtype, kind = getattr(torch, precision), device.type
-    if kind not in ("cpu", "cuda"):  # which autocast may not know, such as meta
+    if kind not in ("cpu", "cuda"):  # autocast does not support meta and others
         kind, dtype, precision = "cpu", torch.bfloat16, "float32"
     return torch.autocast(kind, dtype, enabled=precision != "float32")
 
@@ -26,22 +26,22 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def fastest_precision(
     device: torch.device, wanted: Precision, without_bfloat16: Precision = "float16"
 ) -> Precision:
-    """`wanted`, or a replacement, with a warning, where the device only emulates bfloat16.
+    """`wanted`, or with a warning a replacement for bfloat16 on devices that only emulate it.
 
-    A CPU without AVX-512 does so up to a hundred times slower, and takes float32. So do GPUs
-    before compute capability 8.0, such as T4 and V100, which multiply in float16 instead.
+    Emulation is up to a hundred times slower on CPUs without AVX-512, for which float32 is the
+    replacement, and slow on GPUs before compute capability 8.0, such as T4 and V100.
 
     Args:
-        device: to compute on.
+        device: of the computation.
         wanted: precision of the forward passes.
-        without_bfloat16: what such a GPU takes; float16 needs a loss scale.
+        without_bfloat16: replacement on such a GPU; float16 needs a loss scale.
     """
     if wanted != "bfloat16" or _has_bfloat16(device):
         return wanted
     instead: Precision = "float32" if device.type == "cpu" else without_bfloat16
     name = "CPU" if device.type == "cpu" else "GPU"
     _log.warning(
-        "this %s has no bfloat16: training in %s, which is much faster here", name, instead
+        "this %s has no bfloat16: training in %s instead, which is much faster", name, instead
     )
     return instead
 
@@ -65,16 +65,16 @@ def _gpu_has_bfloat16(device: torch.device) -> bool:
 
 
 class LossScale:
-    """The factor that keeps float16 gradients from vanishing; 1 in other precisions.
+    """Factor of the loss against underflow of float16 gradients; 1 in other precisions.
 
-    Doubled after 2000 good steps and halved after a bad one, as torch's GradScaler does. Below
-    64 it is reset to 16384 (the authors' rule), so that one bad stretch does not end training.
+    Doubled after 2000 finite steps, and halved after a non-finite one, as in torch's GradScaler.
+    Instead of falling below 64 it is reset to 16384, as by the authors, so training can recover.
 
     Attributes:
         enabled: False in other precisions.
         value: the factor.
-        searching: True until gradients were finite for the first time. Until then a step can be
-            computed again with a lower scale, so that it is not lost.
+        searching: True until the first finite gradients. Until then a step is recomputed with a
+            lower scale, instead of being skipped.
     """
 
     def __init__(self, precision: Precision) -> None:
@@ -84,14 +84,14 @@ class LossScale:
         self.searching = self.enabled
 
     def lower(self) -> bool:
-        """Halve the scale; False at the floor, where nothing is changed."""
+        """Halve the scale; False without a change at the lower limit."""
         if self.value / 2 < _FLOOR:
             return False
         self.value /= 2
         return True
 
     def update(self, finite: bool) -> None:
-        """Adapt to whether the last gradients were finite."""
+        """Adapt the scale after finite or non-finite gradients."""
         if not self.enabled:
             return
         self.good_steps = self.good_steps + 1 if finite else 0
@@ -111,7 +111,7 @@ class LossScale:
         }
 
     def load(self, state: dict[str, float]) -> None:
-        """Continue from `state`, unless the precision is another one now."""
+        """Restore `state`, unless the precision has changed."""
         if self.enabled and state["value"] != 1.0:
             self.value, self.good_steps = state["value"], int(state["good_steps"])
             self.searching = bool(state.get("searching", 0.0))

@@ -1,17 +1,17 @@
-"""A second discriminator, on frozen features of a network that was trained on ImageNet.
+"""A second discriminator, on frozen features of a network trained on ImageNet.
 
-A small CLIP overlooks much: a ViT with patches of 16 projects 768 pixel values to 192, and what it
-does not see, no discriminator behind it can tell. So heads on the features of EfficientNet-Lite0 at
-four scales look at the same images (projected GANs, Sauer et al. 2021,
+A small CLIP discards much of an image: a ViT with patches of 16 projects 768 pixel values to 192,
+and a discriminator behind it cannot detect what is lost. Additional heads score the images by
+features of EfficientNet-Lite0 at four scales (projected GANs, Sauer et al. 2021,
 https://arxiv.org/abs/2111.01007; conditional as in StyleGAN-T, https://arxiv.org/abs/2301.09515).
-It is a setting of training, `[projected]`, and not a part of the model.
+The section `[projected]` of a training configuration enables them; they are not part of the model.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -19,21 +19,22 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized
 
+from galip_edge.config import check_integers, check_not_negative, check_positive
 from galip_edge.models.efficientnet import EfficientNetLite
 from galip_edge.training.losses import hinge
 
 _SLOPE = 0.2
-_GRID = 4  # cells along one side that a head's scores refer to, where its features have as many
+_GRID = 4  # largest side of a head's grid of scores
 
 
 @dataclass(frozen=True)
 class ProjectedConfig:
-    """The discriminator on frozen features. The default leaves it out, as published.
+    """Settings of the discriminator. The default disables it, as published.
 
     Attributes:
-        weight: of its score in the generator's loss; the CLIP-based discriminator's is 1.
+        weight: of its score in the generator's loss, relative to the CLIP-based discriminator.
         learning_rate: of the heads.
-        width, projection: channels of each head, and of the fixed random projection before it.
+        width, projection: channels of each head, and of its fixed random input projection.
     """
 
     weight: float = 0.0
@@ -42,18 +43,14 @@ class ProjectedConfig:
     projection: int = 64
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"weight must not be negative, got {self.weight!r}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
-        for name in ("width", "projection"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        check_not_negative(self, "weight")
+        check_positive(self, "learning_rate")
+        check_integers(self, 1, "width", "projection")
 
 
 @dataclass(frozen=True)
 class ProjectedLoss:
-    """The heads' loss and its terms, scalars: means over samples, positions and heads."""
+    """Loss of the heads and its terms, scalars: means over samples, positions and heads."""
 
     total: Tensor
     real: Tensor
@@ -86,7 +83,7 @@ class _Head(nn.Module):
         return found
 
     def score(self, found: Tensor, sentence: Tensor) -> Tensor:
-        """What `forward` returned, and (B,E) sentence embeddings -> (B,1,h',w')."""
+        """The result of `forward`, and (B,E) sentence embeddings -> (B,1,h',w')."""
         direction = self.to_direction(sentence)[:, :, None, None]
         matching = (found * direction).sum(1, keepdim=True) / math.sqrt(found.shape[1])
         score: Tensor = self.to_score(found) + matching
@@ -103,25 +100,25 @@ class _Heads(nn.ModuleList):
 class ProjectedDiscriminator(nn.Module):
     """Heads on the frozen features of EfficientNet-Lite0 at strides 4, 8, 16 and 32.
 
-    Spectral norms are estimated once a step (`refine_norms`), not in every forward pass, so that a
-    step does not depend on how its batch is divided.
+    Spectral norms are estimated once per step (`refine_norms`), not in every forward pass, so a
+    step does not depend on the division of its batch.
 
     Args:
-        image_size: side of the images, a multiple of 32.
+        image_size: side of the images in pixels, a multiple of 32.
         sentence: length of sentence embeddings.
-        config: sizes.
-        seed: of the first weights and the fixed projections.
+        config: dimensions.
+        seed: of the initial weights and the fixed projections.
 
     Raises:
         GalipEdgeError: EfficientNet-Lite0 is not installed.
-        ValueError: `image_size` is no multiple of 32.
+        ValueError: `image_size` is not a multiple of 32.
     """
 
     def __init__(self, image_size: int, sentence: int, config: ProjectedConfig, seed: int) -> None:
         super().__init__()
         if image_size % 32:
             raise ValueError(
-                f"projected.weight needs images whose side is a multiple of 32, got {image_size}"
+                f"projected.weight needs an image size that is a multiple of 32, got {image_size}"
             )
         self.backbone = EfficientNetLite(0)
         with torch.random.fork_rng(devices=[]):
@@ -153,12 +150,12 @@ class ProjectedDiscriminator(nn.Module):
         mismatched: Tensor,
         mismatch_weights: Tensor | None = None,
     ) -> ProjectedLoss:
-        """Hinge losses, as of the CLIP-based discriminator, without the gradient penalty.
+        """Hinge losses as of the CLIP-based discriminator, without the gradient penalty.
 
         Args:
-            real, fake: features at four scales; histories are cut.
+            real, fake: features at four scales; gradients do not reach them.
             sentence, mismatched: (B,E) sentence embeddings of both, and of other images.
-            mismatch_weights: (B,), 0 for samples without a mismatched sentence; by default all 1.
+            mismatch_weights: (B,), 0 for samples without a mismatched sentence. Default: all 1.
         """
         terms = []
         for head, a, b in zip(self.heads, real, fake):
@@ -180,12 +177,9 @@ class ProjectedDiscriminator(nn.Module):
         return ProjectedLoss(matched + (mismatch + generated) / 2, matched, mismatch, generated)
 
     def adversarial(self, fake: Sequence[Tensor], sentence: Tensor) -> Tensor:
-        """The generator's loss: minus the mean score of generated images, a scalar."""
+        """The generator's loss: the negative mean score of generated images, a scalar."""
         scores = [
             head.score(head(features), sentence).float().mean()
             for head, features in zip(self.heads, fake)
         ]
         return -torch.stack(scores).mean()
-
-
-TERMS = tuple(f.name for f in fields(ProjectedLoss))

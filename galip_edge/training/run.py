@@ -1,4 +1,4 @@
-"""A training run, from a configuration to a trained model: `galip-edge train`."""
+"""A training run from a configuration to a trained model: `galip-edge train`."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from galip_edge.checkpoint import save_checkpoint
+from galip_edge.checkpoints.format import save_checkpoint
 from galip_edge.data import Batch, Loader, Position, build_loader
 from galip_edge.devices import compute_settings, default_threads
+from galip_edge.errors import ConfigError
 from galip_edge.evaluation.models import to_pixels
 from galip_edge.evaluation.names import lower_is_better
-from galip_edge.training.config import ConfigError, TrainConfig
+from galip_edge.training.config import TrainConfig
 from galip_edge.training.distributed import World, join_world
 from galip_edge.training.evaluation import Evaluator
 from galip_edge.training.heads import import_heads
-from galip_edge.training.network import StepReport
+from galip_edge.training.init import build_model, check_identity, run_identity
+from galip_edge.training.optimized_module import StepReport
 from galip_edge.training.precision import fastest_precision
-from galip_edge.training.record import RunRecord
-from galip_edge.training.sentences import SentenceEncoder, clip_hash
-from galip_edge.training.setup import build_model, check_identity, run_identity
-from galip_edge.training.state import (
+from galip_edge.training.resume import (
     load_moments,
     load_trainer_state,
     newest_state,
     save_state,
     writing,
 )
+from galip_edge.training.run_log import RunLog
+from galip_edge.training.text_cache import SentenceEncoder, clip_hash
 from galip_edge.training.trainer import Trainer
 from runtime.errors import GalipEdgeError
 from runtime.files import atomic_path, cache_folder
@@ -51,11 +52,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-        step, total: finished steps, and those of the whole run.
-        model: the exported model, for `galip-edge convert`.
+        step, total: finished steps, and steps of the whole run.
+        model: exported model, for `galip-edge convert`.
     """
 
     step: int
@@ -64,18 +65,18 @@ class RunResult:
 
     @property
     def finished(self) -> bool:
-        """False if it was interrupted; the same command then resumes it."""
+        """False after an interruption; the same command resumes the run."""
         return self.step >= self.total
 
 
 def train(config: TrainConfig) -> RunResult:
-    """Train until `config` is fulfilled, resuming if `config.output` holds this run's checkpoints.
+    """Train as configured, or resume if `config.output` holds this run's checkpoints.
 
-    Ctrl-C or SIGTERM end the run after the current step, with a checkpoint.
+    Ctrl-C and SIGTERM end the run after the current step, with a checkpoint.
 
     Raises:
-        GalipEdgeError: data, weights or settings cannot be used, a checkpoint cannot be written,
-            or losses stay non-finite; the message is one sentence.
+        GalipEdgeError: data, weights or settings are invalid, a checkpoint cannot be written, or
+            losses stay non-finite.
     """
     with join_world(config.device) as world, _stop_requests() as stop_requested:
         precision = fastest_precision(world.device, config.precision)
@@ -86,7 +87,7 @@ def train(config: TrainConfig) -> RunResult:
 
 
 class _Run:
-    """The parts of a run, put together, at the step where it is to go on."""
+    """A run at its first step, or at the step where it resumes."""
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config = config
@@ -113,12 +114,12 @@ class _Run:
                 self.loader.resume(Position(state["epoch"], state["samples"]))
                 _log.info("resuming %s after step %d", self.folder, self.step)
             else:
-                for network in self.trainer.networks:
-                    load_moments(network, moments)
+                for module in self.trainer.modules:
+                    load_moments(module, moments)
                 if config.start and self.trainer.projected:
                     import_heads(self.trainer.projected, Path(config.start))
         with world.together():
-            evaluates = config.evaluation.every and world.is_first
+            evaluates = config.evaluation.interval and world.is_first
             self.evaluator = Evaluator(config, self.trainer, self.encode) if evaluates else None
         _check_same_on_all(world, self.step)
         self._saved_at = time.monotonic()
@@ -126,10 +127,10 @@ class _Run:
     def go(self, stop_requested: Callable[[], bool]) -> RunResult:
         """Train to the end, or until a stop is requested."""
         not_finite = 0
-        with RunRecord(self.config, self.world, self.step, self.total) as record:
+        with RunLog(self.config, self.world, self.step, self.total) as log:
             batches = _endless(self.loader)
             while self.step < self.total:
-                batch, sentence, failure = self._next(batches, record)
+                batch, sentence, failure = self._next(batches, log)
                 stop, failed, overdue = self.world.any(
                     stop_requested(), failure is not None, self._is_overdue()
                 )
@@ -137,88 +138,86 @@ class _Run:
                     self.world.raise_any(failure)
                 assert batch is not None
                 assert sentence is not None
-                report = self.trainer.step(self.step, batch.images, sentence, batch.noise)
+                report = self.trainer.step(self.step, batch.images, sentence, batch.keys)
                 self.step += 1
-                record.step(self.step, self.loader.position.epoch, report, self.loader.skips.total)
-                not_finite = self._check_finite(report, batch, not_finite, record)
-                self._after_step(record, batch, stop or self.step == self.total, overdue)
+                log.step(self.step, self.loader.position.epoch, report, self.loader.skips.total)
+                not_finite = self._check_finite(report, batch, not_finite, log)
+                self._after_step(log, batch, stop or self.step == self.total, overdue)
                 if stop:
-                    _log.warning("stopped after step %d; the same command resumes", self.step)
+                    _log.warning("stopped after step %d; rerun to resume", self.step)
                     break
         self.loader.close()
         if self.loader.skips.total:
-            _log.warning("images that could not be used: %s", self.loader.skips)
+            _log.warning("invalid images: %s", self.loader.skips)
         return RunResult(self.step, self.total, self.folder / "model.safetensors")
 
     def _next(
-        self, batches: Iterator[Batch], record: RunRecord
+        self, batches: Iterator[Batch], log: RunLog
     ) -> tuple[Batch | None, Tensor | None, Exception | None]:
-        """The next batch and its sentence embeddings, or why there is none."""
+        """The next batch and its sentence embeddings, or the error that prevents it."""
         try:
-            with record.watch.measure("data"):
+            with log.watch.measure("data"):
                 batch = next(batches)
             return batch, self.encode(batch.captions), None
         except Exception as error:  # noqa: BLE001 - it is raised on all processes together
             return None, None, error
 
-    def _after_step(self, record: RunRecord, batch: Batch, last: bool, overdue: bool) -> None:
-        """Samples, evaluation and checkpoint, where they are due."""
-        samples = self._is_due(self.config.log.samples_every, last)
-        # Not at an interruption: the best model must not depend on when there was one.
-        evaluation = self._is_due(self.config.evaluation.every, self.step == self.total)
-        kept = self._is_due(self.config.checkpoint.keep_every, False)
-        save = overdue or kept or self._is_due(self.config.checkpoint.every, last)
+    def _after_step(self, log: RunLog, batch: Batch, last: bool, overdue: bool) -> None:
+        """Write samples, evaluate, and save a checkpoint, where due."""
+        samples = self._is_due(self.config.log.samples_interval, last)
+        # Not at an interruption, on which the best model must not depend.
+        evaluation = self._is_due(self.config.evaluation.interval, self.step == self.total)
+        kept = self._is_due(self.config.checkpoint.keep_interval, False)
+        save = overdue or kept or self._is_due(self.config.checkpoint.interval, last)
         if not (samples or evaluation or save):
             return
-        with record.watch.measure("log"), self.world.together():
+        with log.watch.measure("log"), self.world.together():
             if not self.world.is_first:
                 return
             if samples:
-                self._sample(record, batch)
+                self._sample(log, batch)
             if evaluation:
-                self._evaluate(record)
+                self._evaluate(log)
             if save:
                 self._save(kept)
 
-    def _is_due(self, every: int, last: bool) -> bool:
-        return bool(every) and (last or self.step % every == 0)
+    def _is_due(self, interval: int, last: bool) -> bool:
+        return bool(interval) and (last or self.step % interval == 0)
 
     def _is_overdue(self) -> bool:
-        """Whether the first process finds that the last checkpoint is too old."""
+        """True if the last checkpoint is too old, by the clock of the first process."""
         minutes = self.config.checkpoint.minutes
         return (
             self.world.is_first and minutes > 0 and time.monotonic() - self._saved_at > 60 * minutes
         )
 
-    def _check_finite(
-        self, report: StepReport, batch: Batch, before: int, record: RunRecord
-    ) -> int:
-        """How many steps in a row were not finite; raises GalipEdgeError at the limit."""
+    def _check_finite(self, report: StepReport, batch: Batch, before: int, log: RunLog) -> int:
+        """Number of consecutive non-finite steps; raises GalipEdgeError at the limit."""
         if not report.skipped:
             return 0
-        record.not_finite(self.step, report, batch.keys)
+        log.not_finite(self.step, report, batch.keys)
         if before + 1 >= self.config.non_finite_limit:
             raise GalipEdgeError(
-                f"{before + 1} steps in a row had values that are not finite, the last was step "
-                f"{self.step}: look at {self.folder / 'metrics.jsonl'} for the batches, try "
-                "precision = 'float32' or lower rates, and resume from the last checkpoint"
+                f"{before + 1} consecutive steps up to step {self.step} had non-finite values: "
+                f"{self.folder / 'metrics.jsonl'} lists their images; resume from the last "
+                "checkpoint with precision = 'float32' or lower learning rates"
             )
         return before + 1
 
-    def _evaluate(self, record: RunRecord) -> None:
-        """Report figures, and keep the model if it is the best by `checkpoint.best`."""
+    def _evaluate(self, log: RunLog) -> None:
+        """Report metrics, and keep the model if it is the best by `checkpoint.best`."""
         assert self.evaluator is not None
-        figures = self.evaluator()
-        record.evaluation(self.step, self.loader.position.epoch, figures)
+        metrics = self.evaluator()
+        log.evaluation(self.step, self.loader.position.epoch, metrics)
         metric = self.config.checkpoint.best
         if metric is None:
             return
-        if metric not in figures:
+        if metric not in metrics:
             raise ConfigError(
-                f"checkpoint.best = {metric!r} is not among the figures of this evaluation: "
-                f"{', '.join(figures)}"
+                f"checkpoint.best = {metric!r} is not a metric of this evaluation: "
+                f"{', '.join(metrics)}"
             )
-        value, before = figures[metric], self.best
+        value, before = metrics[metric], self.best
         known = before.get("metric") == metric
         sign = 1 if lower_is_better(metric) else -1
         if math.isfinite(value) and (not known or sign * value < sign * before["value"]):
@@ -226,7 +225,7 @@ class _Run:
             self._export("model-best.safetensors", {"metric": metric, "value": repr(value)})
 
     def _save(self, keep: bool) -> None:
-        """The model for users, then the state to resume from."""
+        """Save the model, then the state for resuming."""
         self._export("model.safetensors")
         if keep:
             self._export(f"model-step-{self.step:08d}.safetensors")
@@ -237,7 +236,7 @@ class _Run:
             self.loader.position,
             self.identity,
             self.config.checkpoint.keep,
-            keep_every=self.config.checkpoint.keep_every,
+            keep_interval=self.config.checkpoint.keep_interval,
             best=self.best,
         )
         self._saved_at = time.monotonic()
@@ -249,8 +248,8 @@ class _Run:
                 self.trainer.model, path, extra={"step": str(self.step), **(extra or {})}
             )
 
-    def _sample(self, record: RunRecord, batch: Batch) -> None:
-        """Images of always the same prompts and noise, next to real ones where there are any."""
+    def _sample(self, log: RunLog, batch: Batch) -> None:
+        """Generate images of fixed prompts and noise, next to real images where available."""
         real: Images | None = None
         if self.evaluator and not self.config.log.prompts:
             held_out, count = self.evaluator.held_out, self.config.log.sample_count
@@ -262,10 +261,10 @@ class _Run:
         images = self.trainer.sample(
             torch.from_numpy(noise).to(self.world.device), self.encode(prompts)
         )
-        record.samples(self.step, to_pixels(images), real)
+        log.samples(self.step, to_pixels(images), real)
 
     def _sample_prompts(self, batch: Batch) -> list[str]:
-        """Those of the configuration, or the captions that the first grid was made with."""
+        """The configured prompts, or the captions of the first grid."""
         if self.config.log.prompts:
             return list(self.config.log.prompts)
         path = self.folder / "samples" / "prompts.json"
@@ -276,7 +275,7 @@ class _Run:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError) as error:
-            _log.warning("cannot read %s (%s): new prompts are chosen", path, error)
+            _log.warning("cannot read %s (%s): choosing new prompts", path, error)
         prompts = batch.captions[: self.config.log.sample_count]
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(prompts, indent=2), encoding="utf-8")
@@ -299,13 +298,13 @@ def open_loader(config: TrainConfig, world: World) -> Loader:
 
 
 def total_steps(config: TrainConfig, per_epoch: int) -> int:
-    """Steps of the whole run, for data with `per_epoch` batches."""
+    """Steps of the whole run, with `per_epoch` batches in an epoch."""
     limits = [config.steps, config.epochs and config.epochs * per_epoch]
     return min(limit for limit in limits if limit is not None)
 
 
 def describe(config: TrainConfig) -> str:
-    """The resolved configuration as JSON, and what `train` would do, without doing it."""
+    """The resolved configuration as JSON, and a description of the run, for --dry-run."""
     lines = [json.dumps(config.to_dict(), indent=2), ""]
     try:
         loader = open_loader(config, World())
@@ -338,25 +337,25 @@ def _check_same_on_all(world: World, step: int) -> None:
     if len(set(steps)) > 1:
         raise GalipEdgeError(
             f"the processes found checkpoints of different steps ({steps}): output must be a "
-            "folder that all machines share"
+            "folder shared by all machines"
         )
 
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Tells whether Ctrl-C or SIGTERM came; a second one acts at once, as usual."""
+    """Yield a function that reports Ctrl-C or SIGTERM; a second signal acts immediately."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     requested = threading.Event()
     usual = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, _: object) -> None:
+    def request(number: int, _: object) -> None:
         requested.set()
         signal.signal(number, usual[number])
 
     for number in usual:
-        signal.signal(number, note)
+        signal.signal(number, request)
     try:
         yield requested.is_set
     finally:

@@ -1,54 +1,62 @@
-"""One training step: the discriminator's update, then the generator's."""
+"""Adversarial training of GALIP (paper, section 3.4).
+
+A step has two phases. The discriminator learns from real, mismatched and generated images with
+the hinge loss and the matching-aware gradient penalty (L_D); then the generator learns
+against it, with CLIP similarity (L_G). `losses.py` has both losses.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from galip_edge.models import GALIP
 from galip_edge.training.config import TrainConfig
-from galip_edge.training.diff_augment import augment, step_draws
+from galip_edge.training.diff_augment import augment, translate
 from galip_edge.training.distributed import World
 from galip_edge.training.ema import MovingAverage
-from galip_edge.training.frozen import use_training_copy
+from galip_edge.training.fast_attention import use_training_copy
 from galip_edge.training.losses import (
     DiscriminatorLoss,
     GeneratorLoss,
     discriminator_loss,
     generator_loss,
 )
-from galip_edge.training.network import (
-    Network,
-    Part,
+from galip_edge.training.micro_batch import STREAM, BatchDivision, MicroBatch
+from galip_edge.training.optimized_module import (
+    OptimizedModule,
     StepReport,
     Update,
     backward,
     report,
-    with_fitting_scale,
+    with_loss_scale_search,
 )
 from galip_edge.training.precision import autocast
-from galip_edge.training.projected import TERMS as PROJECTED_TERMS
+from galip_edge.training.pretraining import AuxiliaryLoss
 from galip_edge.training.projected import ProjectedDiscriminator, ProjectedLoss
-from galip_edge.training.regression import pyramid_distance
-from galip_edge.training.translation import translate
-from galip_edge.training.warmup import WarmUp, phase_of
-from runtime.noise import draw_noise_rows
+
+_REAL, _GENERATED = 0, 1  # second index of random numbers in a micro-batch
+
+
+def _names(loss: type) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(loss))
+
+
+_D_TERMS, _G_TERMS, _P_TERMS = map(_names, (DiscriminatorLoss, GeneratorLoss, ProjectedLoss))
 
 
 @dataclass(frozen=True)
-class _Generated:
-    """Images of a part, and what the discriminators read of them.
+class Generated:
+    """Generated images, and the features that the discriminators read.
 
     Attributes:
-        images: as generated.
-        features, embedding: CLIP's, of the augmented images.
+        images: (N,3,H,W).
+        features, embedding: CLIP features and embeddings of the augmented images.
         scales: features for the projected discriminator; empty without it.
     """
 
@@ -59,15 +67,17 @@ class _Generated:
 
 
 class Trainer:
-    """Both networks and all that a step changes or reads, in one place.
+    """Generator and discriminator with their optimizers.
 
     Args:
-        model: on any device; moved to this process's.
-        config: precision, rates, batch sizes and weights.
-        world: the processes among which each batch is divided.
+        model: moved to this process's device.
+        config: precision, learning rates, batch sizes and loss weights.
+        world: the processes that share each batch.
 
     Attributes:
         stream: version of the random streams.
+        modules: all trained modules.
+        auxiliary: further terms of the generator's loss.
     """
 
     def __init__(self, model: GALIP, config: TrainConfig, world: World) -> None:
@@ -78,293 +88,238 @@ class Trainer:
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
         use_training_copy(model, config.precision)
-        rates = config.optimizer
-        self.generator = Network("generator", model.generator, rates.generator_rate, config)
-        self.discriminator = Network(
-            "discriminator", model.discriminator, rates.discriminator_rate, config
+        self.generator = self.optimized("generator", model.generator, config.optimizer.generator_lr)
+        self.discriminator = self.optimized(
+            "discriminator", model.discriminator, config.optimizer.discriminator_lr
         )
+        self.modules = [self.generator, self.discriminator]
         compiled: Callable[[Any], Any] = torch.compile if config.compile else lambda module: module
-        self._generate = compiled(model.generator)
+        self.generate = compiled(model.generator)
         self._encode_images = compiled(model.image_encoder)
         self._discriminator_loss = compiled(discriminator_loss)
         self._generator_loss = compiled(generator_loss)
-        self.warmup = WarmUp(model, config, world, self.generator, self._generate)
-        self.networks = (self.generator, self.discriminator, *self.warmup.networks)
+        self._divide = BatchDivision(
+            world,
+            config.seed,
+            config.micro_batch_size,
+            model.config.noise_dim,
+            config.translation,
+            config.channels_last,
+        )
+        self.auxiliary: list[AuxiliaryLoss] = []
         self.projected: ProjectedDiscriminator | None = None
         if config.projected.weight:
-            self.projected = ProjectedDiscriminator(
-                model.config.image_size,
-                model.config.clip.embedding_dim,
-                config.projected,
-                config.seed,
-            ).to(world.device)
-            if config.channels_last:
-                self.projected.to(memory_format=torch.channels_last)
-            self.heads = Network(
-                "projected", self.projected.heads, config.projected.learning_rate, config
-            )
-            self.networks = (*self.networks, self.heads)
+            self.projected = self._add_projected()
+        self.pretraining = config.pretraining.build(self) if config.pretraining else None
+        if self.pretraining:
+            self.modules += self.pretraining.modules
         self.average = (
             MovingAverage(self.generator.parameters, config.ema_decay) if config.ema_decay else None
         )
-        world.copy_from_first_([p for n in self.networks for p in n.parameters.values()])
+        world.copy_from_first_([p for m in self.modules for p in m.parameters.values()])
+
+    def optimized(
+        self, name: str, module: torch.nn.Module, learning_rate: float
+    ) -> OptimizedModule:
+        """`module` with an optimizer, in this trainer's precision and memory layout."""
+        if self.config.channels_last:
+            module.to(memory_format=torch.channels_last)
+        return OptimizedModule(
+            name, module, learning_rate, self.config.optimizer.betas, self.config.precision
+        )
+
+    def _add_projected(self) -> ProjectedDiscriminator:
+        config = self.config.projected
+        projected = ProjectedDiscriminator(
+            self.model.config.image_size,
+            self.model.config.clip.embedding_dim,
+            config,
+            self.config.seed,
+        ).to(self.world.device)
+        if self.config.channels_last:
+            projected.to(memory_format=torch.channels_last)
+        self.heads = self.optimized("projected", projected.heads, config.learning_rate)
+        self.modules.append(self.heads)
+        self.auxiliary.append(
+            AuxiliaryLoss(
+                "projected",
+                config.weight,
+                lambda generated, batch: projected.adversarial(generated.scales, batch.sentence),
+            )
+        )
+        return projected
 
     def step(
-        self, number: int, images: Tensor, sentence: Tensor, noise: Tensor | None = None
+        self, number: int, images: Tensor, sentence: Tensor, keys: Sequence[str] = ()
     ) -> StepReport:
-        """Update both networks once; while regression warms up, only the generator.
+        """Update discriminator and generator once.
 
-        The result does not depend on how the batch is divided among processes and parts, but for
-        rounding.
+        Apart from rounding, the result does not depend on the division into processes and
+        micro-batches.
 
         Args:
-            number: of the step, from 0; with the seed it determines the noise.
-            images: (B,3,H,W) in [-1,1], this process's share of the batch; B is the same on all.
+            number: step, from 0; with the seed it determines the noise.
+            images: (B,3,H,W) in [-1,1], this process's share of the batch; the same B on all.
             sentence: (B,E) embeddings of their captions.
-            noise: (B,Z) of the images, for regression.
-
-        Raises:
-            ValueError: there is regression, and no noise.
+            keys: names of the images, for pretraining.
         """
-        parts = self._split(number, images, sentence, noise)
-        usual = self.config.optimizer
-        if phase := phase_of(number, self.config.regression):
-            return self._averaging(self.warmup.step(phase, number, parts))
-        self.generator.use(usual.generator_rate, usual.betas)
-        # With a single part, the generated images' graph is kept for the generator's update; with
-        # several it would not fit, and they are generated again.
-        kept: list[_Generated] = []
-        first = with_fitting_scale(
-            self.discriminator, lambda: self._update_discriminator(parts, kept)
-        )
-        updates = [first]
-        if self.projected:
-            updates.append(with_fitting_scale(self.heads, lambda: self._update_heads(parts, kept)))
-        if number < self.config.regression.steps + usual.generator_delay:
-            return report(*updates)
-        updates.append(
-            with_fitting_scale(self.generator, lambda: self._update_generator(parts, kept))
-        )
-        return self._averaging(report(*updates))
+        noise = self.pretraining.noise(keys) if self.pretraining else None
+        micro_batches = self._divide(number, images, sentence, keys, noise, self.stream)
+        if self.pretraining and (done := self.pretraining.step(number, micro_batches)):
+            return self._with_average(done)
+        settings = self.config.optimizer
+        self.generator.set_rate(settings.generator_lr, settings.betas)
 
-    def _update_discriminator(self, parts: list[Part], kept: list[_Generated]) -> Update:
-        """Phase 1. What was generated for a single part is put into `kept`."""
-        single = len(parts) == 1
+        # A single micro-batch keeps the graph of its generated images for phase 2. Several would
+        # not fit into memory together, so they are generated again.
+        kept: list[Generated] = []
+
+        # Phase 1: discriminator, L_D.
+        updates = [
+            with_loss_scale_search(
+                self.discriminator, lambda: self._update_discriminator(micro_batches, kept)
+            )
+        ]
+        if self.projected:
+            updates.append(
+                with_loss_scale_search(self.heads, lambda: self._update_heads(micro_batches, kept))
+            )
+        first = self.pretraining.steps if self.pretraining else 0
+        if number < first + settings.generator_delay:
+            return report(*updates)
+
+        # Phase 2: generator, L_G.
+        updates.append(
+            with_loss_scale_search(
+                self.generator, lambda: self._update_generator(micro_batches, kept)
+            )
+        )
+        return self._with_average(report(*updates))
+
+    def _update_discriminator(
+        self, micro_batches: list[MicroBatch], kept: list[Generated]
+    ) -> Update:
+        """Phase 1; adds the generated images of a single micro-batch to `kept`."""
+        single = len(micro_batches) == 1
         kept.clear()
         self.model.discriminator.requires_grad_(True)
-        values = torch.zeros(len(_D_TERMS), device=self.world.device)
-        for part in parts:
-            with self._autocast():
-                with torch.no_grad():
-                    real, _ = self._encode_images(self._show(part, part.images, 0))
-                with torch.set_grad_enabled(single):
-                    generated = self._generate_part(part)
-                loss = self._discriminator_loss(
-                    self.model.discriminator,
-                    real,
-                    generated.features,
-                    part.sentence,
-                    part.mismatched,
-                    self.config.loss,
-                    self.discriminator.scale.value,
-                    part.mismatch_weights,
-                )
-            backward(loss.total, part.share * self.discriminator.scale.value)
-            values += part.share * _values(loss, _D_TERMS)
+
+        def loss(batch: MicroBatch) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                real, _ = self._encode_images(self._augment(batch, batch.images, _REAL))
+            with torch.set_grad_enabled(single):
+                generated = self._generate(batch)
             if single:
                 kept.append(generated)
-        return self.discriminator.update(self.world, values, _D_TERMS)
+            terms = self._discriminator_loss(
+                self.model.discriminator,
+                real,
+                generated.features,
+                batch.sentence,
+                batch.mismatched,
+                self.config.loss,
+                self.discriminator.scale.value,
+                batch.mismatch_weights,
+            )
+            return terms.total, _values(terms, _D_TERMS)
 
-    def _update_heads(self, parts: list[Part], kept: list[_Generated]) -> Update:
+        return self.update(self.discriminator, micro_batches, _D_TERMS, loss)
+
+    def _update_heads(self, micro_batches: list[MicroBatch], kept: list[Generated]) -> Update:
         """Phase 1 of the projected discriminator, on the same images."""
-        assert self.projected is not None
-        self.projected.heads.requires_grad_(True)
-        self.projected.refine_norms()
-        values = torch.zeros(len(PROJECTED_TERMS), device=self.world.device)
-        for part in parts:
-            with self._autocast():
-                with torch.no_grad():
-                    real = self.projected.features(self._show(part, part.images, 0))
-                    generated = kept[0] if kept else self._generate_part(part)
-                loss = self.projected.discriminator_loss(
-                    real, generated.scales, part.sentence, part.mismatched, part.mismatch_weights
-                )
-            backward(loss.total, part.share * self.heads.scale.value)
-            values += part.share * _values(loss, PROJECTED_TERMS)
-        return self.heads.update(self.world, values, PROJECTED_TERMS)
+        projected = self.projected
+        assert projected is not None
+        projected.heads.requires_grad_(True)
+        projected.refine_norms()
 
-    def _update_generator(self, parts: list[Part], kept: list[_Generated]) -> Update:
-        """Phase 2, against the discriminator as it is now. What is in `kept` is used up."""
+        def loss(batch: MicroBatch) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                real = projected.features(self._augment(batch, batch.images, _REAL))
+                generated = kept[0] if kept else self._generate(batch)
+            terms = projected.discriminator_loss(
+                real, generated.scales, batch.sentence, batch.mismatched, batch.mismatch_weights
+            )
+            return terms.total, _values(terms, _P_TERMS)
+
+        return self.update(self.heads, micro_batches, _P_TERMS, loss)
+
+    def _update_generator(self, micro_batches: list[MicroBatch], kept: list[Generated]) -> Update:
+        """Phase 2, against the updated discriminators; consumes `kept`."""
         self.model.discriminator.requires_grad_(False)
-        weight = self.config.regression.weight
-        terms = (
-            *_G_TERMS,
-            *(("projected",) if self.projected else ()),
-            *(("regression",) if weight else ()),
-        )
         if self.projected:
             self.projected.heads.requires_grad_(False)
-        values = torch.zeros(len(terms), device=self.world.device)
-        for part in parts:
-            with self._autocast():
-                generated = kept.pop() if kept else self._generate_part(part)
-                loss = self._generator_loss(
-                    self.model.discriminator,
-                    generated.features,
-                    generated.embedding,
-                    part.sentence,
-                    self.config.loss,
-                )
-                total, found = loss.total, _values(loss, _G_TERMS)
-                if self.projected:
-                    score = self.projected.adversarial(generated.scales, part.sentence)
-                    total = total + self.config.projected.weight * score
-                    found = torch.cat([found, score.detach()[None]])
-            if weight:
-                distance = pyramid_distance(generated.images, part.images)
-                total = total + weight * distance
-                found = torch.cat([found, distance.detach()[None]])
-            backward(total, part.share * self.generator.scale.value)
-            values += part.share * found
-        return self.generator.update(self.world, values, terms)
 
-    def _averaging(self, report: StepReport) -> StepReport:
+        def loss(batch: MicroBatch) -> tuple[Tensor, Tensor]:
+            generated = kept.pop() if kept else self._generate(batch)
+            terms = self._generator_loss(
+                self.model.discriminator,
+                generated.features,
+                generated.embedding,
+                batch.sentence,
+                self.config.loss,
+            )
+            total, values = terms.total, [_values(terms, _G_TERMS)]
+            for term in self.auxiliary:
+                value = term.compute(generated, batch)
+                total = total + term.weight * value
+                values.append(value.detach()[None])
+            return total, torch.cat(values)
+
+        terms = (*_G_TERMS, *(term.name for term in self.auxiliary))
+        return self.update(self.generator, micro_batches, terms, loss)
+
+    def update(
+        self,
+        module: OptimizedModule,
+        micro_batches: list[MicroBatch],
+        terms: tuple[str, ...],
+        loss: Callable[[MicroBatch], tuple[Tensor, Tensor]],
+    ) -> Update:
+        """Accumulate gradients over the micro-batches, and step along them.
+
+        Args:
+            module: updated.
+            micro_batches: of this process.
+            terms: names of the reported values.
+            loss: a micro-batch to its loss and the values of `terms`, both means over samples.
+        """
+        values = torch.zeros(len(terms), device=self.world.device)
+        for batch in micro_batches:
+            with autocast(self.world.device, self.config.precision):
+                total, found = loss(batch)
+            backward(total, batch.share * module.scale.value)
+            values += batch.share * found
+        return module.update(self.world, values, terms)
+
+    def _generate(self, batch: MicroBatch) -> Generated:
+        images = self.generate(batch.noise, batch.sentence).float()
+        augmented = self._augment(batch, images, _GENERATED)
+        features, embedding = self._encode_images(augmented)
+        scales = self.projected.features(augmented) if self.projected else []
+        return Generated(images, features, embedding, scales)
+
+    def _augment(self, batch: MicroBatch, images: Tensor, kind: int) -> Tensor:
+        """Differentiable augmentation, of real and generated images alike."""
+        if self.config.translation:
+            images = translate(images, batch.shifts[:, kind])
+        return augment(images, batch.draws[:, kind], self.config.augmentation)
+
+    def _with_average(self, report: StepReport) -> StepReport:
+        """`report`, after the moving average has followed an update."""
         if self.average and not report.skipped:
             self.average.update()
         return report
 
-    @torch.no_grad()
-    def sample(self, noise: Tensor, sentence: Tensor) -> Tensor:
-        """Images (B,3,H,W) in [-1,1] of noise (B,Z) and sentences (B,E), by the average if any."""
-        with self.averaged(), self._autocast():
-            image: Tensor = self.model.generator(noise, sentence)
-        return image.float().clamp(-1, 1)
-
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the generator has its average weights, if an average is kept."""
+        """A context in which the generator has its average weights, if there is an average."""
         return self.average.applied() if self.average else nullcontext()
 
-    def _autocast(self) -> torch.autocast:
-        return autocast(self.world.device, self.config.precision)
-
-    def _generate_part(self, part: Part) -> _Generated:
-        images = self._generate(part.noise, part.sentence).float()
-        shown = self._show(part, images, 1)
-        features, embedding = self._encode_images(shown)
-        scales = self.projected.features(shown) if self.projected else []
-        return _Generated(images, features, embedding, scales)
-
-    def _show(self, part: Part, images: Tensor, kind: int) -> Tensor:
-        """Images as the discriminators are shown them; `kind` is 0 for real, 1 for generated."""
-        if self.config.translation:
-            images = translate(images, part.shifts[:, kind])
-        return augment(images, part.draws[:, kind], self.config.augmentation)
-
-    def _split(
-        self, number: int, images: Tensor, sentence: Tensor, noise: Tensor | None
-    ) -> list[Part]:
-        """This process's parts of the batch; only here is the batch seen as a whole.
-
-        A mismatched sentence is the next one in the whole batch that differs, and noise belongs to
-        the sample's place in it, unless it belongs to the image; so neither depends on the
-        division.
-        """
-        device, count = self.world.device, len(images)
-        images = images.to(
-            device,
-            non_blocking=True,
-            memory_format=torch.channels_last
-            if self.config.channels_last
-            else torch.preserve_format,
-        )
-        sentence = sentence.to(device)
-        first, total = self.world.rank * count, self.world.size * count
-        mismatched, weights = mismatched_sentences(self.world.gather(sentence), first, count)
-        if not self.config.regression.weight:
-            noise = step_noise(self.config.seed, number, first, count, self.model.config.noise_dim)
-        if noise is None:
-            raise ValueError("regression needs the noise of the images")
-        noise = noise.to(device)
-        furthest = round(self.config.translation * images.shape[-1])
-        draw_shifts = step_shifts if self.stream > 1 else step_shifts_1
-        shifts = draw_shifts(self.config.seed, number, first, count, furthest)
-        draws = step_draws(self.config.seed, number, first, count).to(device)
-        size = self.config.micro_batch_size or count
-        return [
-            Part(
-                images[at : at + size],
-                sentence[at : at + size],
-                mismatched[at : at + size],
-                weights[at : at + size],
-                noise[at : at + size],
-                shifts[at : at + size],
-                draws[at : at + size],
-                share=min(size, count - at) / total,
-                first=first + at,
-            )
-            for at in range(0, count, size)
-        ]
-
-
-def mismatched_sentences(sentences: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
-    """For each sample the next sentence of the batch that is not its own.
-
-    Captions repeat in a batch, and the same text cannot match an image and mismatch it.
-
-    Args:
-        sentences: (B,E) of the whole batch.
-        first, count: the samples that mismatched sentences are wanted for.
-
-    Returns:
-        (count,E) sentences, and (count,) weights: 0 where all sentences of the batch are the same,
-        otherwise 1.
-    """
-    mine, total = sentences[first : first + count], len(sentences)
-    own = torch.arange(first, first + count, device=sentences.device)
-    order = (own[:, None] + torch.arange(1, total, device=sentences.device)) % total
-    # Embeddings of one text may differ in the last bits where processes computed them.
-    apart = torch.cdist(mine.float(), sentences.float(), p=math.inf)
-    same = apart <= _SAME * mine.float().abs().amax(dim=1, keepdim=True)
-    differs = same.logical_not().gather(1, order)
-    partner = order.gather(1, differs.int().argmax(dim=1, keepdim=True))[:, 0]
-    return sentences[partner], differs.any(dim=1).to(torch.float32)
-
-
-_SAME = 1e-5
-
-# Version of the random streams, in a run's state; an older run is continued with its own.
-STREAM = 2
-
-
-def step_noise(seed: int, number: int, first: int, count: int, size: int) -> Tensor:
-    """Noise (count,size) of samples `first` and following of a step's batch, from N(0,1)."""
-    places = range(first, first + count)
-    return torch.from_numpy(draw_noise_rows(seed, f"step {number}", places, size))
-
-
-def step_shifts(seed: int, number: int, first: int, count: int, furthest: int) -> Tensor:
-    """Shifts of a step's images, each uniform in [-furthest,furthest].
-
-    Returns:
-        (count,2,2) pixels, of the real and the generated image, down and to the right; of samples
-        `first` and following of the batch.
-    """
-    random = np.random.default_rng([seed, number])
-    rows = random.integers(-furthest, furthest + 1, (first + count, 2, 2))
-    return torch.from_numpy(rows[first:])
-
-
-def step_shifts_1(seed: int, number: int, first: int, count: int, furthest: int) -> Tensor:
-    """`step_shifts` of stream version 1, which has one generator for each sample."""
-    rows = [
-        np.random.default_rng([seed, number, first + i]).integers(-furthest, furthest + 1, (2, 2))
-        for i in range(count)
-    ]
-    return torch.from_numpy(np.stack(rows))
-
-
-_D_TERMS = tuple(f.name for f in fields(DiscriminatorLoss))
-_G_TERMS = tuple(f.name for f in fields(GeneratorLoss))
+    @torch.no_grad()
+    def sample(self, noise: Tensor, sentence: Tensor) -> Tensor:
+        """Noise (B,Z) and sentences (B,E) to images (B,3,H,W) in [-1,1], with average weights."""
+        with self.averaged(), autocast(self.world.device, self.config.precision):
+            image: Tensor = self.model.generator(noise, sentence)
+        return image.float().clamp(-1, 1)
 
 
 def _values(

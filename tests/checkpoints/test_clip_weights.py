@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from galip_edge.checkpoint import _with_clip, read_clip, save_checkpoint
 from galip_edge.checkpoints.clip_weights import architecture, read_clip_weights
+from galip_edge.checkpoints.format import _with_clip, read_clip, save_checkpoint
+from galip_edge.errors import CheckpointError
 from galip_edge.models import PRESETS, CLIPConfig
 from galip_edge.models.clip import build_clip
-from runtime.errors import CheckpointError
 
 TINY = PRESETS["tiny"].clip
 

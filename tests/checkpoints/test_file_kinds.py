@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from galip_edge.checkpoint import load_checkpoint, model_tensors, read_clip, save_checkpoint
+from galip_edge.checkpoints.format import load_checkpoint, model_tensors, read_clip, save_checkpoint
+from galip_edge.checkpoints.safe_load import read_weights
 from galip_edge.data import DataError
 from galip_edge.data.pickles import read_plain_pickle
+from galip_edge.errors import CheckpointError
 from galip_edge.models import GALIP, PRESETS
-from galip_edge.weights import read_weights
-from runtime.errors import CheckpointError
 
 TINY = PRESETS["tiny"]
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 505595379\n"

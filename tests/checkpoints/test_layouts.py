@@ -11,10 +11,10 @@ import torch
 from published_files import nested, prefixed, published_networks, shifted
 from safetensors.torch import save_file
 
-from galip_edge.checkpoint import load_checkpoint, model_tensors, save_checkpoint
+from galip_edge.checkpoints.format import load_checkpoint, model_tensors, save_checkpoint
 from galip_edge.checkpoints.layouts import flatten
+from galip_edge.errors import CheckpointError
 from galip_edge.models import GALIP, PRESETS, CLIPConfig
-from runtime.errors import CheckpointError
 
 TINY = PRESETS["tiny"]
 
@@ -200,7 +200,7 @@ def test_files_of_ours_that_are_no_checkpoint_are_named(tiny_model, clip, tmp_pa
     with pytest.raises(CheckpointError, match="it is a CLIP: give it with --clip"):
         load_checkpoint(clip)
     save_file(model_tensors(tiny_model), tmp_path / "lost.safetensors")
-    with pytest.raises(CheckpointError, match="lost the configuration"):
+    with pytest.raises(CheckpointError, match="configuration in its metadata is missing"):
         load_checkpoint(tmp_path / "lost.safetensors")
     save_checkpoint(tiny_model, str(tmp_path / "ours.safetensors"))  # a path as text
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from published_files import published_networks
 
-from galip_edge.checkpoint import load_checkpoint, model_tensors, save_checkpoint
+from galip_edge.checkpoints.format import load_checkpoint, model_tensors, save_checkpoint
+from galip_edge.checkpoints.names import translate_name
 from galip_edge.checkpoints.published import published_name, save_published, unlike_published
 from galip_edge.cli import main
+from galip_edge.errors import CheckpointError
 from galip_edge.models import GALIP, PRESETS
-from galip_edge.original import translate_name
-from runtime.errors import CheckpointError
 
 DATA = Path(__file__).parents[1] / "data"
 COCO = PRESETS["coco"]

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from galip_edge.data import DataConfig
-from galip_edge.data.aviary import AviarySource
-from galip_edge.evaluation.attributes import agreement, load_classifier
+from galip_edge.aviary.classifier import agreement, load_classifier
+from galip_edge.aviary.data import AviaryConfig, AviarySource
 from runtime import Pipeline
 from runtime.bundle import default_bundle
 
@@ -47,9 +46,7 @@ def test_seeds_give_different_birds(pipeline):
 
 
 def test_pictures_show_what_captions_say(pipeline):
-    source = AviarySource(
-        DataConfig(kind="aviary", split="test", image_size=128, augment=False, samples=COUNT)
-    )
+    source = AviarySource(AviaryConfig(split="test", image_size=128, augment=False, samples=COUNT))
     captions = [source.described(i)[0] for i in range(COUNT)]
     pixels = np.concatenate([pipeline.generate([caption.text]) for caption in captions])
     labels = [source.scene(i).labels() for i in range(COUNT)]

@@ -123,7 +123,7 @@ def test_missing_extra_is_named_also_when_a_command_imports_late(monkeypatch, ca
 
     monkeypatch.setitem(sys.modules, "galip_edge.training.run", None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "galip_edge.checkpoint", raising=False)
+    monkeypatch.delitem(sys.modules, "galip_edge.checkpoints.format", raising=False)
     monkeypatch.delitem(sys.modules, "galip_edge.models", raising=False)
     with pytest.raises(SystemExit):
         main(["init", "-o", "never.safetensors"])

@@ -15,10 +15,11 @@ from convert.checks import check_paths
 from convert.errors import ConversionError
 from convert.fidelity import PROMPTS, make_reference, psnr_db
 from convert.quantize import is_quantized
+from galip_edge.errors import CheckpointError
 from galip_edge.tokenizer import build_tokenizer
 from runtime import Pipeline
 from runtime.bundle import Bundle, read_manifest
-from runtime.errors import CheckpointError, GalipEdgeError
+from runtime.errors import GalipEdgeError
 from runtime.graph_io import read_graph
 
 

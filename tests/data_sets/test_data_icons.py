@@ -158,7 +158,7 @@ def test_a_drawing_that_is_no_svg_is_named(tmp_path):
 
 
 def test_the_same_set_twice_is_refused(noto, tmp_path):
-    with pytest.raises(DataError, match="noto is given more than once"):
+    with pytest.raises(DataError, match="duplicate icon set noto"):
         export_icons([noto, noto], tmp_path / "out", size=8)
 
 

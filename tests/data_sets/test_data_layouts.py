@@ -37,7 +37,7 @@ def refused(message: str, kind: str, root: Path, **settings: Any) -> None:
 @pytest.mark.parametrize("kind", ["cub", "coco", "cc3m", "cc12m", "folder", "table", "webdataset"])
 def test_missing_root(kind: str) -> None:
     settings = {"table": "t.csv"} if kind == "table" else {}
-    refused("there is no folder /nowhere: set root", kind, Path("/nowhere"), **settings)
+    refused("no such folder: /nowhere; set root", kind, Path("/nowhere"), **settings)
 
 
 # CUB
@@ -153,7 +153,7 @@ def test_coco_errors(coco_family: Path, coco_official: Path) -> None:
     path.unlink()
     refused(r"neither .*filenames.pickle nor annotations/captions_train\*", "coco", coco_official)
     shutil.rmtree(coco_family / "text")
-    refused("there is no .*text: COCO's captions", "coco", coco_family)
+    refused("no such folder: .*text; .*COCO's captions", "coco", coco_family)
     shutil.rmtree(coco_family / "images")
     refused("no image of COCO found: COCO_train2014_0", "coco", coco_family)
 
@@ -178,9 +178,9 @@ def test_conceptual_captions_in_the_familys_layout(conceptual: Path) -> None:
 def test_conceptual_captions_errors(conceptual: Path) -> None:
     kind = conceptual.name
     shutil.rmtree(conceptual / "text")
-    refused(f"there is no .*text.*: {kind.upper()}'s captions.*webdataset", kind, conceptual)
+    refused(f"no such folder: .*text.*{kind.upper()}'s captions.*webdataset", kind, conceptual)
     shutil.rmtree(conceptual / "images")
-    refused(f"there is no .*images.*: {kind.upper()}'s images", kind, conceptual)
+    refused(f"no such folder: .*images.*{kind.upper()}'s images", kind, conceptual)
     (conceptual / "train" / "filenames.pickle").unlink()
     refused("cannot read .*train/filenames.pickle", kind, conceptual)
 

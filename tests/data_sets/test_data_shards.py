@@ -208,7 +208,7 @@ def test_nothing_usable_is_one_clear_sentence(shards: Path, workers: int) -> Non
     for path in shards.glob("*.tar"):
         path.write_bytes(b"")
     with pytest.raises(
-        DataError, match=r"^no usable sample in 4 shard\(s\), first .*data check"
+        DataError, match=r"^no valid sample in 4 shard\(s\), first .*data check"
     ) as e:
         batches(loader_of(shards, 4, workers), 1)
     assert "\n" not in str(e.value)
@@ -221,7 +221,7 @@ def test_more_readers_than_shards_is_refused(shards: Path) -> None:
 
 def test_unknown_number_of_samples(shards: Path) -> None:
     (shards / "00002_stats.json").write_text(json.dumps({"count": 1}))
-    with pytest.raises(DataError, match=r"00002_stats.json .*\(KeyError\): give samples_per_epoch"):
+    with pytest.raises(DataError, match=r"00002_stats.json \(KeyError\); set samples_per_epoch"):
         build_dataset(config_of(shards))
     assert len(build_dataset(config_of(shards, samples_per_epoch=7))) == 7
 
@@ -252,7 +252,7 @@ def test_urls_that_are_refused(root: str, pattern: str, message: str) -> None:
 
 
 def test_no_shards(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no shards in .*named \*\.tar"):
+    with pytest.raises(DataError, match=r"no shards in .*matches \*\.tar"):
         build_dataset(config_of(tmp_path))
 
 

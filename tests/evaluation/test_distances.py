@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from galip_edge.evaluation.frechet import FeatureStatistics, frechet_distance
-from galip_edge.evaluation.kernel import cmmd, squared_mmd_polynomial
+from galip_edge.evaluation.fid import FeatureStatistics, frechet_distance
 from galip_edge.evaluation.manifold import manifold_metrics
+from galip_edge.evaluation.mmd import cmmd, squared_mmd_polynomial
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from galip_edge.checkpoint import save_checkpoint
+from galip_edge.aviary.classifier import AttributeClassifier, save_classifier
+from galip_edge.checkpoints.format import save_checkpoint
 from galip_edge.cli import main
-from galip_edge.evaluation.attributes import AttributeClassifier, save_classifier
 from galip_edge.evaluation.evaluate import psnr
 from galip_edge.evaluation.models import CheckpointModel
 from galip_edge.models import GALIP, PRESETS
@@ -104,7 +104,7 @@ def test_too_few_captions(checkpoint, tmp_path, capsys):
     captions.write_text("a bird\ntwo birds\n")
     status, _, error = run(capsys, checkpoint, "--captions", captions, "--count", 5)
     assert status == 1
-    assert "5 captions are wanted, there are 2" in error
+    assert "need 5 captions, found 2" in error
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def elsewhere(monkeypatch):
         return torch.device("meta") if name == "cuda" else pytest.fail(name)
 
     monkeypatch.setattr("galip_edge.devices.choose_device", choose)
-    monkeypatch.setattr("galip_edge.commands.train_classifier.choose_device", choose)
+    monkeypatch.setattr("galip_edge.aviary.commands.train_classifier.choose_device", choose)
     return copies
 
 

@@ -9,9 +9,10 @@ import torch
 import torchvision
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from galip_edge.errors import CheckpointError
 from galip_edge.evaluation import inception
 from galip_edge.evaluation.inception import InceptionTF, InceptionTorchvision, fetch_weights
-from runtime.errors import CheckpointError, GalipEdgeError
+from runtime.errors import GalipEdgeError
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from galip_edge.checkpoint import save_checkpoint
+from galip_edge.checkpoints.format import save_checkpoint
 from galip_edge.cli import main
 from galip_edge.evaluation.models import CheckpointModel
 from galip_edge.evaluation.published import captions_of_passes, load_statistics
@@ -122,7 +122,7 @@ def test_each_pass_draws_a_caption_of_every_image():
         (b"not an archive", "not a file of statistics"),
         ({"mu": np.zeros(2048)}, "must be an .npz with mu and sigma"),
         ({"mu": np.zeros(64), "sigma": np.eye(64)}, "of another network"),
-        ({"mu": np.zeros(2048), "sigma": np.full((2048, 2048), np.nan)}, "not finite"),
+        ({"mu": np.zeros(2048), "sigma": np.full((2048, 2048), np.nan)}, "non-finite"),
         ({"mu": np.array([{}]), "sigma": np.eye(2)}, "not a file of statistics"),  # pickled
     ],
 )

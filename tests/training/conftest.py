@@ -97,7 +97,7 @@ def make_config(squares: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
             "output": str(tmp_path / "run"),
             "data": {"kind": "folder", "root": str(squares), "image_size": 64, "workers": 0},
             "model": {"preset": "tiny"},
-            "log": {"tensorboard": False, "samples_every": 0, "every": 1},
+            "log": {"tensorboard": False, "samples_interval": 0, "interval": 1},
             "batch_size": 8,
             "steps": 4,
             "precision": "float32",

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from galip_edge.checkpoint import load_checkpoint, save_checkpoint
+from galip_edge.checkpoints.format import load_checkpoint, save_checkpoint
+from galip_edge.config import named_configs
 from galip_edge.models import GALIP, ConvolutionalDiscriminator, ModelConfig
-from galip_edge.training.config import CONFIGS, load_config
+from galip_edge.training.config import load_config
 from galip_edge.training.distributed import World
 from galip_edge.training.trainer import Trainer
 
@@ -23,26 +24,26 @@ ABSENT = {
 SMALL = ["model.preset=small", "model.block_channels=[16,16,16,16,8,8,8]"]
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("cub-*.toml")), ids=lambda p: p.stem)
-def test_ablation_trains(path, tmp_path):
-    config = load_config(path.stem, [*SMALL, "batch_size=2", "precision=float32"])
+@pytest.mark.parametrize("ablation", [n for n in named_configs() if n.startswith("cub-")])
+def test_ablation_trains(ablation, tmp_path):
+    config = load_config(ablation, [*SMALL, "batch_size=2", "precision=float32"])
     torch.manual_seed(0)
     model = GALIP(config.model)
     names = list(model.state_dict())
-    if path.stem in ABSENT:
-        assert not any(name.startswith(ABSENT[path.stem]) for name in names)
-        assert any(n.startswith(ABSENT[path.stem]) for n in GALIP(small()).state_dict())
+    if ablation in ABSENT:
+        assert not any(name.startswith(ABSENT[ablation]) for name in names)
+        assert any(n.startswith(ABSENT[ablation]) for n in GALIP(small()).state_dict())
     assert isinstance(model.discriminator, ConvolutionalDiscriminator) == (
-        path.stem == "cub-plain-discriminator"
+        ablation == "cub-plain-discriminator"
     )
 
     trainer = Trainer(model, config, World())
-    before = {k: p.detach().clone() for n in trainer.networks for k, p in n.parameters.items()}
+    before = {k: p.detach().clone() for n in trainer.modules for k, p in n.parameters.items()}
     size = config.data.image_size
     report = trainer.step(0, torch.rand(2, 3, size, size) * 2 - 1, torch.randn(2, 128))
     assert all(math.isfinite(value) for value in report.values.values())
     assert report.values["discriminator/penalty"] > 0
-    after = {k: p for n in trainer.networks for k, p in n.parameters.items()}
+    after = {k: p for n in trainer.modules for k, p in n.parameters.items()}
     assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith("generator"))
     assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith("discr"))
 

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from galip_edge.config import named_configs
+from galip_edge.errors import ConfigError
 from galip_edge.models import PRESETS
-from galip_edge.training.config import CONFIGS, ConfigError, TrainConfig, load_config
+from galip_edge.training.config import CheckpointConfig, TrainConfig, load_config
 
 MINIMAL = 'output = "runs/x"\nsteps = 1\n[data]\nkind = "folder"\nroot = "images"\n'
 
@@ -19,7 +21,7 @@ def file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", named_configs().values(), ids=lambda p: p.stem)
 def test_shipped_configurations_are_valid_and_survive_json(path):
     config = load_config(path.stem)
     assert config.output == f"runs/{path.stem}"
@@ -33,7 +35,7 @@ def test_published_recipes(name):
     assert config.model == PRESETS[name]
     assert config.model.clip_input == "original"
     assert config.batch_size == 512
-    assert (config.optimizer.generator_rate, config.optimizer.discriminator_rate) == (1e-4, 4e-4)
+    assert (config.optimizer.generator_lr, config.optimizer.discriminator_lr) == (1e-4, 4e-4)
     assert config.optimizer.betas == (0.0, 0.9)
     assert config.data.image_size == 256
 
@@ -44,7 +46,7 @@ def test_assignments_override_the_file(file):
         [
             "steps=7",
             "output=elsewhere",
-            "optimizer.generator_rate=2e-4",
+            "optimizer.generator_lr=2e-4",
             "optimizer.betas=[0.5, 0.99]",
             'log.prompts=["a bird", "a bus"]',
             "model.preset=tiny",
@@ -54,7 +56,7 @@ def test_assignments_override_the_file(file):
         ],
     )
     assert (config.steps, config.output) == (7, "elsewhere")
-    assert config.optimizer.generator_rate == 2e-4
+    assert config.optimizer.generator_lr == 2e-4
     assert config.optimizer.betas == (0.5, 0.99)
     assert config.log.prompts == ("a bird", "a bus")
     assert config.model.noise_dim == 16
@@ -78,14 +80,14 @@ def test_data_takes_the_seed_unless_it_has_its_own(file):
         ("stepz=3", "unknown setting stepz; known at the top are output, data, model"),
         (
             "optimizer.rate=1",
-            "unknown setting optimizer.rate; known in optimizer are generator_rate",
+            "unknown setting optimizer.rate; known in optimizer are generator_lr",
         ),
         ("model.clip.width=1", "unknown setting model.clip.width; known in model.clip"),
         ("steps=many", "steps must be an integer, got 'many'"),
         ("steps=0", "steps must be an integer of at least 1, got 0"),
         ("compile=1", "compile must be true or false, got 1"),
         ("precision=half", "precision must be one of 'float32', 'float16', 'bfloat16', got 'half'"),
-        ("optimizer.betas=0.9", "optimizer.betas must be a list of a number, got 0.9"),
+        ("optimizer.betas=0.9", "optimizer.betas must be a list of numbers, got 0.9"),
         ("optimizer.betas=[0, 1]", r"optimizer: betas must be in \[0, 1\)"),
         ("data=3", "data must be a table of settings, got 3"),
         ("data.workers=true", "data.workers must be an integer, got True"),
@@ -119,3 +121,17 @@ def test_missing_and_broken_files(file, tmp_path):
     file.write_text("output = ")
     with pytest.raises(ConfigError, match="Invalid value"):
         load_config(str(file))
+
+
+def test_former_names_of_settings_are_accepted(file):
+    former = ["optimizer.generator_rate=3e-4", "optimizer.discriminator_rate=2e-4",
+              "checkpoint.every=7", "checkpoint.keep_every=14", "log.every=3",
+              "log.samples_every=9", "evaluation.every=0"]  # fmt: skip
+    config = load_config(str(file), former)
+    assert (config.optimizer.generator_lr, config.optimizer.discriminator_lr) == (3e-4, 2e-4)
+    assert (config.checkpoint.interval, config.checkpoint.keep_interval) == (7, 14)
+    assert (config.log.interval, config.log.samples_interval) == (3, 9)
+    # An override applies to the file's value, whichever name either uses.
+    assert load_config(
+        "own-small", ["data.root=x", "checkpoint.every=7", "clip=random"]
+    ).checkpoint == (CheckpointConfig(interval=7, keep=2, best="cmmd"))

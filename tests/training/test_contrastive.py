@@ -8,13 +8,14 @@ import torch
 from open_clip.loss import ClipLoss
 from safetensors.torch import load_file
 
-from galip_edge.checkpoint import read_clip
+from galip_edge.aviary.data import AviaryConfig
+from galip_edge.aviary.text_pretraining import WordTraining
+from galip_edge.checkpoints.format import read_clip
 from galip_edge.cli import main
-from galip_edge.data import DataConfig
+from galip_edge.errors import CheckpointError, ConfigError
 from galip_edge.models import CLIPConfig
 from galip_edge.models.clip import build_clip
 from galip_edge.tokenizer import build_tokenizer
-from galip_edge.training.config import ConfigError
 from galip_edge.training.contrastive import (
     ContrastiveConfig,
     _comparable,
@@ -24,13 +25,11 @@ from galip_edge.training.contrastive import (
     load_contrastive_config,
     train_clip,
 )
-from galip_edge.training.frozen import with_fast_attention
-from galip_edge.training.sentences import sentence_embeddings
-from galip_edge.training.words import WordTeaching
-from runtime.errors import CheckpointError
+from galip_edge.training.fast_attention import with_fast_attention
+from galip_edge.training.text_cache import sentence_embeddings
 
 SETTINGS = [
-    "batch_size=8", "steps=6", "save_every=3", "log_every=2", "warmup=2", "words.steps=0",
+    "batch_size=8", "steps=6", "save_interval=3", "log_interval=2", "warmup=2", "words.steps=0",
     "data.image_size=32", "data.resize=32", "data.samples=64", "data.workers=0",
     "clip.embedding_dim=16", "clip.image_size=32", "clip.patch_size=16", "clip.vision_width=64",
     "clip.vision_heads=1", "clip.text_width=64", "clip.text_heads=1", "clip.vocabulary_size=1000",
@@ -74,7 +73,7 @@ def test_the_fast_form_is_the_clip_itself(small):
 
 def test_it_learns_to_tell_captions_apart(tmp_path):
     changes = ("steps=80", "batch_size=8", "data.samples=8", "learning_rate=5e-4", "warmup=10",
-               "patch_dropout=0", "save_every=80", "log_every=2",
+               "patch_dropout=0", "save_interval=80", "log_interval=2",
                "data.augment=false")  # fmt: skip
     train_clip(config(tmp_path / "run", *changes))
     log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -148,9 +147,9 @@ def test_the_word_phase_continues_and_does_not_start_over(tmp_path):
     assert state["words"]["steps_done"] == 6
     steps = []
     with pytest.MonkeyPatch.context() as patch:
-        step = WordTeaching.step
+        step = WordTraining.step
         patch.setattr(
-            WordTeaching, "step", lambda self, c: (steps.append(self.steps_done), step(self, c))[1]
+            WordTraining, "step", lambda self: (steps.append(self.steps_done), step(self))[1]
         )
         train_clip(config(tmp_path / "run", *changes))
     assert steps == [6, 7, 8]
@@ -252,8 +251,8 @@ def test_words_are_read_off_image_embeddings_too(tmp_path):
         "data.samples=8",
         "learning_rate=2e-3",
         "warmup=5",
-        "log_every=1",
-        "save_every=60",
+        "log_interval=1",
+        "save_interval=60",
         "patch_dropout=0",
         "data.augment=false",
         "image_words_weight=1",
@@ -272,7 +271,7 @@ def test_states_of_earlier_versions_are_of_the_same_run():
     before = json.dumps([{"vision_width": 64}, data, 8])
 
     def now(**changes):
-        settings = DataConfig(kind="aviary", samples=64, **changes).to_dict()
+        settings = AviaryConfig(samples=64, **changes).to_dict()
         return _comparable(json.dumps([{"vision_width": 64}, settings, 8]))
 
     assert _comparable(before) == now(variety="narrow")

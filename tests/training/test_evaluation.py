@@ -23,9 +23,9 @@ from galip_edge.training.run import train
 SETTINGS = {
     "data": {"held_out": 0.3},
     "ema_decay": 0.9,
-    "evaluation": {"every": 2, "count": 8, "diversity_captions": 2, "diversity_images": 2},
-    "log": {"samples_every": 2, "sample_count": 3, "tensorboard": True},
-    "checkpoint": {"every": 3, "best": "clip_score"},
+    "evaluation": {"interval": 2, "count": 8, "diversity_captions": 2, "diversity_images": 2},
+    "log": {"samples_interval": 2, "sample_count": 3, "tensorboard": True},
+    "checkpoint": {"interval": 3, "best": "clip_score"},
 }
 
 
@@ -112,13 +112,13 @@ def test_held_out_images_are_never_trained_on(make_config):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"evaluation": {"every": 1}}, "no held-out images: set data.held_out"),
-        ({"checkpoint": {"best": "cmmd"}}, "set evaluation.every"),
-        ({"checkpoint": {"best": "loss"}}, "not the name of a figure"),
+        ({"evaluation": {"interval": 1}}, "no held-out images: set data.held_out"),
+        ({"checkpoint": {"best": "cmmd"}}, "set evaluation.interval"),
+        ({"checkpoint": {"best": "loss"}}, "not a metric of evaluate"),
         (
             {
                 "data": {"held_out": 0.3},
-                "evaluation": {"every": 1},
+                "evaluation": {"interval": 1},
                 "checkpoint": {"best": "fid_tf"},
             },
             "set evaluation.inception_tf",
@@ -132,9 +132,9 @@ def test_settings_that_cannot_be_evaluated_are_named(make_config, settings, mess
 
 
 def test_held_out_data_takes_the_settings_of_the_training_data(make_config, squares):
-    other = make_config(evaluation={"every": 1, "data": {"root": str(squares / "other")}})
+    other = make_config(evaluation={"interval": 1, "data": {"root": str(squares / "other")}})
     data = other.held_out_data
     assert (data.root, data.image_size, data.augment) == (str(squares / "other"), 64, False)
     assert TrainConfig.from_dict(json.loads(json.dumps(other.to_dict()))) == other
-    zero_shot = make_config(evaluation={"every": 1, "data": {"kind": "coco", "root": "x"}})
+    zero_shot = make_config(evaluation={"interval": 1, "data": {"kind": "coco", "root": "x"}})
     assert zero_shot.held_out_data == DataConfig("coco", "x", image_size=64, augment=False, seed=0)

@@ -11,13 +11,13 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-from galip_edge.checkpoint import save_checkpoint
+from galip_edge.checkpoints.format import save_checkpoint
+from galip_edge.errors import CheckpointError, ConfigError
 from galip_edge.models import GALIP, PRESETS, CLIPConfig
 from galip_edge.models.clip import build_clip
-from galip_edge.training.config import ConfigError, load_config
+from galip_edge.training.config import load_config
+from galip_edge.training.init import build_model
 from galip_edge.training.run import train
-from galip_edge.training.setup import build_model
-from runtime.errors import CheckpointError
 
 # Heads 64 wide, as those of all published CLIPs, so that shapes show their number.
 SMALL = CLIPConfig(
@@ -100,7 +100,7 @@ def test_the_preset_gives_way_to_the_clip(ours, tmp_path):
 
 def test_other_dimensions_than_the_files_are_refused(ours, tmp_path):
     path, _ = ours
-    with pytest.raises(ConfigError, match=r"text_width is 96, the file has 64.*leave"):
+    with pytest.raises(ConfigError, match=r"text_width is 96, the file has 64.*omit"):
         resolved(f"clip={path}", "model.clip.text_width=96", tmp_path=tmp_path)
     resolved(f"clip={path}", "model.clip.text_width=64", tmp_path=tmp_path)
     with pytest.raises(ConfigError, match=r"unknown .*width"):
@@ -121,7 +121,7 @@ def test_a_missing_file_is_named_when_it_is_needed(tmp_path):
 
 def test_a_run_that_began_needs_its_clip_no_longer(ours, squares, tmp_path):
     path, dimensions = ours
-    settings = [f"clip={path}", f"data.root={squares}", "batch_size=4", "log.samples_every=0",
+    settings = [f"clip={path}", f"data.root={squares}", "batch_size=4", "log.samples_interval=0",
                 "log.tensorboard=false", "data.image_size=16"]  # fmt: skip
     result = train(resolved(*settings, "steps=1", tmp_path=tmp_path))
     path.unlink()
@@ -161,7 +161,7 @@ def drawings(tmp_path):
 def test_tiny_keeps_a_living_discriminator(drawings, tmp_path):
     # Hinge losses add up to 2 where the scores of real and generated images are alike.
     settings = [f"data.root={drawings}", f"output={tmp_path / 'run'}", "steps=30",
-                "log.samples_every=0", "log.tensorboard=false"]  # fmt: skip
+                "log.samples_interval=0", "log.tensorboard=false"]  # fmt: skip
     train(load_config("tiny", settings))
     log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     totals = [record["discriminator/total"] for record in log if "discriminator/total" in record]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from galip_edge.checkpoint import load_checkpoint
+from galip_edge.checkpoints.format import load_checkpoint
 from galip_edge.models import GALIP, PRESETS
 from galip_edge.training.losses import LossConfig, discriminator_loss, generator_loss, hinge
 

@@ -10,8 +10,8 @@ from galip_edge.training.config import TrainConfig
 from galip_edge.training.diff_augment import AugmentConfig, augment, step_draws
 from galip_edge.training.distributed import World
 from galip_edge.training.projected import ProjectedConfig, ProjectedDiscriminator
+from galip_edge.training.resume import load_trainer_state, trainer_state
 from galip_edge.training.run import train
-from galip_edge.training.state import load_trainer_state, trainer_state
 from galip_edge.training.trainer import Trainer
 from runtime.errors import GalipEdgeError
 
@@ -109,18 +109,18 @@ def test_spectral_norms_approach_one():
 
 def test_a_step_updates_all_three_and_reports_their_terms(make_config):
     mine = trainer(make_config(**PROJECTED))
-    before = {k: p.detach().clone() for n in mine.networks for k, p in n.parameters.items()}
+    before = {k: p.detach().clone() for n in mine.modules for k, p in n.parameters.items()}
     report = mine.step(0, images(8), torch.randn(8, 32))
     assert {"projected/real", "projected/fake", "projected/mismatch"} <= set(report.values)
     assert "generator/projected" in report.values
-    for network in mine.networks:
+    for network in mine.modules:
         moved = [not torch.equal(before[k], p) for k, p in network.parameters.items()]
         assert any(moved), network.name
 
 
 def test_off_as_published(make_config):
     mine = trainer(make_config())
-    assert [n.name for n in mine.networks] == ["generator", "discriminator"]
+    assert [n.name for n in mine.modules] == ["generator", "discriminator"]
     assert not any(
         "projected" in name for name in mine.step(0, images(8), torch.randn(8, 32)).values
     )
@@ -165,7 +165,7 @@ def test_an_interrupted_run_continues_exactly(make_config, tmp_path):
     from safetensors.torch import load_file
 
     # Captions that are encoded with others of a batch differ by rounding: they come from the cache.
-    settings = {**PROJECTED, "checkpoint": {"every": 2}, "text_cache": str(tmp_path / "text")}
+    settings = {**PROJECTED, "checkpoint": {"interval": 2}, "text_cache": str(tmp_path / "text")}
     whole = train(make_config(**settings))
     for steps in (2, 4):
         train(make_config(**settings, steps=steps, output=str(tmp_path / "again")))
@@ -212,7 +212,7 @@ def test_draws_belong_to_the_sample():
 def test_the_best_model_by_features_apart_from_training_is_kept(make_config, tmp_path):
     config = make_config(
         **PROJECTED, steps=2, evaluation={
-            "every": 1, "count": 6, "diversity_captions": 0, "efficientnet": True,
+            "interval": 1, "count": 6, "diversity_captions": 0, "efficientnet": True,
             "data": {"kind": "aviary", "split": "test"},
         }, checkpoint={"best": "fd_lite1"},
     )  # fmt: skip
@@ -222,5 +222,5 @@ def test_the_best_model_by_features_apart_from_training_is_kept(make_config, tmp
     assert "fd_lite1" in log
     assert "coverage_lite1" in log
     with pytest.raises(ValueError, match=r"set evaluation\.efficientnet"):
-        make_config(evaluation={"every": 1, "data": {"kind": "aviary"}},
+        make_config(evaluation={"interval": 1, "data": {"kind": "aviary"}},
                     checkpoint={"best": "fd_lite1"})  # fmt: skip

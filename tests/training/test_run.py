@@ -19,15 +19,16 @@ import torch
 from PIL import Image
 from waiting import wait_until
 
-from galip_edge.checkpoint import load_checkpoint
+from galip_edge.checkpoints.format import load_checkpoint
 from galip_edge.data import Position
+from galip_edge.errors import CheckpointError
 from galip_edge.models import GALIP
 from galip_edge.training.config import TrainConfig
 from galip_edge.training.distributed import World
+from galip_edge.training.resume import newest_state, save_state
 from galip_edge.training.run import describe, train
-from galip_edge.training.state import newest_state, save_state
 from galip_edge.training.trainer import Trainer
-from runtime.errors import CheckpointError, GalipEdgeError
+from runtime.errors import GalipEdgeError
 
 
 def leaves(value, name=""):
@@ -83,7 +84,7 @@ def test_resume_after_sigkill_is_exact_to_the_bit(make_config, tmp_path):
         "batch_size": 12,  # with 32 images, epochs end between checkpoints
         "text_cache": str(tmp_path / "cache"),
         "data": {"workers": 1},
-        "checkpoint": {"every": 10},
+        "checkpoint": {"interval": 10},
     }
     whole = make_config(steps=20, output=str(tmp_path / "whole"), **settings)
     assert train(whole).finished
@@ -112,18 +113,18 @@ def test_resume_is_exact_in_every_precision(make_config, tmp_path, precision):
 
 
 def test_sigterm_ends_with_a_checkpoint(make_config, tmp_path):
-    config = make_config(steps=100_000, checkpoint={"every": 100_000})
+    config = make_config(steps=100_000, checkpoint={"interval": 100_000})
     process = start(config, tmp_path / "config.json")
     wait_for(Path(config.output) / "metrics.jsonl", process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors.decode()
-    assert b"the same command resumes" in errors
+    assert b"rerun to resume" in errors
     assert state_of(config)["step"] > 0
 
 
 def test_damaged_newest_checkpoint_is_skipped(make_config, caplog):
-    config = make_config(steps=4, checkpoint={"every": 2})
+    config = make_config(steps=4, checkpoint={"interval": 2})
     train(config)
     folder = Path(config.output) / "checkpoints"
     expected = state_of(config)
@@ -143,7 +144,7 @@ def test_damaged_newest_checkpoint_is_skipped(make_config, caplog):
 
 
 def test_keeps_the_last_checkpoints_and_clears_leftovers(make_config):
-    config = make_config(steps=4, checkpoint={"every": 1, "keep": 2})
+    config = make_config(steps=4, checkpoint={"interval": 1, "keep": 2})
     leftover = Path(config.output) / "checkpoints" / ".step-00000009.1-1.tmp"
     leftover.mkdir(parents=True)
     (leftover / "state.pt").write_bytes(b"killed while writing")
@@ -153,7 +154,7 @@ def test_keeps_the_last_checkpoints_and_clears_leftovers(make_config):
 
 
 def test_every_nth_checkpoint_is_kept_for_good_with_its_model(make_config):
-    config = make_config(steps=5, checkpoint={"every": 3, "keep": 1, "keep_every": 2})
+    config = make_config(steps=5, checkpoint={"interval": 3, "keep": 1, "keep_interval": 2})
     train(config)
     folder = Path(config.output)
     kept = sorted(p.name for p in (folder / "checkpoints").iterdir())
@@ -168,14 +169,14 @@ def test_every_nth_checkpoint_is_kept_for_good_with_its_model(make_config):
 
 @pytest.mark.parametrize(("minutes", "steps"), [(1e-9, [1, 2, 3]), (0, [3]), (60, [3])])
 def test_checkpoints_are_saved_when_the_last_one_is_too_old(make_config, minutes, steps):
-    config = make_config(steps=3, checkpoint={"every": 1000, "keep": 9, "minutes": minutes})
+    config = make_config(steps=3, checkpoint={"interval": 1000, "keep": 9, "minutes": minutes})
     train(config)
     names = sorted(p.name for p in (Path(config.output) / "checkpoints").iterdir())
     assert names == [f"step-{step:08d}" for step in steps]
 
 
 def test_sample_prompts_are_chosen_once_and_again_if_their_file_is_damaged(make_config, caplog):
-    config = make_config(steps=1, log={"samples_every": 1, "sample_count": 3})
+    config = make_config(steps=1, log={"samples_interval": 1, "sample_count": 3})
     train(config)
     path = Path(config.output) / "samples" / "prompts.json"
     chosen = json.loads(path.read_text())
@@ -184,7 +185,7 @@ def test_sample_prompts_are_chosen_once_and_again_if_their_file_is_damaged(make_
     assert json.loads(path.read_text()) == chosen
     path.write_text(path.read_text()[:10])  # of an earlier version that was killed meanwhile
     train(replace(config, steps=3))
-    assert "new prompts are chosen" in caplog.text
+    assert "choosing new prompts" in caplog.text
     assert len(json.loads(path.read_text())) == 3
     assert [p.name for p in path.parent.iterdir() if p.suffix not in (".png", ".json")] == []
 
@@ -208,14 +209,14 @@ def test_full_disk_is_one_sentence_and_earlier_checkpoints_stay(make_config):
     model = Path(config.output) / "model.safetensors"
     exported, state = model.read_bytes(), state_of(config)
     with files_limited_to(len(exported) // 2):
-        with pytest.raises(GalipEdgeError, match=r"cannot write .*safetensors.*command resumes"):
+        with pytest.raises(GalipEdgeError, match=r"cannot write .*safetensors.*command to resume"):
             train(replace(config, steps=3))
     assert model.read_bytes() == exported
 
     trainer = Trainer(GALIP(config.model), config, World())
     folder = Path(config.output) / "checkpoints"
     with files_limited_to(100_000):
-        with pytest.raises(GalipEdgeError, match=r"cannot write .*step-0.*3.*command resumes"):
+        with pytest.raises(GalipEdgeError, match=r"cannot write .*step-0.*3.*command to resume"):
             save_state(folder, trainer, 3, Position(), {}, keep=1)
     assert [path.name for path in folder.iterdir()] == ["step-00000002"]
     assert_same_state(state_of(config), state)
@@ -225,9 +226,9 @@ def test_full_disk_is_one_sentence_and_earlier_checkpoints_stay(make_config):
 
 def test_steps_that_are_not_finite_are_reported_and_end_the_run(make_config, caplog):
     config = make_config(
-        steps=9, non_finite_limit=3, optimizer={"generator_rate": 1e30, "discriminator_rate": 1e30}
+        steps=9, non_finite_limit=3, optimizer={"generator_lr": 1e30, "discriminator_lr": 1e30}
     )
-    with pytest.raises(GalipEdgeError, match="3 steps in a row .*'float32'"):
+    with pytest.raises(GalipEdgeError, match="3 consecutive steps .*'float32'"):
         train(config)
     events = [
         json.loads(line)
@@ -300,9 +301,9 @@ def test_tiny_training_fits_its_data(make_config, clip_file, colours, captions):
         batch_size=16,
         precision="bfloat16",
         ema_decay=0.9,
-        optimizer={"generator_rate": 1e-3, "discriminator_rate": 1e-3},
-        log={"every": 5, "samples_every": 60, "prompts": captions, "tensorboard": True},
-        checkpoint={"every": 60},
+        optimizer={"generator_lr": 1e-3, "discriminator_lr": 1e-3},
+        log={"interval": 5, "samples_interval": 60, "prompts": captions, "tensorboard": True},
+        checkpoint={"interval": 60},
     )
     result = train(config)
     assert result.finished

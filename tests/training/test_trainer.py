@@ -15,9 +15,10 @@ import torch
 
 from galip_edge.models import GALIP
 from galip_edge.training.distributed import World
+from galip_edge.training.micro_batch import mismatched_sentences, step_noise
 from galip_edge.training.precision import LossScale, fastest_precision
-from galip_edge.training.state import load_trainer_state, trainer_state
-from galip_edge.training.trainer import Trainer, mismatched_sentences, step_noise
+from galip_edge.training.resume import load_trainer_state, trainer_state
+from galip_edge.training.trainer import Trainer
 
 BATCH = 8
 
@@ -32,7 +33,7 @@ def stepped(config, world=None, first=0, count=BATCH, steps=1, loss_scale=None):
     """A trainer after some steps, and the last report."""
     torch.manual_seed(0)
     trainer = Trainer(GALIP(config.model), config, world or World())
-    for network in trainer.networks:  # gates that start at 0 would hide what is behind them
+    for network in trainer.modules:  # gates that start at 0 would hide what is behind them
         for parameter in network.parameters.values():
             torch.nn.init.normal_(parameter, std=0.05)
         network.scale.value = loss_scale or network.scale.value
@@ -47,7 +48,7 @@ def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Of the last step: with the published beta1 = 0, Adam's first moment is the gradient."""
     return {
         name: network.optimizer.state[p]["exp_avg"].clone()
-        for network in trainer.networks
+        for network in trainer.modules
         for name, p in network.parameters.items()
     }
 
@@ -174,11 +175,11 @@ def test_float16_finds_its_loss_scale(make_config):
 
 def test_values_that_are_not_finite_change_nothing(make_config):
     trainer, _ = stepped(make_config(ema_decay=0.5))
-    before = {n: p.clone() for net in trainer.networks for n, p in net.parameters.items()}
+    before = {n: p.clone() for net in trainer.modules for n, p in net.parameters.items()}
     images, sentence = batch()
     report = trainer.step(1, images, sentence * float("nan"))
     assert report.skipped == ("discriminator", "generator")
-    for network in trainer.networks:
+    for network in trainer.modules:
         for name, parameter in network.parameters.items():
             assert torch.equal(parameter, before[name])
     assert all(a.isfinite().all() for a in trainer.average.averages.values())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from galip_edge.training.diff_augment import cut_by_index, cut_slices, translate
 from galip_edge.training.trainer import step_shifts, step_shifts_1
-from galip_edge.training.translation import cut_by_index, cut_slices, translate
 
 
 def images() -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Commands of the aviary, which `galip-edge` lists where this folder exists."""

@@ -1,0 +1,63 @@
+"""`galip-edge data draw`: draw images of the aviary ahead of training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from galip_edge.aviary.data import AviaryConfig, draw_ahead
+from galip_edge.commands.console import counting_progress
+from galip_edge.commands.options import json_option
+from runtime.cpu import available_cores
+
+
+@click.command("draw")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--samples", type=click.IntRange(min=1), default=20_000, show_default=True)
+@click.option("--size", type=click.IntRange(min=16), default=128, show_default=True)
+@click.option("--captions", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--variety", type=click.Choice(["wide", "narrow"]), default="wide", show_default=True)
+@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=None, show_default="one per CPU core"
+)
+@json_option
+def command(
+    folder: Path,
+    samples: int,
+    size: int,
+    captions: int,
+    variety: str,
+    split: str,
+    seed: int,
+    processes: int | None,
+    as_json: bool,
+) -> None:
+    """Draw images of birds with captions into FOLDER, as data of kind `folder`.
+
+    Rerun the same command to resume, or with a larger --samples to add images.
+    """
+    config = AviaryConfig(
+        split=split,
+        samples=samples,
+        variety="wide" if variety == "wide" else "narrow",
+        seed=seed,
+        image_size=size,
+        resize=size,
+    )
+    with counting_progress() as progress:
+        task = progress.add_task("drawing", total=samples)
+        drawn = draw_ahead(
+            folder,
+            config,
+            captions,
+            processes or available_cores(),
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), "images": samples, "drawn": drawn}))
+    else:
+        click.echo(f"{folder}: {samples:,} images, {drawn:,} newly drawn")

@@ -1,0 +1,84 @@
+"""`galip-edge train-classifier`: the attribute classifier for `evaluate --classifier`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from galip_edge.aviary.classifier import accuracy, save_classifier, train_classifier
+from galip_edge.aviary.data import AviaryConfig, AviarySource
+from galip_edge.commands.console import counting_progress
+from galip_edge.commands.options import device_option, json_option, one_output
+from galip_edge.devices import choose_device
+from galip_edge.training.precision import fastest_precision
+
+# Images of other sizes are resized.
+_IMAGE_SIZE = 128
+
+
+@click.command("train-classifier")
+@click.argument("output", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write (.safetensors).",
+)
+@click.option("--samples", type=click.IntRange(min=64), default=20000, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True)
+@click.option("--held-out", type=click.IntRange(min=1), default=2000, show_default=True)
+@click.option(
+    "--cache", help="Folder for drawn images, or one that `data draw` filled (wide, seed 0)."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@device_option
+@json_option
+def command(
+    output: Path | None,
+    out: Path | None,
+    samples: int,
+    epochs: int,
+    held_out: int,
+    cache: str | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Train a classifier of the aviary's attributes, write OUTPUT (.safetensors), and test it."""
+    output = one_output(output, out)
+    chosen = choose_device(device)
+    train, test = (
+        AviarySource(
+            AviaryConfig(
+                split=split,
+                samples=count,
+                image_size=_IMAGE_SIZE,
+                resize=_IMAGE_SIZE,
+                cache=cache if split == "train" else None,
+            )
+        )
+        for split, count in (("train", samples), ("test", held_out))
+    )
+    with counting_progress() as bars:
+        task = bars.add_task("drawing", total=samples)
+        classifier = train_classifier(
+            train,
+            epochs,
+            seed=seed,
+            report=lambda stage, done, total: bars.update(
+                task, description=stage, completed=done, total=total
+            ),
+            device=chosen,
+            precision=fastest_precision(chosen, "bfloat16"),
+        )
+    save_classifier(classifier, output)
+    found = {name: asdict(value) for name, value in accuracy(classifier, test, held_out).items()}
+    if as_json:
+        click.echo(json.dumps({"output": str(output), "held_out": found}, indent=1))
+    else:
+        click.echo(output)
+        for name, value in found.items():
+            click.echo(f"{name:12}{value['right']:8.2%}  of {value['count']} held-out images")

@@ -1,0 +1,333 @@
+"""Pretraining of the generator by regression on images whose noise is known.
+
+Drawn images have their noise, so the generator can learn from pairs, as one-step generators learn
+from noise-image pairs of a diffusion model (Yin et al. 2024, https://arxiv.org/abs/2311.18828,
+section 3.3). Regression corrects every pixel; in the few steps that a CPU affords, a discriminator
+behind a small CLIP gives a much weaker signal.
+
+Training all of the generator at once is slow, because what to render and how are learned through
+each other. First the upsampling blocks learn to render, as the decoder of an autoencoder; then the
+layers before them learn to predict the encoder's features from noise and sentence; finally all are
+trained together. The encoder is discarded. Latent diffusion models are trained in two such stages
+(Rombach et al. 2022, https://arxiv.org/abs/2112.10752, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from galip_edge.aviary.data.chance import NOISE_DIM
+from galip_edge.aviary.data.config import AviaryConfig
+from galip_edge.aviary.data.source import image_noise
+from galip_edge.config import (
+    check_fractions,
+    check_integers,
+    check_not_negative,
+    check_positive,
+)
+from galip_edge.models.config import ModelConfig
+from galip_edge.training.micro_batch import MicroBatch
+from galip_edge.training.optimized_module import (
+    OptimizedModule,
+    StepReport,
+    Update,
+    backward,
+    report,
+)
+from galip_edge.training.precision import autocast
+from galip_edge.training.pretraining import AuxiliaryLoss, PretrainingConfig
+
+if TYPE_CHECKING:
+    from galip_edge.training.config import TrainConfig
+    from galip_edge.training.trainer import Generated, Trainer
+
+# Relative to the features' magnitude: the upsampling blocks must tolerate imprecise features.
+_FEATURE_NOISE = 0.3
+
+# Fractions of a phase in which the learning rate rises from zero, and falls to zero.
+_RISE, _FALL = 0.02, 0.4
+
+_LEVELS = 4  # of the Laplacian pyramid
+
+
+@dataclass(frozen=True)
+class RegressionConfig(PretrainingConfig):
+    """Settings of the regression; with weight 0 there is none.
+
+    Attributes:
+        weight: factor of the regression loss, also during adversarial training.
+        autoencoder_steps, features_steps, warmup_steps: lengths of the three phases before
+            adversarial training; the last trains the whole generator by regression alone.
+        warmup_lr, warmup_betas: Adam's settings in these phases. Without an opponent, a smoother
+            gradient is better than a more recent one.
+    """
+
+    ALIASES: ClassVar[Mapping[str, str]] = {"warmup_rate": "warmup_lr"}
+
+    weight: float = 0.0
+    autoencoder_steps: int = 0
+    features_steps: int = 0
+    warmup_steps: int = 0
+    warmup_lr: float = 8e-4
+    warmup_betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        check_not_negative(self, "weight")
+        check_positive(self, "warmup_lr")
+        check_fractions(self, "warmup_betas")
+        for name in ("autoencoder_steps", "features_steps", "warmup_steps"):
+            check_integers(self, 0, name)
+            if (count := getattr(self, name)) and not self.weight:
+                raise ValueError(f"{name} is {count}, but weight is 0: set weight")
+        if self.features_steps and not self.autoencoder_steps:
+            raise ValueError(
+                f"features_steps is {self.features_steps}, but there is no trained encoder: set "
+                "autoencoder_steps"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps before adversarial training."""
+        return self.autoencoder_steps + self.features_steps + self.warmup_steps
+
+    def check(self, config: TrainConfig) -> None:
+        """Raise ValueError if the data or the model does not suit regression."""
+        data, model = config.data, config.model
+        if not self.weight:
+            return
+        if not isinstance(data, AviaryConfig):
+            raise ValueError(
+                f"regression needs images whose noise is known, and data of kind {data.kind!r} "
+                "has none: omit regression.weight"
+            )
+        if model.noise_dim != NOISE_DIM:
+            raise ValueError(
+                f"model.noise_dim must be the aviary's {NOISE_DIM} for regression, got "
+                f"{model.noise_dim}"
+            )
+        sizes = (data.image_size, data.shorter_side)
+        if sizes != (model.image_size,) * 2 or (data.augment and data.flip):
+            raise ValueError(
+                "regression compares pixels: set data.image_size and data.resize to the model's "
+                f"{model.image_size}, and data.flip = false; got sizes {sizes}, flip = {data.flip}"
+            )
+        halvings, rest = divmod(model.image_size, model.clip.grid)
+        if self.autoencoder_steps and (rest or halvings & (halvings - 1)):
+            raise ValueError(
+                "autoencoder_steps needs an image size that is CLIP's grid times a power of 2; "
+                f"{model.image_size} and {model.clip.grid} are not"
+            )
+
+    def build(self, trainer: Trainer) -> Regression | None:
+        """The regression of `trainer`; None with weight 0."""
+        return Regression(self, trainer) if self.weight else None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Position in the phases before adversarial training.
+
+    Attributes:
+        name: `autoencoder`, `features` or `all`.
+        step: of the phase, from 0.
+        steps: length of the phase.
+    """
+
+    name: str
+    step: int
+    steps: int
+
+    @property
+    def rate_factor(self) -> float:
+        """Factor of the learning rate."""
+        rise = (self.step + 1) / (_RISE * self.steps)
+        return min(1.0, rise, (self.steps - self.step) / (_FALL * self.steps))
+
+
+def phase_of(number: int, config: RegressionConfig) -> Phase | None:
+    """The phase of step `number`, from 0; None during adversarial training."""
+    for name, steps in (
+        ("autoencoder", config.autoencoder_steps),
+        ("features", config.features_steps),
+        ("all", config.warmup_steps),
+    ):
+        if number < steps:
+            return Phase(name, number, steps)
+        number -= steps
+    return None
+
+
+class FeatureEncoder(nn.Module):
+    """Encodes an image to features for the generator's first upsampling block.
+
+    Convolutions halve the image down to CLIP's grid.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        features, size, width = config.block_channels[0], config.image_size, 16
+        layers: list[nn.Module] = []
+        before = 3
+        while size > config.clip.grid:
+            width, size = min(2 * width, 192), size // 2
+            layers += [nn.Conv2d(before, width, 4, 2, 1), *_activated(width)]
+            before = width
+        layers += [nn.Conv2d(width, width, 3, 1, 1), *_activated(width)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, features, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B,3,H,W) in [-1,1] -> (B,C,grid,grid), of mean square 1 at each position."""
+        features: Tensor = self.layers(images)
+        return features * torch.rsqrt(features.square().mean(1, keepdim=True) + 1e-6)
+
+
+def _activated(channels: int) -> tuple[nn.Module, nn.Module]:
+    return nn.GroupNorm(8, channels), nn.LeakyReLU(0.2)
+
+
+class Regression:
+    """Regression of `trainer.generator` on the images of the aviary: a `Pretraining`."""
+
+    def __init__(self, config: RegressionConfig, trainer: Trainer) -> None:
+        data = trainer.config.data
+        assert isinstance(data, AviaryConfig)  # checked by the configuration
+        self.config = config
+        self.steps = config.steps
+        self.trainer = trainer
+        self.modules: tuple[OptimizedModule, ...] = ()
+        self._data = data
+        self._generator = trainer.model.generator
+        if config.autoencoder_steps:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(trainer.config.seed)
+                self.encoder = FeatureEncoder(trainer.model.config).to(trainer.world.device)
+            self.modules = (trainer.optimized("feature_encoder", self.encoder, config.warmup_lr),)
+        trainer.auxiliary.append(AuxiliaryLoss("regression", config.weight, self._distance))
+
+    def noise(self, keys: Sequence[str]) -> Tensor:
+        """Noise (B,Z) of the images `keys`. Raises ValueError without keys."""
+        if not keys:
+            raise ValueError("regression needs the keys of the images, which determine their noise")
+        return torch.from_numpy(np.stack([image_noise(self._data, key) for key in keys]))
+
+    def step(self, number: int, micro_batches: list[MicroBatch]) -> StepReport | None:
+        """Update the modules of the current phase; None during adversarial training."""
+        phase = phase_of(number, self.config)
+        if phase is None:
+            return None
+        term, loss = {
+            "autoencoder": ("reconstruction", self._reconstruction),
+            "features": ("features", self._features),
+            "all": ("regression", self._regression),
+        }[phase.name]
+        generator = self.trainer.generator
+        modules = (generator, *(self.modules if phase.name == "autoencoder" else ()))
+        for module in modules:
+            if phase.step == 0:  # parameters without a gradient would follow their old moments
+                module.reset_moments()
+            module.set_rate(self.config.warmup_lr * phase.rate_factor, self.config.warmup_betas)
+        updates = self._updates(modules, micro_batches, number, term, loss)
+        # All modules share one scale; only float16 has one.
+        scale = generator.scale
+        while scale.searching and all(u.failed() for u in updates) and scale.lower():
+            updates = self._updates(modules, micro_batches, number, term, loss)
+        found = report(*updates)
+        values = {n: v for n, v in found.values.items() if n.startswith(f"{generator.name}/")}
+        return StepReport(values, found.skipped)
+
+    def _updates(
+        self,
+        modules: tuple[OptimizedModule, ...],
+        micro_batches: list[MicroBatch],
+        number: int,
+        term: str,
+        loss_of: Callable[[MicroBatch, int], Tensor],
+    ) -> list[Update]:
+        world, precision = self.trainer.world, self.trainer.config.precision
+        generator = self.trainer.generator
+        value, scale = torch.zeros(1, device=world.device), generator.scale.value
+        for batch in micro_batches:
+            with autocast(world.device, precision):
+                loss = loss_of(batch, number)
+            backward(self.config.weight * loss, batch.share * scale)
+            value += batch.share * loss.detach()
+        updates = []
+        for module in modules:
+            if module.scale.enabled:
+                module.scale.value = scale
+            shares = value if module is generator else torch.zeros_like(value)
+            updates.append(module.update(world, shares, (term,)))
+        return updates
+
+    def _reconstruction(self, batch: MicroBatch, number: int) -> Tensor:
+        """Distance of the image and its reconstruction from encoded features."""
+        features = self.encoder(batch.images)
+        noise = feature_noise(self.trainer.config.seed, number, batch.first, features.shape)
+        features = features + _FEATURE_NOISE * noise.to(features)
+        rendered = self._generator.render(features, _condition(batch))
+        return pyramid_distance(rendered.float(), batch.images)
+
+    def _features(self, batch: MicroBatch, number: int) -> Tensor:
+        """Squared error of features predicted from noise and sentence."""
+        with torch.no_grad():
+            wanted = self.encoder(batch.images).float()
+        found = self._generator.visual_features(batch.noise, _condition(batch))
+        return (found.float() - wanted).square().mean()
+
+    def _regression(self, batch: MicroBatch, number: int) -> Tensor:
+        """Distance of the image and the one generated from its noise and sentence."""
+        generated = self.trainer.generate(batch.noise, batch.sentence)
+        return pyramid_distance(generated.float(), batch.images)
+
+    def _distance(self, generated: Generated, batch: MicroBatch) -> Tensor:
+        """The same during adversarial training."""
+        with autocast(self.trainer.world.device, "float32"):
+            return pyramid_distance(generated.images, batch.images)
+
+
+def pyramid_distance(generated: Tensor, images: Tensor) -> Tensor:
+    """Mean absolute difference of the Laplacian pyramids, with equal weight for every level.
+
+    Fine levels compare edges independently of the surrounding color; coarse levels distinguish a
+    slightly displaced shape from a missing one (Bojanowski et al. 2018,
+    https://arxiv.org/abs/1707.05776, section 2).
+
+    Args:
+        generated, images: (B,3,H,W); H and W are halved three times.
+
+    Returns:
+        A scalar, the mean over the batch.
+    """
+    difference = generated - images  # the pyramid is linear
+    total = difference.new_zeros(())
+    for _ in range(_LEVELS - 1):
+        smaller = F.avg_pool2d(difference, 2)
+        larger = F.interpolate(smaller, size=difference.shape[-2:], mode="bilinear")
+        total = total + _mean_error(difference - larger)
+        difference = smaller
+    return torch.as_tensor((total + _mean_error(difference)) / _LEVELS)
+
+
+def _mean_error(difference: Tensor) -> Tensor:
+    """Mean absolute value, quadratic below 0.1, where errors are negligible."""
+    return F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=0.1)
+
+
+def feature_noise(seed: int, number: int, first: int, shape: torch.Size) -> Tensor:
+    """Noise of N(0,1) on features of `shape`, for the samples from `first` on of a batch."""
+    rows = [
+        np.random.default_rng([seed, number, first + i]).standard_normal(shape[1:], np.float32)
+        for i in range(shape[0])
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def _condition(batch: MicroBatch) -> Tensor:
+    return torch.cat([batch.noise, batch.sentence], dim=1)

@@ -1,0 +1,135 @@
+"""The phases before adversarial training: rendering, then features, then both together."""
+
+import json
+
+import pytest
+import torch
+from aviary_pairs import aviary_config, batch, trainer
+from safetensors.torch import load_file
+
+from galip_edge.aviary.pretraining import FeatureEncoder, RegressionConfig, feature_noise, phase_of
+from galip_edge.errors import ConfigError
+from galip_edge.models import ModelConfig
+from galip_edge.training.run import train
+
+SETTINGS = [
+    "steps=8", "pretraining.warmup_lr=2e-3",
+    "pretraining.autoencoder_steps=2", "pretraining.features_steps=2", "pretraining.warmup_steps=2",
+]  # fmt: skip
+
+
+def config(tmp_path, *changes):
+    return aviary_config(tmp_path, *SETTINGS, *changes)
+
+
+def changed_parts(before, mine) -> set[str]:
+    """The networks, and of the generator the halves, that differ from `before`."""
+    found = set()
+    for network in mine.modules:
+        for name, parameter in network.parameters.items():
+            if not torch.equal(before[name], parameter):
+                renders = name.startswith(("generator.upsampling", "generator.to_rgb"))
+                half = "render" if renders else "features"
+                found.add(half if network.name == "generator" else network.name)
+    return found
+
+
+def snapshot(mine):
+    return {k: p.detach().clone() for n in mine.modules for k, p in n.parameters.items()}
+
+
+def test_phases_follow_one_another():
+    config = RegressionConfig(weight=1, autoencoder_steps=2, features_steps=3, warmup_steps=1)
+    names = [phase and phase.name for phase in (phase_of(i, config) for i in range(7))]
+    assert names == [*["autoencoder"] * 2, *["features"] * 3, "all", None]
+    assert phase_of(0, RegressionConfig()) is None
+
+
+def test_the_rate_rises_stays_and_falls_in_each_phase():
+    config = RegressionConfig(weight=1, autoencoder_steps=100, warmup_steps=1000)
+    for first, steps in ((0, 100), (100, 1000)):
+        factors = [phase_of(first + i, config).rate_factor for i in range(steps)]
+        assert 0 < factors[0] <= 0.5
+        assert factors[steps // 10] == factors[steps // 2] == 1
+        assert 0 < factors[-1] < 0.03
+        top = factors.index(1)
+        assert factors[top:] == sorted(factors[top:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("phase", "term", "moved"),
+    [
+        ("autoencoder_steps=40", "reconstruction", {"render", "feature_encoder"}),
+        ("features_steps=40", "features", {"features"}),
+        ("warmup_steps=40", "regression", {"render", "features"}),
+    ],
+)
+def test_each_phase_learns_its_own_part(tmp_path, phase, term, moved):
+    before_it = ["autoencoder_steps=2", "features_steps=0", "warmup_steps=0"]
+    settings = [*before_it, phase]
+    mine = trainer(config(tmp_path, *(f"pretraining.{s}" for s in settings)))
+    first = 0 if phase.startswith("autoencoder") else 2
+    for number in range(first):
+        mine.step(number, *batch())
+    before = snapshot(mine)
+    reports = [mine.step(first + i, *batch()).values for i in range(40)]
+    assert set(reports[0]) == {f"generator/{term}", "generator/norm"}
+    assert reports[-1][f"generator/{term}"] < 0.8 * reports[0][f"generator/{term}"]
+    assert changed_parts(before, mine) == moved
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_parts_equal_the_whole_batch(tmp_path, first):
+    values = []
+    for size in ("6", "4"):
+        mine = trainer(config(tmp_path, f"micro_batch_size={size}"))
+        values.append([mine.step(i, *batch()).values for i in range(first + 1)][-1])
+    assert values[1] == pytest.approx(values[0], rel=1e-3, abs=1e-5)
+
+
+def test_noise_on_features_belongs_to_the_sample():
+    whole = feature_noise(1, 7, 0, torch.Size((4, 3, 2, 2)))
+    assert torch.equal(whole[2:], feature_noise(1, 7, 2, torch.Size((2, 3, 2, 2))))
+    assert not torch.equal(whole, feature_noise(1, 8, 0, torch.Size((4, 3, 2, 2))))
+    many = feature_noise(1, 7, 0, torch.Size((8, 64, 8, 8)))
+    assert abs(many.mean()) < 0.02
+    assert many.std() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_the_encoder_has_the_size_and_scale_of_features(size):
+    tiny = ModelConfig.from_dict(
+        {"clip": {"image_size": 64, "patch_size": 16, "vision_width": 32, "vision_heads": 2},
+         "block_sizes": [size], "block_channels": [24, 8]}
+    )  # fmt: skip
+    features = FeatureEncoder(tiny)(torch.rand(2, 3, size, size) * 2 - 1)
+    assert features.shape == (2, 24, 4, 4)
+    assert features.square().mean(1).detach() == pytest.approx(torch.ones(2, 4, 4), abs=1e-3)
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path):
+    whole = train(config(tmp_path, "steps=8"))
+    (tmp_path / "again").mkdir()
+    for steps in (1, 3, 5, 8):  # in the middle of phases, and at their borders
+        train(config(tmp_path, f"steps={steps}", f"output={tmp_path}/again"))
+    again = load_file(tmp_path / "again/model.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in load_file(whole.model).items())
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    terms = [set(json.loads(line)) for line in lines]
+    for at, term in enumerate(("reconstruction", "features", "regression")):
+        assert f"generator/{term}" in terms[2 * at]
+    assert "discriminator/total" in terms[6]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["pretraining.autoencoder_steps=-1"], "autoencoder_steps.*-1"),
+        (["pretraining.autoencoder_steps=0"], "features_steps.*autoencoder_steps"),
+        (["pretraining.weight=0"], "autoencoder_steps is 2.*weight"),
+        (["model.block_sizes=[8,16,32,48]", "data.image_size=48", "data.resize=48"], "48.*4"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, *changes)

@@ -1,0 +1,140 @@
+"""Regression on images whose noise is known, before and during adversarial training."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from aviary_pairs import aviary_config, batch, trainer
+
+from galip_edge.aviary.pretraining import pyramid_distance
+from galip_edge.errors import ConfigError
+from galip_edge.training.config import load_config
+from galip_edge.training.run import train
+
+
+def config(tmp_path, *changes):
+    return aviary_config(tmp_path, "steps=4", "pretraining.warmup_steps=2", *changes)
+
+
+def test_the_distance_is_that_of_laplacian_pyramids():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 2, 3, 16, 16))
+
+    def pyramid(x, levels):
+        if levels == 1:
+            return [x]
+        small = x.reshape(2, 3, x.shape[2] // 2, 2, x.shape[3] // 2, 2).mean((3, 5))
+        # Bilinear by hand: pixels of the half size lie at a quarter and three quarters.
+        for axis in (2, 3):
+            n = small.shape[axis]
+            before, after = np.clip([np.arange(n) - 1, np.arange(n) + 1], 0, n - 1)
+            pair = [0.75 * small + 0.25 * small.take(side, axis) for side in (before, after)]
+            wide = np.stack(pair, axis + 1)
+            small = wide.reshape(*small.shape[:axis], 2 * n, *small.shape[axis + 1 :])
+        half = x.reshape(2, 3, x.shape[2] // 2, 2, x.shape[3] // 2, 2).mean((3, 5))
+        return [x - small, *pyramid(half, levels - 1)]
+
+    def error(d):  # absolute values, but squares below a tenth
+        d = np.abs(d)
+        return np.where(d < 0.1, d**2 / 0.2, d - 0.05).mean()
+
+    expected = np.mean([error(p - q) for p, q in zip(pyramid(a, 4), pyramid(b, 4))])
+    found = pyramid_distance(torch.from_numpy(a), torch.from_numpy(b))
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+    assert pyramid_distance(torch.from_numpy(a), torch.from_numpy(a)).item() == 0
+
+
+def test_warming_up_changes_the_generator_alone_and_learns(tmp_path):
+    settings = ("pretraining.warmup_steps=1000", "pretraining.warmup_lr=2e-3")
+    mine = trainer(config(tmp_path, *settings))
+    before = [p.clone() for p in mine.discriminator.parameters.values()]
+    images, sentence, keys = batch()
+    first = mine.step(0, images, sentence, keys).values
+    assert set(first) == {"generator/regression", "generator/norm"}
+    for number in range(1, 40):
+        last = mine.step(number, images, sentence, keys).values
+    assert last["generator/regression"] < 0.9 * first["generator/regression"]
+    assert all(torch.equal(a, b) for a, b in zip(before, mine.discriminator.parameters.values()))
+
+
+def test_the_optimizer_changes_when_adversarial_training_begins(tmp_path):
+    settings = ("pretraining.warmup_steps=1", "pretraining.warmup_lr=2e-3")
+    mine, seen = trainer(config(tmp_path, *settings)), []
+    for number in range(2):
+        mine.step(number, *batch())
+        group = mine.generator.optimizer.param_groups[0]
+        seen.append((group["lr"], group["betas"]))
+    usual = config(tmp_path).optimizer
+    assert seen == [(2e-3, (0.9, 0.999)), (usual.generator_lr, usual.betas)]
+
+
+def test_after_that_both_losses_act(tmp_path):
+    reports = {}
+    for weight in (10.0, 20.0):
+        changes = ("pretraining.warmup_steps=0", f"pretraining.weight={weight}")
+        mine = trainer(config(tmp_path, *changes))
+        reports[weight] = mine.step(0, *batch()).values
+    assert reports[10.0]["generator/regression"] == reports[20.0]["generator/regression"]
+    assert reports[10.0]["generator/norm"] != pytest.approx(reports[20.0]["generator/norm"])
+    assert reports[10.0]["discriminator/total"] == reports[20.0]["discriminator/total"]
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_parts_equal_the_whole_batch(tmp_path, warmup):
+    values = []
+    for size in ("6", "4"):
+        settings = (f"micro_batch_size={size}", f"pretraining.warmup_steps={warmup}")
+        values.append(trainer(config(tmp_path, *settings)).step(0, *batch()).values)
+    assert values[1] == pytest.approx(values[0], rel=1e-4, abs=1e-5)
+
+
+def test_images_without_keys_are_refused(tmp_path):
+    images, sentence, _ = batch()
+    with pytest.raises(ValueError, match="noise"):
+        trainer(config(tmp_path)).step(0, images, sentence)
+
+
+def test_a_run_warms_up_and_goes_on(tmp_path):
+    result = train(config(tmp_path))
+    assert result.finished
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert ["discriminator/total" in record for record in records] == [False, False, True, True]
+    assert all("generator/regression" in record for record in records)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.flip=true", "flip"),
+        ("data.resize=80", "resize.*80"),
+        ("model.noise_dim=16", "noise_dim.*100.*16"),
+        ("pretraining.weight=-1", "weight.*-1"),
+        ("pretraining.weight=0", "warmup_steps"),
+        ("pretraining.warmup_steps=-1", "warmup_steps.*-1"),
+        ("pretraining.warmup_lr=0", "warmup_lr.*0"),
+        ("pretraining.warmup_betas=[0.9, 1.0]", "warmup_betas.*1.0"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, change)
+
+
+def test_other_data_has_no_noise(tmp_path):
+    with pytest.raises(ConfigError, match="regression"):
+        load_config("cub", ["data.root=x", "pretraining.weight=1"])
+
+
+def test_the_former_section_is_accepted(tmp_path):
+    path = tmp_path / "former.toml"
+    path.write_text(
+        'output = "x"\nsteps = 1\nclip = "random"\n[model]\npreset = "tiny"\nnoise_dim = 100\n'
+        '[data]\nkind = "aviary"\nflip = false\nimage_size = 64\nresize = 64\n'
+        "[regression]\nweight = 10.0\nwarmup_steps = 2\nwarmup_rate = 1e-3\n"
+    )
+    found = load_config(str(path), ["regression.warmup_steps=5"]).pretraining
+    assert (found.weight, found.warmup_steps, found.warmup_lr) == (10.0, 5, 1e-3)
+    changed = load_config(str(path), ["pretraining.weight=3"]).pretraining
+    assert (changed.weight, changed.warmup_steps) == (3.0, 2)
