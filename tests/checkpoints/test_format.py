@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from galip_edge import original
+from galip_edge.checkpoints.names import translate_name
 from galip_edge.checkpoints.format import load_checkpoint, model_tensors, read_clip, save_checkpoint
 from galip_edge.checkpoints.safe_load import read_weights
 from galip_edge.errors import CheckpointError
@@ -99,7 +99,7 @@ def test_float16_without_discriminator_is_a_quarter_of_the_work(tiny_model, tmp_
 def test_every_published_name_is_known_and_fills_the_model():
     keys = json.loads((DATA / "keys.json").read_text())
     translated = {
-        original.translate_name(part, name): shape
+        translate_name(part, name): shape
         for part in ("netG", "netD", "netC")
         for name, shape in keys[part].items()
     }

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from galip_edge.training.diff_augment import cut_by_index, cut_slices, translate
-from galip_edge.training.trainer import step_shifts, step_shifts_1
+from galip_edge.training.micro_batch import step_shifts, step_shifts_1
 
 
 def images() -> torch.Tensor:
