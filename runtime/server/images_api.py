@@ -9,7 +9,6 @@ import json
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -41,7 +40,7 @@ from runtime.server.schema import (
     parse_interpolation,
 )
 
-# Memory for the latest images returned by URL: about 40 at 224 pixels.
+# Least memory for the latest images returned by URL: about 40 at 224 pixels.
 _KEPT_BYTES = 4 << 20
 
 # Seconds between two releases of free memory: glibc keeps buffers of large images.
@@ -80,15 +79,50 @@ class Made:
 class _Kept:
     """An image returned by URL, encoded on download."""
 
-    original: bytes  # PNG in the model's own size
+    place: slice  # of its PNG in the model's own size
     metadata: ImageMetadata
     delivery: Delivery
 
-    def file(self) -> bytes:
-        if self.delivery == Delivery() and self.delivery.image_format.signer is None:
-            return self.original
-        with Image.open(io.BytesIO(self.original)) as image:
-            return _file(np.asarray(image), self.metadata, self.delivery)
+
+class _Ring:
+    """The latest images returned by URL, in memory that never grows.
+
+    Args:
+        size: bytes; images that need more are not kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        # Filled, so that all pages exist before the first request.
+        self._memory = bytearray(b"\xff" * size)
+        self._kept: dict[str, _Kept] = {}
+        self._next = 0
+
+    def add(self, name: str, original: bytes, metadata: ImageMetadata, delivery: Delivery) -> None:
+        """Replace the oldest images by this one."""
+        start = self._next if self._next + len(original) <= len(self._memory) else 0
+        end = start + len(original)
+        if end > len(self._memory):
+            return
+        for other, kept in list(self._kept.items()):
+            if kept.place.start < end and start < kept.place.stop:
+                del self._kept[other]
+        self._memory[start:end] = original
+        self._kept[name] = _Kept(slice(start, end), metadata, delivery)
+        self._next = end
+
+    def get(self, name: str) -> tuple[Delivery, Callable[[], bytes]] | None:
+        """How the image is delivered, and what encodes it; None if it is no longer kept."""
+        if (kept := self._kept.get(name)) is None:
+            return None
+        original = bytes(self._memory[kept.place])  # before another image takes its place
+
+        def encode() -> bytes:
+            if kept.delivery == Delivery() and kept.delivery.image_format.signer is None:
+                return original
+            with Image.open(io.BytesIO(original)) as image:
+                return _file(np.asarray(image), kept.metadata, kept.delivery)
+
+        return kept.delivery, encode
 
 
 def _file(image: Images, metadata: ImageMetadata, delivery: Delivery) -> bytes:
@@ -130,7 +164,10 @@ class ImagesAPI:
 
     def __init__(self, models: ModelPool, options: ServerOptions, metrics: Metrics) -> None:
         self._models, self._options, self._metrics = models, options, metrics
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        side = max(source.manifest.image_size for source in models.sources.values())
+        # A PNG is hardly larger than its pixels and its prompts.
+        largest = 3 * side**2 + 2 * options.body_bytes
+        self._kept = _Ring(max(_KEPT_BYTES, options.max_images * largest))
         # PNG and Lanczos release the interpreter lock; more threads than cores would add memory.
         self._next_release = 0.0
         self._count = available_cores()
@@ -191,8 +228,9 @@ class ImagesAPI:
         kept = self._kept.get(request.path_params["name"])
         if kept is None:
             raise ServiceError(404, "image not found, or no longer kept", "not_found")
-        content = await self.in_thread(kept.file)
-        return Response(content, media_type=_MEDIA_TYPES[kept.delivery.image_format.name])
+        delivery, encode = kept
+        content = await self.in_thread(encode)
+        return Response(content, media_type=_MEDIA_TYPES[delivery.image_format.name])
 
     async def not_supported(self, request: Request) -> Response:
         """`POST /v1/images/edits` and other endpoints that the model does not support."""
@@ -309,11 +347,8 @@ class ImagesAPI:
     ) -> str:
         """Keep an image among the latest ones, and return its URL."""
         name = f"{secrets.token_urlsafe(16)}.{delivery.image_format.suffix}"
-        self._kept[name] = _Kept(original, _metadata(made.manifest, blend), self.signed(delivery))
-        size = sum(len(kept.original) for kept in self._kept.values())
-        while size > _KEPT_BYTES and len(self._kept) > self._options.max_images:
-            _, dropped = self._kept.popitem(last=False)
-            size -= len(dropped.original)
+        metadata = _metadata(made.manifest, blend)
+        self._kept.add(name, original, metadata, self.signed(delivery))
         return str(request.url_for("file", name=name))
 
 

@@ -16,6 +16,7 @@ from waiting import wait_until
 from runtime import Pipeline
 from runtime.images import read_metadata
 from runtime.latent import Interpolation, Keyframe, interpolation_latent, keyframe_latent
+from runtime.server import images_api
 from runtime.server.app import create_app
 from runtime.server.options import ServerOptions
 from runtime.server.queue import GenerationQueue, QueueFullError
@@ -71,6 +72,26 @@ def test_a_seed_is_drawn_and_told(client):
     assert first.json()["seed"] != second.json()["seed"]
     again = client.post(GENERATE, json=body | {"seed": first.json()["seed"]})
     np.testing.assert_array_equal(pictures(again), pictures(first))
+
+
+def test_the_latest_images_are_kept_in_constant_memory(bundle, monkeypatch):
+    monkeypatch.setattr(images_api, "_KEPT_BYTES", 1)
+    options = ServerOptions(max_images=2, body_bytes=1024)
+    with TestClient(create_app(Pipeline.from_bundle(bundle), options)) as client:
+        body = {"prompt": "a bird", "n": 2, "response_format": "url"}
+        urls = []
+        for seed in range(10):
+            data = client.post(GENERATE, json=body | {"seed": seed}).json()["data"]
+            urls += [each["url"] for each in data]
+            files = [client.get(url) for url in urls[-2:]]
+            assert [file.status_code for file in files] == [200, 200]
+        assert client.get(urls[0]).status_code == 404
+        kept = {url: file.content for url in urls if (file := client.get(url)).status_code == 200}
+        side = Pipeline.from_bundle(bundle).manifest.image_size
+        assert sum(map(len, kept.values())) <= 2 * (3 * side**2 + 2 * 1024)
+    wanted = Pipeline.from_bundle(bundle).generate("a bird", n=2, seed=9)
+    for content, image in zip(list(kept.values())[-2:], wanted):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), image)
 
 
 def test_a_url_gives_a_png_with_its_recipe(client, tmp_path):
