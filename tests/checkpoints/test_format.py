@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from galip_edge.checkpoints.names import translate_name
 from galip_edge.checkpoints.format import load_checkpoint, model_tensors, read_clip, save_checkpoint
+from galip_edge.checkpoints.names import translate_name
 from galip_edge.checkpoints.safe_load import read_weights
 from galip_edge.errors import CheckpointError
 from galip_edge.models import GALIP, PRESETS

@@ -42,5 +42,5 @@ def test_invalid_clip_settings_are_named(settings, message):
 
 
 def test_unknown_setting_is_named():
-    with pytest.raises(ValueError, match="unknown ModelConfig setting nose_dim; known are clip,"):
+    with pytest.raises(ValueError, match="unknown setting nose_dim; known at the top are clip,"):
         ModelConfig.from_dict({"nose_dim": 3})
