@@ -14,7 +14,7 @@ from galip_edge.checkpoints.safe_load import read_weights
 from galip_edge.errors import CheckpointError
 from galip_edge.models import GALIP, PRESETS
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 TINY = PRESETS["tiny"]
 
 # Ours to the original's, written apart from the rules under test.

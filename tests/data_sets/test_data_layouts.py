@@ -256,7 +256,7 @@ def test_table_with_lists_and_gaps(folder: Path) -> None:
         ("t.jsonl", '{"image": "a", "caption": "b"}\n{"image"', "is damaged: line 2: "),
         ("t.jsonl", "[1]", "line 1: expected an object"),
         ("t.parquet", b"PAR1 not really", "is damaged|cannot read"),
-        ("t.txt", "x", "is no table: expected a file ending in .csv"),
+        ("t.txt", "x", "is not a table: expected a file ending in .csv"),
     ],
 )
 def test_table_errors(tmp_path: Path, name: str, content: bytes | str, message: str) -> None:

@@ -14,7 +14,7 @@ def test_plain_values_round_trip(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"noise_dim": 0}, "noise_dim must be a positive integer, got 0"),
+        ({"noise_dim": 0}, "noise_dim must be an integer of at least 1, got 0"),
         ({"block_sizes": (8, 8, 16)}, r"block_sizes must grow .* got \(8, 8, 16\)"),
         ({"block_sizes": (7, 8)}, "above the CLIP grid 7"),
         ({"block_channels": (512,)}, r"block_channels needs 7 positive values.*got \(512,\)"),
@@ -33,7 +33,7 @@ def test_invalid_model_settings_are_named(settings, message):
     [
         ({"vision_width": 100}, "vision_width 100 is not a multiple of vision_heads 12"),
         ({"image_size": 225}, "image_size 225 is not a multiple of patch_size 32"),
-        ({"text_layers": -1}, "text_layers must be a positive integer, got -1"),
+        ({"text_layers": -1}, "text_layers must be an integer of at least 1, got -1"),
     ],
 )
 def test_invalid_clip_settings_are_named(settings, message):
@@ -42,5 +42,5 @@ def test_invalid_clip_settings_are_named(settings, message):
 
 
 def test_unknown_setting_is_named():
-    with pytest.raises(ValueError, match="unknown ModelConfig setting nose_dim; known are clip,"):
+    with pytest.raises(ValueError, match="unknown setting nose_dim; known at the top are clip,"):
         ModelConfig.from_dict({"nose_dim": 3})
