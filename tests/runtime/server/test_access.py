@@ -163,7 +163,7 @@ def test_no_site_may_frame_the_page(client):
 )
 def test_urls_are_those_of_the_proxy(headers, start, client):
     (item,) = client.post(GENERATE, json=BODY, headers=headers).json()["data"]
-    assert item["url"].startswith(f"{start}/pictures/")
+    assert item["url"].startswith(f"{start}/files/")
 
 
 def test_a_page_behind_a_proxy_is_of_the_same_origin(client):
