@@ -1,7 +1,7 @@
-"""A bundle as a folder of static files: ONNX models, the studio page, and a backend in the browser.
+"""A bundle as static files: ONNX models, the studio page, and a backend in the browser.
 
 DIR/index.html, *.js, studio.css     the studio page of `galip-edge serve`
-DIR/backend.js, browser/             what makes its images, instead of a server
+DIR/backend.js, browser/             image generation in the browser, instead of a server
 DIR/model/                           text encoder and generator as ONNX, merges, tables, model.json
 DIR/vendor/onnxruntime/              ONNX Runtime for WebAssembly
 DIR/sw.js, manifest.webmanifest      use offline, installation
@@ -33,7 +33,7 @@ PAGE = Path(__file__).parent / "page"
 VENDOR = Path(__file__).parent / "vendor"
 MARK = "sw.js"
 
-# What the page of the server has otherwise: (in index.html, in the export).
+# Differences from the server's page: (in index.html, in the export).
 _CHANGES = (
     (
         "script-src 'self'; style-src 'self'; connect-src 'self';",
@@ -49,11 +49,11 @@ _CHANGES = (
 
 
 def export_web(bundle: Path, folder: Path, force: bool = False) -> Manifest:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
     Args:
-        bundle: of any precision; weights keep it, computation is in float32.
-        folder: to serve; it must not exist.
+        bundle: bundle of any precision, which its weights keep; computation is in float32.
+        folder: folder to write; it must not exist.
         force: replace an earlier export.
 
     Returns:
@@ -81,7 +81,7 @@ def export_web(bundle: Path, folder: Path, force: bool = False) -> Manifest:
 
 
 def _write_page(folder: Path) -> None:
-    """The server's page with the browser's backend."""
+    """Write the server's page with the browser's backend."""
     shutil.copytree(STUDIO, folder, dirs_exist_ok=True)
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
     (folder / "server.js").unlink()
@@ -116,7 +116,7 @@ def _write_model(bundle: Bundle, folder: Path) -> None:
 
 
 def onnx_model(bundle: Bundle, graph: str) -> onnx.ModelProto:
-    """A bundle's graph for a batch of one, all tokens read.
+    """A bundle's graph for a batch of one and all tokens.
 
     Raises:
         BundleError: OpenVINO cannot read it.
@@ -154,7 +154,7 @@ def _write_manifest(manifest: Manifest, path: Path) -> None:
 
 
 def _write_service_worker(folder: Path) -> None:
-    """The list of files, and a version by their content, so that an update replaces all of them."""
+    """Fill in the list of files, and a version by content, so that updates replace all of them."""
     worker = folder / MARK
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != worker)
     digest = hashlib.sha256()

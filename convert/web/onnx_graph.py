@@ -1,11 +1,11 @@
-"""OpenVINO graphs as ONNX models, for runtimes that a browser has.
+"""OpenVINO graphs as ONNX models, for runtimes in a browser.
 
-Weights keep the form that the bundle has them in: eight bits, half precision or float32. They are
-scaled when a session is created (ONNX Runtime folds constants), so a download is as small as the
-bundle, and inference computes in float32. FakeQuantize of activations is dropped: without INT8
-kernels that profit from it, it only costs accuracy and time.
+Weights keep their type in the bundle: eight bits, half precision or float32. They are scaled when a
+session is created (ONNX Runtime folds constants), so a download is as small as the bundle, and
+inference is in float32. FakeQuantize of activations is dropped: without INT8 kernels, it only costs
+accuracy and time.
 
-Shapes must be static. What only computes shapes is evaluated here and does not reach the result.
+Shapes must be static. Layers that compute shapes are evaluated here and omitted from the result.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def to_onnx(model: ov.Model, name: str) -> onnx.ModelProto:
     """Translate an OpenVINO model with static shapes.
 
     Args:
-        model: inputs and outputs have names.
-        name: of the ONNX graph.
+        model: model with named inputs and outputs.
+        name: name of the ONNX graph.
 
     Raises:
         ConversionError: a shape is dynamic, or a layer has no translation.
@@ -169,7 +169,7 @@ class _Translation:
         return found
 
     def inputs(self, op: ov.Node, *indices: int) -> list[str]:
-        """Names of inputs; of all of them if no index is given."""
+        """Names of inputs; all of them if no index is given."""
         return [self._name(op.input_value(i)) for i in indices or range(op.get_input_size())]
 
     def outputs(self, op: ov.Node) -> list[str]:
@@ -192,11 +192,11 @@ class _Translation:
         self.nodes.append(helper.make_node(kind, inputs, outputs, **attributes))
 
     def emit(self, kind: str, op: ov.Node, inputs: list[str], **attributes: Any) -> None:
-        """The operator that stands for a layer."""
+        """Append the operator that replaces a layer."""
         self._emit(kind, inputs, self.outputs(op), **attributes)
 
     def intermediate(self, kind: str, inputs: list[str], **attributes: Any) -> str:
-        """An operator that a layer needs before its own; name of its output."""
+        """Append an auxiliary operator; returns the name of its output."""
         name = f"intermediate_{len(self.nodes)}"
         self._emit(kind, inputs, [name], **attributes)
         return name
@@ -207,7 +207,7 @@ def _key(output: Any) -> tuple[str, int]:
 
 
 def _computed(op: ov.Node, inputs: list[Any]) -> list[np.ndarray]:
-    """Outputs of a layer for known inputs, by OpenVINO itself."""
+    """Outputs of a layer for known inputs, evaluated by OpenVINO."""
     tensors = [ov.Tensor(np.array(value, order="C")) for value in inputs]
     made = []
     for i in range(op.get_output_size()):
@@ -285,7 +285,7 @@ def _mvn(t: _Translation, op: ov.Node) -> None:
 
 
 def _squeeze(t: _Translation, op: ov.Node) -> None:
-    """Squeeze and Unsqueeze; ONNX wants a vector of axes."""
+    """Squeeze and Unsqueeze; ONNX requires a vector of axes."""
     axes = [t.constant(t.value(op, 1).ravel())] if op.get_input_size() > 1 else []
     t.emit(op.get_type_name(), op, [*t.inputs(op, 0), *axes])
 
