@@ -66,12 +66,5 @@ def convert(
             f"conversion needs {error.name}, which is not installed: "
             "pip install 'galip-edge[convert]'"
         ) from error
-    return run(
-        checkpoint,
-        clip,
-        out.resolve(),
-        captions,
-        options,
-        Progress(on_step, on_count),
-        clip_activation=clip_activation,
-    )
+    progress = Progress(on_step, on_count)
+    return run(checkpoint, clip, clip_activation, out.resolve(), captions, options, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,10 @@ class DeployedGenerator(nn.Module):
         return (image * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
-@dataclass(frozen=True)
-class OnnxFiles:
-    """Paths of the two exported models."""
-
-    text_encoder: Path
-    generator: Path
-
-
-def export_onnx(model: GALIP, folder: Path, *, rewritten: bool = True) -> OnnxFiles:
+def export_onnx(model: GALIP, folder: Path, *, rewritten: bool = True) -> None:
     """Write both models to `folder`: `export_text_encoder` and `export_generator`."""
-    text_encoder = export_text_encoder(model, folder, rewritten=rewritten)
-    return OnnxFiles(text_encoder, export_generator(model, folder, rewritten=rewritten))
+    export_text_encoder(model, folder, rewritten=rewritten)
+    export_generator(model, folder, rewritten=rewritten)
 
 
 def export_text_encoder(model: GALIP, folder: Path, *, rewritten: bool = True) -> Path:

@@ -48,31 +48,15 @@ TOOLS = ("torch", "onnx", "nncf", "openvino", "open_clip_torch")
 def run(
     checkpoint: Path,
     clip: Path | None,
+    clip_activation: Activation | None,
     out: Path,
     captions: Sequence[str],
     options: ConvertOptions,
     progress: Progress,
-    *,
-    clip_activation: Activation | None = None,
 ) -> Manifest:
-    """Convert with checked paths; see `convert.convert`.
-
-    Args:
-        checkpoint, clip: input files.
-        out: folder of the bundle, resolved.
-        captions: calibration prompts.
-        options: precision and the rest.
-        progress: reports steps.
-        clip_activation: activation of `clip`, if it is not stated there.
-    """
+    """Convert with checked and resolved paths; see `convert.convert`."""
     with workspace(out) as folder, _onnx_folder(options.keep_onnx, folder) as onnx_folder:
-        exported = export(
-            checkpoint,
-            clip,
-            onnx_folder,
-            progress,
-            clip_activation=clip_activation,
-        )
+        exported = export(checkpoint, clip, clip_activation, onnx_folder, progress)
         bundle = folder / "bundle"
         bundle.mkdir()
         write = partial(write_bundle, exported, captions, progress=progress)
@@ -111,10 +95,9 @@ class Exported:
 def export(
     file: Path,
     clip: Path | None,
+    clip_activation: Activation | None,
     onnx_folder: Path,
     progress: Progress,
-    *,
-    clip_activation: Activation | None = None,
 ) -> Exported:
     """Read a checkpoint, run PyTorch as the reference, export it, and compare."""
     progress.step("loading the checkpoint")
@@ -230,16 +213,14 @@ def _quantize(
         to_openvino(exported.generator), samples, GENERATOR_KEEP_FLOAT, progress.advance
     )
     _release_memory()
+    source = (options.calibration or BUILT_IN).name
     models = {
         "text_encoder": (text_encoder, TEXT_ENCODER_KEEP_FLOAT),
         "generator": (generator, GENERATOR_KEEP_FLOAT),
     }
     how = {
         "quantizer": options.quantizer,
-        "calibration": {
-            "prompts": len(captions),
-            "source": (options.calibration or BUILT_IN).name,
-        },
+        "calibration": {"prompts": len(captions), "source": source},
         "scheme": {name: {"keep_float": kept} for name, (_, kept) in models.items()},
         "operations": {name: report(model, kept) for name, (model, kept) in models.items()},
     }

@@ -261,8 +261,3 @@ def report(model: ov.Model, keep_float: Sequence[str] = ()) -> dict[str, Any]:
         why = "kept" if name in kept else "unsupported" if is_constant else "attention"
         left.append({"name": name, "kind": kind, "reason": REASONS[why]})
     return {"quantized": quantized, "float": len(left), "left_in_float": left}
-
-
-def is_quantized(model: ov.Model) -> bool:
-    """Whether an `openvino.Model` contains quantizers."""
-    return any(op.get_type_name() == "FakeQuantize" for op in model.get_ordered_ops())

@@ -121,7 +121,7 @@ def tiny_bundles(tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
         from convert.progress import Progress
 
         captions, onnx = read_captions(None, 100), tmp_path_factory.mktemp("onnx")
-        exported = export(tiny_checkpoint, None, onnx, Progress())
+        exported = export(tiny_checkpoint, None, None, onnx, Progress())
         for precision in PRECISIONS:
             (folder / precision).mkdir()
             options = ConvertOptions(precision)

@@ -14,7 +14,6 @@ from convert import ConvertOptions, convert
 from convert.checks import check_paths
 from convert.errors import ConversionError
 from convert.fidelity import PROMPTS, make_reference, psnr_db
-from convert.quantize import is_quantized
 from galip_edge.errors import CheckpointError
 from galip_edge.tokenizer import build_tokenizer
 from runtime import Pipeline
@@ -103,7 +102,7 @@ def test_everything_that_multiplies_is_quantized_but_attention_and_what_is_kept(
         kinds = [op.get_type_name() for op in model.get_ordered_ops()]
         multiplying = kinds.count("MatMul") + kinds.count("Convolution")
         assert counts["quantized"] + counts["float"] == multiplying
-        assert is_quantized(model)
+        assert "FakeQuantize" in kinds
 
 
 def test_mixed_is_a_former_name_of_int8():
@@ -151,14 +150,14 @@ def test_nothing_keeps_the_weights_after_an_export(tmp_path):
 def test_onnx_runs_with_any_batch_in_onnx_runtime(tiny_checkpoint, tiny_model, tmp_path):
     import onnxruntime
 
-    from convert.export import export_onnx
+    from convert.export import export_generator
 
-    files = export_onnx(tiny_model, tmp_path)
+    file = export_generator(tiny_model, tmp_path)
     noise = torch.randn(5, 16)
     sentence = torch.randn(5, 32)
     with torch.no_grad():
         image = tiny_model.generator(noise, sentence).clamp(-1, 1).permute(0, 2, 3, 1)
-    session = onnxruntime.InferenceSession(files.generator)
+    session = onnxruntime.InferenceSession(file)
     theirs = session.run(None, {"noise": noise.numpy(), "sentence": sentence.numpy()})[0]
     assert theirs.dtype == np.uint8
     assert np.abs(theirs - (image.numpy() * 127.5 + 127.5)).max() < 0.51
