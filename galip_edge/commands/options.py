@@ -45,6 +45,32 @@ class RenamedOption(click.Option):
 existing_path = click.Path(path_type=Path)
 
 
+def model_path(text: str) -> Path | None:
+    """The folder of a model that `hf:owner/name` names, which may be downloaded; None of a path.
+
+    Raises GalipEdgeError if it cannot be found or downloaded.
+    """
+    if not text.startswith("hf:"):
+        return None
+    from galip_edge.hub import resolve
+
+    return resolve(text, lambda line: click.echo(line, err=True))
+
+
+class BundlePath(click.Path):
+    """Folder of a bundle, or a model of a hub."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The folder. Raises GalipEdgeError if a model of a hub is not to be had."""
+        return model_path(str(value)) or Path(str(super().convert(value, param, ctx)))
+
+
+bundle_path = BundlePath()
+
+
 class InputPath(click.Path):
     """A path that must exist; checked while options are read, before anything slow is imported."""
 
@@ -53,7 +79,7 @@ class InputPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path. Raises GalipEdgeError if there is none, naming similar ones."""
-        path = Path(str(super().convert(value, param, ctx)))
+        path = model_path(str(value)) or Path(str(super().convert(value, param, ctx)))
         require_path(path)
         return path
 
@@ -92,7 +118,9 @@ settings_option = click.option(
 )
 
 model_option = click.option(
-    "--model", type=existing_path, help="Bundle folder; default: the embedded model."
+    "--model",
+    type=bundle_path,
+    help="Bundle folder, or hf:owner/name[@revision]; default: the embedded model.",
 )
 
 truncation_option = click.option(
