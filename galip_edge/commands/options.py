@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from galip_edge.commands.console import notice
 from runtime.bundle import RUN_PRECISIONS
 from runtime.credentials import Signer
 from runtime.errors import GalipEdgeError
@@ -45,16 +46,18 @@ class RenamedOption(click.Option):
 existing_path = click.Path(path_type=Path)
 
 
-def model_path(text: str) -> Path | None:
+def model_path(text: str, ctx: click.Context | None = None) -> Path | None:
     """The folder of a model that `hf:owner/name` names, which may be downloaded; None of a path.
 
     Raises GalipEdgeError if it cannot be found or downloaded.
     """
     if not text.startswith("hf:"):
         return None
+    if ctx is not None and ctx.resilient_parsing:  # shell completion downloads nothing
+        return Path(text)
     from galip_edge.hub import resolve
 
-    return resolve(text, lambda line: click.echo(line, err=True))
+    return resolve(text, notice)
 
 
 class BundlePath(click.Path):
@@ -65,7 +68,7 @@ class BundlePath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The folder. Raises GalipEdgeError if a model of a hub is not to be had."""
-        return model_path(str(value)) or Path(str(super().convert(value, param, ctx)))
+        return model_path(str(value), ctx) or Path(str(super().convert(value, param, ctx)))
 
 
 bundle_path = BundlePath()
@@ -79,8 +82,9 @@ class InputPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path. Raises GalipEdgeError if there is none, naming similar ones."""
-        path = model_path(str(value)) or Path(str(super().convert(value, param, ctx)))
-        require_path(path)
+        path = model_path(str(value), ctx) or Path(str(super().convert(value, param, ctx)))
+        if not (ctx and ctx.resilient_parsing):
+            require_path(path)
         return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from galip_edge.commands.console import notice
 from galip_edge.hub import HubModel, pull
 from runtime.bundle import MANIFEST
 from runtime.files import atomic_folder
@@ -30,8 +31,8 @@ def command(model: str, out: Path | None, force: bool) -> None:
     """
     if out is not None and out.exists():
         raise click.UsageError(f"{out} exists: give a new folder")
-    pulled = pull(HubModel.parse(model), lambda line: click.echo(line, err=True), force)
-    click.echo(f"{pulled.model} is at commit {pulled.commit}", err=True)
+    pulled = pull(HubModel.parse(model), notice, force)
+    notice(f"{pulled.model} is at commit {pulled.commit}")
     if out is not None:
         with atomic_folder(out) as folder:
             for name in (MANIFEST, *pulled.manifest.files):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from galip_edge.commands.console import console
+from galip_edge.commands.console import console, notice
 from galip_edge.commands.options import bundle_path
 from galip_edge.hub import HubModel, push
 from galip_edge.model_card import SAMPLES, model_card, sample_sheet
@@ -53,7 +53,7 @@ def command(
         prompts, sheet = sample_sheet(Pipeline.from_bundle(bundle), prompts)
     card = model_card(opened.manifest, str(model), licence, prompts)
     if licence is None:
-        click.echo("Warning: the card states no licence: give --license", err=True)
+        notice("Warning: the card states no licence: give --license")
     if dry_run:
         click.echo(card)
         click.echo(f"files: {', '.join((MANIFEST, *opened.manifest.files, 'README.md', SAMPLES))}")
@@ -62,5 +62,5 @@ def command(
     with console().status(f"uploading to {model}"):
         url, kept = push(opened, model.repository, extra, private, message, force)
     if kept:
-        click.echo("the repository's README.md was kept: give --force to replace it", err=True)
+        notice("the repository's README.md was kept: give --force to replace it")
     click.echo(url)

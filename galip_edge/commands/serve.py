@@ -12,7 +12,7 @@ from typing import Any
 import click
 import uvicorn
 
-from galip_edge.commands.console import console
+from galip_edge.commands.console import console, notice
 from galip_edge.commands.options import (
     RenamedOption,
     cache_option,
@@ -292,7 +292,7 @@ class Server(uvicorn.Server):
             self._gate.listen(each)
             host, port = each.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            click.echo(f"studio and API: http://{shown}:{port}/", err=True)
+            notice(f"studio and API: http://{shown}:{port}/")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._gate is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from embedded import renamed
 from hub import TOKEN, Hub
 from PIL import Image
 
@@ -49,16 +50,24 @@ def hub(tmp_path, monkeypatch):
     hub.close()
 
 
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    return renamed(tmp_path_factory.mktemp("bundle") / "tiny", "tiny")
+
+
+@pytest.fixture(scope="session")
+def newer_bundle(tmp_path_factory):
+    return renamed(tmp_path_factory.mktemp("bundle") / "newer", "newer")
+
+
 @pytest.fixture
-def published(hub, tiny_bundles):
+def published(hub, bundle):
     """`me/tiny`, with a file that is no part of the bundle; its commit."""
-    return hub.commit("me/tiny", contents(tiny_bundles["int8"]) | {"huge.bin": b"x" * 1000})
+    return hub.commit("me/tiny", contents(bundle) | {"huge.bin": b"x" * 1000})
 
 
-def test_the_second_run_is_offline_and_gives_the_same(hub, published, tiny_bundles, tmp_path):
-    wanted = galip_edge(
-        "generate", "a bird", "--model", tiny_bundles["int8"], "--out", tmp_path / "a"
-    )
+def test_the_second_run_is_offline_and_gives_the_same(hub, published, bundle, tmp_path):
+    wanted = galip_edge("generate", "a bird", "--model", bundle, "--out", tmp_path / "a")
     first = galip_edge("generate", "a bird", "--model", "hf:me/tiny", "--out", tmp_path / "b")
     assert first.returncode == 0, first.stderr
     assert "downloading hf:me/tiny (" in first.stderr
@@ -81,19 +90,19 @@ def test_the_second_run_is_offline_and_gives_the_same(hub, published, tiny_bundl
     assert files[0] == files[1] == files[2]
 
 
-def test_pull_updates_and_revisions_are_pinned(hub, published, tiny_bundles, tmp_path):
-    newer = hub.commit("me/tiny", contents(tiny_bundles["fp32"]))
+def test_pull_updates_and_revisions_are_pinned(hub, published, newer_bundle, tmp_path):
+    newer = hub.commit("me/tiny", contents(newer_bundle))
     pinned = galip_edge("pull", f"me/tiny@{published}")
     assert pinned.returncode == 0, pinned.stderr
     folder = Path(pinned.stdout.strip())
-    assert read_manifest(folder).precision == "int8"
+    assert read_manifest(folder).name == "tiny"
     done = galip_edge("pull", "hf:me/tiny", "--out", tmp_path / "copy")
     assert newer in done.stderr
-    assert contents(tmp_path / "copy") == contents(tiny_bundles["fp32"])
+    assert contents(tmp_path / "copy") == contents(newer_bundle)
     assert not any(file.is_symlink() for file in (tmp_path / "copy").iterdir())
     listed = {it["source"]: it for it in json.loads(galip_edge("models", "--json").stdout)}
     assert listed["hf:me/tiny"]["option"] == f"hf:me/tiny@{newer}"
-    assert listed[f"hf:me/tiny@{published}"]["precision"] == "int8"
+    assert listed[f"hf:me/tiny@{published}"]["name"] == "tiny"
     assert listed["embedded"]["option"] is None
     assert "hf:me/tiny" in galip_edge("models").stdout
     for text in (f"hf:me/tiny@{published}", "hf:me/tiny"):
@@ -123,7 +132,7 @@ def test_all_commands_take_a_model_of_a_hub(hub, published, tmp_path):
     assert list(sources) == ["a", "tiny"]
 
 
-def test_damaged_and_hostile_repositories(hub, published, tiny_bundles, tmp_path):
+def test_damaged_and_hostile_repositories(hub, published, bundle, tmp_path):
     def refused(*arguments):
         done = galip_edge(*arguments)
         assert done.returncode == 1
@@ -145,7 +154,7 @@ def test_damaged_and_hostile_repositories(hub, published, tiny_bundles, tmp_path
     assert "is no bundle of galip-edge" in refused("pull", "me/other")
     hub.commit("me/text", {MANIFEST: b"text"})
     assert "damaged or not a bundle's manifest" in refused("pull", "me/text")
-    hub.commit("me/half", {MANIFEST: (tiny_bundles["int8"] / MANIFEST).read_bytes()})
+    hub.commit("me/half", {MANIFEST: (bundle / MANIFEST).read_bytes()})
     assert "a file is missing" in refused("pull", "me/half")
     assert "does not exist on the hub, or is private" in refused("pull", "me/none")
     assert "has no such revision" in refused("pull", "me/tiny@v9")
@@ -164,8 +173,7 @@ def test_without_a_hub_or_the_library(hub, monkeypatch, tmp_path):
     assert "pip install 'galip-edge[hub]'" in done.stderr
 
 
-def test_push_uploads_a_bundle_with_a_card(hub, tiny_bundles, tmp_path):
-    bundle = tiny_bundles["int8"]
+def test_push_uploads_a_bundle_with_a_card(hub, bundle, tmp_path):
     refused = galip_edge("push", bundle, "me/mine", "--license", "apache-2.0")
     assert refused.returncode == 1
     assert "hf auth login" in refused.stderr

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ def check(content: bytes, media_type: str) -> None:
 @pytest.mark.parametrize("name", ["png", "jpeg", "webp"])
 def test_images_are_signed_and_keep_recipe_and_pixels(name, tmp_path):
     signer = Signer.from_files(*write_pair(tmp_path))
+    signer = pickle.loads(pickle.dumps(signer))  # as workers of a job get it
     content = ImageFormat(name, signer=signer).encode(IMAGE, METADATA)
     check(content, f"image/{name}")
     (tmp_path / f"x.{name}").write_bytes(content)
