@@ -129,13 +129,15 @@ def pulled_models() -> Iterator[Pulled]:
 
 
 def _download(model: HubModel, commit: str, report: Report, force: bool = False) -> Pulled:
-    hub = _library()
+    hub, folder = _library(), None
 
     def fetch(name: str, most: int, again: bool) -> Path:
         url = hub.hf_hub_url(model.repository, name, revision=commit)
         size = hub.get_hf_file_metadata(url).size
         if size is None or size > most:
             raise BundleError(f"{name} of {model} is larger than {most:,} bytes")
+        if again and folder is not None:
+            (folder / name).unlink(missing_ok=True)  # a link; the library would keep it
         return Path(
             hub.hf_hub_download(model.repository, name, revision=commit, force_download=again)
         )
@@ -248,6 +250,11 @@ def _errors_of_hub(model: HubModel | str) -> Iterator[None]:
     except GalipEdgeError:
         raise
     except Exception as error:  # httpx, requests, hf_xet: by version
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise GalipEdgeError(
+                f"the hub refuses this for {model}: log in with hf auth login, or set HF_TOKEN to "
+                "a token that has the right"
+            ) from error
         raise GalipEdgeError(_unreachable(model, error)) from error
 
 

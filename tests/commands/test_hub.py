@@ -1,5 +1,6 @@
 """Models of a hub, with a stub of its HTTP API."""
 
+import functools
 import io
 import json
 import subprocess
@@ -15,9 +16,19 @@ from PIL import Image
 
 from galip_edge.cli import main
 from runtime.bundle import MANIFEST, read_manifest
+from runtime.pipeline import Pipeline
 from runtime.recipes import read_recipe
 
-huggingface_hub = pytest.importorskip("huggingface_hub")
+constants = pytest.importorskip("huggingface_hub.constants")
+
+
+# Models are loaded once for all tests.
+from_bundle = functools.cache(Pipeline.from_bundle)
+
+
+@pytest.fixture(autouse=True)
+def _load_once(monkeypatch):
+    monkeypatch.setattr(Pipeline, "from_bundle", from_bundle)
 
 
 def galip_edge(*arguments) -> subprocess.CompletedProcess:
@@ -41,9 +52,9 @@ def hub(tmp_path, monkeypatch):
         "HF_TOKEN_PATH": str(tmp_path / "token"),
         "HF_HUB_DISABLE_XET": True,
     }.items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.setattr(constants, name, value)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setenv("GALIP_EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     yield hub
@@ -121,7 +132,7 @@ def test_all_commands_take_a_model_of_a_hub(hub, published, tmp_path):
         ("interpolate", "a", "b", "--steps", 1, *model, "--out", tmp_path / "f"),
         ("batch", tmp_path / "p.txt", *model, "--out", tmp_path / "job"),
         ("info", "hf:me/tiny"),
-        ("export-ovms", "hf:me/tiny", "--output", tmp_path / "ovms"),
+        ("export-ovms", "hf:me/tiny", "--out", tmp_path / "ovms"),
     ):
         done = galip_edge(*command)
         assert done.returncode == 0, done.stderr
