@@ -14,9 +14,11 @@ import warnings
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from galip_edge import extensions
 from galip_edge.own_packages import ForeignPackageError, require_own_package
+from galip_edge.variables import name_variables
 from runtime.errors import GalipEdgeError
 from runtime.version import __version__
 
@@ -37,8 +39,14 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
         "convert",
         "Convert a checkpoint to a bundle that runs without torch.",
     ),
-    "info": ("info", None, "Show the contents of a bundle."),
+    "info": ("info", None, "Show the contents of a bundle or the recipe of an image."),
+    "models": ("models", None, "List the models that are available here."),
+    "pull": ("pull", "hub", "Download a model from a hub."),
+    "push": ("push", "hub", "Upload a bundle to a hub, with a model card."),
     "verify": ("verify", None, "Check a bundle: hashes, loading, one inference."),
+    "benchmark": ("benchmark", None, "Measure speed and memory of a model on this machine."),
+    "completion": ("completion", None, "Print a script for shell completion."),
+    "doctor": ("doctor", None, "Examine this machine: CPU, extras, cache, models."),
     "export-ovms": ("export_ovms", None, "Write a bundle for OpenVINO Model Server."),
     "export-original": (
         "export_original",
@@ -111,11 +119,23 @@ class CommandGroup(click.Group):
             )
         if cmd_name in _USING_CONVERT:
             require_own_package("convert")
-        loaded = importlib.import_module(_module(cmd_name))
+        try:
+            loaded = importlib.import_module(_module(cmd_name))
+        except ModuleNotFoundError:
+            if ctx.resilient_parsing:  # shell completion
+                return None
+            raise
         command: click.Command = loaded.command
         if not any(parameter.name == "debug" for parameter in command.params):
-            command.params.append(_debug_option())
+            command.params += [_quiet_option(), _debug_option()]
+            name_variables(command, cmd_name)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names and help lines of commands without importing them, and our own options."""
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        found = [CompletionItem(name, help=COMMANDS[name][2]) for name in names]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a missing package is reported with its extra."""
@@ -141,10 +161,28 @@ class CommandGroup(click.Group):
             formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
 
 
+def _quiet_option() -> click.Option:
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            (ctx.find_root().obj or {})["quiet"] = True
+            for package in ("galip_edge", "convert", "runtime"):
+                logging.getLogger(package).setLevel(logging.ERROR)
+
+    return click.Option(
+        ["--quiet", "-q"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        envvar="GALIP_EDGE_QUIET",
+        callback=remember,
+        help="Print results and errors only.",
+    )
+
+
 def _debug_option() -> click.Option:
     def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
-            ctx.find_root().obj["debug"] = True
+            (ctx.find_root().obj or {})["debug"] = True
             for package in ("galip_edge", "convert", "runtime"):
                 logging.getLogger(package).setLevel(logging.DEBUG)
 
@@ -153,6 +191,7 @@ def _debug_option() -> click.Option:
         is_flag=True,
         expose_value=False,
         is_eager=True,
+        envvar="GALIP_EDGE_DEBUG",
         callback=remember,
         help="Show tracebacks and debug messages.",
     )
@@ -174,7 +213,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 @click.group(
     cls=CommandGroup,
-    params=[_debug_option()],
+    params=[_quiet_option(), _debug_option()],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import default_bundle, read_manifest
-from runtime.errors import GalipEdgeError
+from galip_edge.available import available_models
 from runtime.images import ImageMetadata
 from runtime.recipes import StoredRecipe, read_recipe
 from runtime.reproduce import (
@@ -126,9 +125,7 @@ def model_option(name: str, model_hash: str) -> tuple[str | None, str | None]:
     Returns:
         (None, None) for the embedded model.
     """
-    try:
-        if read_manifest(default_bundle()).model_hash == model_hash:
-            return None, None
-    except GalipEdgeError:
-        pass  # without a default model
+    for model in available_models():
+        if model.manifest.model_hash == model_hash:
+            return model.option, None
     return name, f"--model is the bundle with the hash {model_hash[:16]}, which is not known here"

@@ -72,7 +72,7 @@ def private_folder(root: Path, *names: str) -> Path | None:
         for name in ("", *names):
             folder = folder / name
             folder.mkdir(mode=0o700, exist_ok=True)
-            if reason := _distrusted(folder.stat()):
+            if reason := distrusted(folder.stat()):
                 _warn(f"the cache {folder} is not used: {reason}")
                 return None
     except OSError as error:
@@ -81,7 +81,7 @@ def private_folder(root: Path, *names: str) -> Path | None:
     return folder
 
 
-def _distrusted(status: os.stat_result) -> str | None:
+def distrusted(status: os.stat_result) -> str | None:
     """Reason why another user could have written its content, or None."""
     if not hasattr(os, "geteuid"):  # Windows: the user's folder is private
         return None

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import platform
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,39 +37,61 @@ def available_cores() -> int:
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    quota = _cpu_quota()
+    quota = cpu_quota()
     return max(1, min(cores, int(quota))) if quota is not None else cores
 
 
-def _cpu_quota(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> float | None:
-    """Cores that the process's control groups grant, or None without a limit.
+_CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
-    A group is also limited by its ancestors: the smallest quota up to the root counts. Inside a
-    container the root is the container's own group; a systemd unit's group lies below the root.
+
+def cpu_quota(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float | None:
+    """Cores that the process's control groups grant, or None without a limit.
 
     Args:
         root: mount point of the control group file systems.
         membership: the process's groups, one `ID:CONTROLLERS:PATH` a line.
     """
+    return _least("cpu", _quota_v2, _quota_v1, root, membership)
+
+
+def memory_limit(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int | None:
+    """Bytes that the process's control groups grant, or None without a limit.
+
+    Arguments as of `cpu_quota`.
+    """
+    found = _least("memory", _memory_v2, _memory_v1, root, membership)
+    return None if found is None else int(found)
+
+
+def _least(
+    controller: str,
+    read_v2: Callable[[Path], float | None],
+    read_v1: Callable[[Path], float | None],
+    root: Path,
+    membership: Path,
+) -> float | None:
+    """The least limit of a controller.
+
+    A group is also limited by its ancestors: the smallest limit up to the root counts. Inside a
+    container the root is the container's own group; a systemd unit's group lies below the root.
+    """
     try:
         lines = membership.read_text().splitlines()
     except OSError:
         lines = []
-    quotas = []
-    for line in [*lines, "0::/", "0:cpu:/"]:  # always the roots
+    limits = []
+    for line in [*lines, "0::/", f"0:{controller}:/"]:  # always the roots
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:
-            mounts, read = [root, root / "unified"], _quota_v2
-        elif "cpu" in controllers.split(","):
-            mounts, read = [root / "cpu", root / controllers], _quota_v1
+            mounts, read = [root, root / "unified"], read_v2
+        elif controller in controllers.split(","):
+            mounts, read = [root / controller, root / controllers], read_v1
         else:
             continue
         for mount in mounts:
-            quotas += [read(group) for group in _group_and_ancestors(mount, path)]
-    return min((quota for quota in quotas if quota is not None), default=None)
+            limits += [read(group) for group in _group_and_ancestors(mount, path)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _group_and_ancestors(mount: Path, path: str) -> list[Path]:
@@ -92,6 +115,25 @@ def _quota_v1(group: Path) -> float | None:
         return microseconds / period_us if microseconds > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+# What version 1 states instead of no limit: the largest multiple of a page.
+_NO_MEMORY_LIMIT = 1 << 62
+
+
+def _memory_v2(group: Path) -> float | None:
+    try:
+        return int((group / "memory.max").read_text())
+    except (OSError, ValueError):  # no such file, or `max`
+        return None
+
+
+def _memory_v1(group: Path) -> float | None:
+    try:
+        limit = int((group / "memory.limit_in_bytes").read_text())
+    except (OSError, ValueError):
+        return None
+    return limit if limit < _NO_MEMORY_LIMIT else None
 
 
 def cpu_name() -> str:

@@ -193,6 +193,11 @@ class Pipeline:
             worst_psnr_db(self.synthesize(golden.sentence, golden.noise), golden.image),
         )
 
+    @property
+    def computed_in(self) -> str:
+        """Precision of the generator's arithmetic, f32 or bf16, where it is not INT8."""
+        return self._generator_file.used_precision(self._precision)
+
     def prepare(self, count: int) -> None:
         """Start to compile for `count` images in the background."""
         streams = self.side_by_side(count)

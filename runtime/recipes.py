@@ -10,6 +10,7 @@ prompt as description and the recipe as JSON. Nothing in it depends on the time 
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
@@ -17,8 +18,6 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from xml.etree import ElementTree
-from xml.sax.saxutils import escape
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -87,12 +86,16 @@ def xmp_packet(recipe: Recipe | None) -> bytes:
 def _properties(recipe: Recipe) -> str:
     stored = json.dumps(recipe.recorded(), ensure_ascii=False)
     stored = _NO_XML.sub(lambda found: f"\\u{ord(found[0]):04x}", stored)
-    caption = escape(_NO_XML.sub("\ufffd", recipe.caption))
+    caption = _escaped(_NO_XML.sub("\ufffd", recipe.caption))
     return (
-        f"<xmp:CreatorTool>galip-edge {escape(recipe.version)}</xmp:CreatorTool>"
+        f"<xmp:CreatorTool>galip-edge {_escaped(recipe.version)}</xmp:CreatorTool>"
         f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{caption}</rdf:li></rdf:Alt>'
-        f"</dc:description><galip:recipe>{escape(stored)}</galip:recipe>"
+        f"</dc:description><galip:recipe>{_escaped(stored)}</galip:recipe>"
     )
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text, quote=False)
 
 
 def save_options(name: str, size: tuple[int, int], recipe: Recipe | None) -> dict[str, Any]:
@@ -210,6 +213,8 @@ def _read_packet(packet: bytes) -> tuple[dict[str, Any] | None, str | None]:
     text = text[: text.rfind(">") + 1]
     if not text or "<!" in text:  # document types and their entities
         return None, None
+    from xml.etree import ElementTree  # writing needs none of it
+
     try:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError):

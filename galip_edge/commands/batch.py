@@ -19,7 +19,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from galip_edge.commands._common import GroupedCommand, option_group
-from galip_edge.commands.console import console
+from galip_edge.commands.console import console, notice
 from galip_edge.commands.options import (
     RenamedOption,
     cache_option,
@@ -254,7 +254,7 @@ def command(
     with _prompt_file(prompts, input_format) as path:
         file = PromptFile(path, input_format, count, seed, keep_columns, prompt_column, encoding)
         source = "standard input" if str(prompts) == "-" else prompts
-        click.echo(f"{source}: {file.layout}", err=True)
+        notice(f"{source}: {file.layout}")
         if dry_run:
             _print_estimate(asdict(estimate(file, bundle, options)), as_json)
             return
@@ -355,7 +355,7 @@ def _progress_lines(job: Job) -> Callable[[], None]:
         rate = now.done / (moment - began)
         failed = f", {now.failed:,} failed" if now.failed else ""
         done = f"{now.items - now.left:,} of {now.items:,} images"
-        click.echo(f"{done}, {rate:.1f} images/s{failed}", err=True)
+        notice(f"{done}, {rate:.1f} images/s{failed}")
 
     return show
 
@@ -370,9 +370,9 @@ def _report(job: Job, as_json: bool) -> None:
     if now.lost:
         images, verb = ("image", "was") if now.lost == 1 else ("images", "were")
         repaired = "" if now.left else f" and {verb} regenerated"
-        click.echo(f"{now.lost:,} {images} {verb} missing or damaged{repaired}", err=True)
+        notice(f"{now.lost:,} {images} {verb} missing or damaged{repaired}")
     elif job.options.verify and not now.left:
-        click.echo(f"all {now.kept:,} earlier results are intact", err=True)
+        notice(f"all {now.kept:,} earlier results are intact")
     if now.left:
         click.echo(
             f"stopped with {now.left:,} of {now.items:,} images left; rerun the same command to "

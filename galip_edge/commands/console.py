@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,9 +19,21 @@ from rich.progress import (
 )
 
 
+def is_quiet() -> bool:
+    """Whether --quiet was given."""
+    context = click.get_current_context(silent=True)
+    return bool(context and (context.find_root().obj or {}).get("quiet"))
+
+
 def console() -> Console:
-    """A rich console on stderr."""
-    return Console(stderr=True)
+    """A rich console on stderr; it prints nothing with --quiet."""
+    return Console(stderr=True, quiet=is_quiet())
+
+
+def notice(text: str) -> None:
+    """Print a line on stderr, unless --quiet was given."""
+    if not is_quiet():
+        click.echo(text, err=True)
 
 
 # Seconds between two lines of progress where there is no terminal.

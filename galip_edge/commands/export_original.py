@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from galip_edge.commands.console import notice
 from galip_edge.commands.options import input_path
 from runtime.errors import GalipEdgeError
 
@@ -34,11 +35,10 @@ def command(checkpoint: Path, out: Path | None, force: bool) -> None:
     loaded = load_checkpoint(checkpoint)
     save_published(loaded.model, path, discriminator=loaded.has_discriminator)
     if not loaded.has_discriminator:
-        click.echo("Warning: no discriminator in the checkpoint: netD and netC are empty", err=True)
+        notice("Warning: no discriminator in the checkpoint: netD and netC are empty")
     if loaded.model.config.clip_input != "original":
-        click.echo(
+        notice(
             "Warning: trained with clip_input = 'standard', which the authors' code does not have: "
-            "generate with it, but do not train on",
-            err=True,
+            "generate with it, but do not train on"
         )
     click.echo(path)

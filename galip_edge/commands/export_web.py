@@ -8,11 +8,11 @@ import click
 
 from convert.web import export_web
 from galip_edge.commands.console import console
-from galip_edge.commands.options import existing_path
+from galip_edge.commands.options import bundle_path
 
 
 @click.command("export-web")
-@click.argument("bundle", type=existing_path)
+@click.argument("bundle", type=bundle_path)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace an existing export.")
 def command(bundle: Path, folder: Path, force: bool) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from galip_edge.commands.console import counting_progress
+from galip_edge.commands.console import counting_progress, notice
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
     cache_option,
@@ -217,4 +217,4 @@ def _sheet_name(
 def _warn_of_cut_prompts(pipeline: Pipeline, prompts: tuple[str, ...]) -> None:
     for prompt in dict.fromkeys(prompts):
         if cut := pipeline.tokenizer.cut(prompt):
-            click.echo(f"Warning: the prompt has {cut}: {prompt[:60]!r}...", err=True)
+            notice(f"Warning: the prompt has {cut}: {prompt[:60]!r}...")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from galip_edge.commands.options import existing_path, json_option
+from galip_edge.commands.options import bundle_path, json_option
 from galip_edge.image_info import ImageInfo
 from runtime.bundle import MANIFEST, Manifest, default_bundle, read_manifest
 from runtime.credentials import MEDIA_TYPES
@@ -16,7 +16,7 @@ from runtime.errors import BundleError
 
 
 @click.command("info")
-@click.argument("path", type=existing_path, required=False)
+@click.argument("path", type=bundle_path, required=False)
 @json_option
 def command(path: Path | None, as_json: bool) -> None:
     """Show what a bundle or an image holds. PATH is by default the embedded model.

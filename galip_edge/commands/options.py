@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from galip_edge.commands.console import notice
 from runtime.bundle import RUN_PRECISIONS
 from runtime.credentials import Signer
 from runtime.errors import GalipEdgeError
@@ -45,6 +46,34 @@ class RenamedOption(click.Option):
 existing_path = click.Path(path_type=Path)
 
 
+def model_path(text: str, ctx: click.Context | None = None) -> Path | None:
+    """The folder of a model that `hf:owner/name` names, which may be downloaded; None of a path.
+
+    Raises GalipEdgeError if it cannot be found or downloaded.
+    """
+    if not text.startswith("hf:"):
+        return None
+    if ctx is not None and ctx.resilient_parsing:  # shell completion downloads nothing
+        return Path(text)
+    from galip_edge.hub import resolve
+
+    return resolve(text, notice)
+
+
+class BundlePath(click.Path):
+    """Folder of a bundle, or a model of a hub."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The folder. Raises GalipEdgeError if a model of a hub is not to be had."""
+        return model_path(str(value), ctx) or Path(str(super().convert(value, param, ctx)))
+
+
+bundle_path = BundlePath()
+
+
 class InputPath(click.Path):
     """A path that must exist; checked while options are read, before anything slow is imported."""
 
@@ -53,8 +82,9 @@ class InputPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path. Raises GalipEdgeError if there is none, naming similar ones."""
-        path = Path(str(super().convert(value, param, ctx)))
-        require_path(path)
+        path = model_path(str(value), ctx) or Path(str(super().convert(value, param, ctx)))
+        if not (ctx and ctx.resilient_parsing):
+            require_path(path)
         return path
 
 
@@ -92,7 +122,9 @@ settings_option = click.option(
 )
 
 model_option = click.option(
-    "--model", type=existing_path, help="Bundle folder; default: the embedded model."
+    "--model",
+    type=bundle_path,
+    help="Bundle folder, or hf:owner/name[@revision]; default: the embedded model.",
 )
 
 truncation_option = click.option(

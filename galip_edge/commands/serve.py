@@ -12,10 +12,11 @@ from typing import Any
 import click
 import uvicorn
 
-from galip_edge.commands.console import console
+from galip_edge.commands.console import console, notice
 from galip_edge.commands.options import (
     RenamedOption,
     cache_option,
+    model_path,
     precision_option,
     signing_options,
     threads_option,
@@ -103,8 +104,8 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
     "models",
     multiple=True,
     metavar="[NAME=]PATH",
-    help="Bundle folder; default: the embedded model. May be repeated: requests choose by "
-    "name, the first one is the default.",
+    help="Bundle folder or hf:owner/name; default: the embedded model. May be repeated: requests "
+    "choose by name, the first one is the default.",
 )
 @click.option(
     "--memory",
@@ -240,7 +241,7 @@ def model_sources(models: tuple[str, ...], options: PipelineOptions) -> dict[str
         name, separator, path = each.partition("=")
         if not separator or Path(each).is_dir():
             name, path = "", each
-        source = ModelSource.of_bundle(Path(path), options)
+        source = ModelSource.of_bundle(model_path(path) or Path(path), options)
         name = name.strip() or source.manifest.name
         if name in found:
             raise GalipEdgeError(f"two models are named {name!r}: give --model NAME=PATH")
@@ -291,7 +292,7 @@ class Server(uvicorn.Server):
             self._gate.listen(each)
             host, port = each.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            click.echo(f"studio and API: http://{shown}:{port}/", err=True)
+            notice(f"studio and API: http://{shown}:{port}/")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._gate is not None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from galip_edge.commands.console import console
-from galip_edge.commands.options import existing_path, precision_option
+from galip_edge.commands.options import bundle_path, precision_option
 from runtime.bundle import default_bundle
 from runtime.verification import verify_bundle
 
 
 @click.command("verify")
-@click.argument("bundle", type=existing_path, required=False)
+@click.argument("bundle", type=bundle_path, required=False)
 @precision_option
 def command(bundle: Path | None, precision: str) -> None:
     """Check BUNDLE (default: the embedded model) before use.

@@ -19,7 +19,7 @@ from runtime import cpu
 )
 def test_quota_of_a_container(files, quota, tmp_path):
     write(tmp_path, files)
-    assert cpu._cpu_quota(tmp_path, tmp_path / "none") == quota
+    assert cpu.cpu_quota(tmp_path, tmp_path / "none") == quota
 
 
 def write(folder, files):
@@ -70,11 +70,26 @@ UNIT = "system.slice/galip-edge.service"
 def test_quota_of_the_processs_own_group(membership, files, quota, tmp_path):
     write(tmp_path, files)
     (tmp_path / "membership").write_text(membership)
-    assert cpu._cpu_quota(tmp_path, tmp_path / "membership") == quota
+    assert cpu.cpu_quota(tmp_path, tmp_path / "membership") == quota
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(0.5, 1), (1.5, 1), (None, 4), (64.0, 4)])
 def test_cores_are_limited_by_affinity_and_quota(quota, cores, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(cpu, "_cpu_quota", lambda: quota)
+    monkeypatch.setattr(cpu, "cpu_quota", lambda: quota)
     assert cpu.available_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "limit"),
+    [
+        (f"0::/{UNIT}\n", {f"{UNIT}/memory.max": "500000000\n", "memory.max": "max"}, 500_000_000),
+        (f"0::/{UNIT}\n", {f"{UNIT}/memory.max": "max\n"}, None),
+        (f"4:memory:/{UNIT}\n", {f"memory/{UNIT}/memory.limit_in_bytes": "4096"}, 4096),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+        ("", {}, None),
+    ],
+)
+def test_memory_limit(membership, files, limit, tmp_path):
+    write(tmp_path, files | {"membership": membership})
+    assert cpu.memory_limit(tmp_path, tmp_path / "membership") == limit

@@ -1,7 +1,9 @@
 """Images signed by C2PA, read back by its own reader."""
 
+import base64
 import io
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -45,6 +47,7 @@ def check(content: bytes, media_type: str) -> None:
 @pytest.mark.parametrize("name", ["png", "jpeg", "webp"])
 def test_images_are_signed_and_keep_recipe_and_pixels(name, tmp_path):
     signer = Signer.from_files(*write_pair(tmp_path))
+    signer = pickle.loads(pickle.dumps(signer))  # as workers of a job get it
     content = ImageFormat(name, signer=signer).encode(IMAGE, METADATA)
     check(content, f"image/{name}")
     (tmp_path / f"x.{name}").write_bytes(content)
@@ -105,3 +108,26 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "c2pa", None)
     with pytest.raises(GalipEdgeError, match=r"galip-edge\[c2pa\]"):
         Signer.from_files(*write_pair(tmp_path))
+
+
+def test_the_server_signs_what_it_delivers(tmp_path):
+    from starlette.testclient import TestClient
+
+    from runtime import Pipeline
+    from runtime.bundle import default_bundle
+    from runtime.server.app import create_app
+    from runtime.server.options import ServerOptions
+
+    options = ServerOptions(signer=Signer.from_files(*write_pair(tmp_path)))
+    app = create_app(Pipeline.from_bundle(default_bundle()), options)
+    with TestClient(app, base_url="http://localhost") as client:
+        body = {"prompt": "a bird", "response_format": "b64_json", "output_format": "webp"}
+        (item,) = client.post("/v1/images/generations", json=body).json()["data"]
+        check(base64.b64decode(item["b64_json"]), "image/webp")
+        (item,) = client.post("/v1/images/generations", json={"prompt": "a"}).json()["data"]
+        check(client.get(item["url"]).content, "image/png")
+        found = client.post("/sdapi/v1/txt2img", json={"prompt": "a"}).json()
+        check(base64.b64decode(found["images"][0]), "image/png")
+        between = {"start": {"prompt": "a"}, "end": {"prompt": "b"}, "noise_share": 0.5}
+        content = client.post("/v1/images/interpolations", json=between).content
+        check(content, "image/png")

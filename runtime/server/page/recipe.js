@@ -43,12 +43,25 @@ export function requestOf({ prompt, seed, index, end, sentence_share, noise_shar
   return withNumbers(JSON.stringify({ start, end, sentence_share, noise_share, psi }));
 }
 
-/** The recipe in a PNG of galip-edge, or null. */
+/** Whether a file is a PNG. */
+export async function isPng(blob) {
+  return (await blob.slice(1, 4).text()) === "PNG";
+}
+
+const ENTITIES = { "&lt;": "<", "&gt;": ">", "&quot;": '"', "&amp;": "&" };
+
+/** The recipe in the XMP packet of a JPEG or WebP of galip-edge, or null. */
+function recipeInXmp(bytes) {
+  const packet = /<galip:recipe>([^<]*)<\/galip:recipe>/.exec(new TextDecoder().decode(bytes));
+  return packet && parsed(packet[1].replace(/&(lt|gt|quot|amp);/g, (entity) => ENTITIES[entity]));
+}
+
+/** The recipe in a PNG, JPEG or WebP of galip-edge, or null. */
 export async function recipeOf(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
   const view = new DataView(bytes.buffer);
   const text = (from, to) => new TextDecoder("latin1").decode(bytes.subarray(from, to));
-  if (text(1, 4) !== "PNG") return null;
+  if (text(1, 4) !== "PNG") return recipeInXmp(bytes);
   for (let at = 8; at + 12 <= bytes.length; ) {
     const length = view.getUint32(at);
     if (text(at + 4, at + 8) === "tEXt") {

@@ -4,7 +4,7 @@ import { byId, wait } from "./common.js";
 import { download, Gallery } from "./gallery.js";
 import { Live, Rate } from "./live.js";
 import { Player } from "./player.js";
-import { commandOf, described, fileName, numbered, recipeOf, requestOf } from "./recipe.js";
+import { commandOf, described, fileName, isPng, numbered, recipeOf, requestOf } from "./recipe.js";
 import { fetchImage, servedModel, useKey } from "./backend.js";
 import { Smooth } from "./smooth.js";
 import { drawnSeed, fillForm, recipeOfForm, setShare, share, swapEnds } from "./settings.js";
@@ -88,14 +88,20 @@ async function open(item) {
 async function openFile(file) {
   const recipe = await recipeOf(file);
   if (!recipe) {
-    complain(`${file.name} has no galip-edge settings: open a PNG that galip-edge wrote.`);
+    complain(`${file.name} has no galip-edge settings: open an image that galip-edge wrote.`);
     return;
   }
-  try {
-    await open({ recipe, blob: file });
-  } catch {
-    say(`${file.name} is damaged; its settings were restored.`);
-    return;
+  if (await isPng(file)) {
+    try {
+      await open({ recipe, blob: file });
+    } catch {
+      say(`${file.name} is damaged; its settings were restored.`);
+      return;
+    }
+  } else {
+    // Downloads and the history are PNG: the image is generated again.
+    fillForm(recipe);
+    follow();
   }
   const other = model && recipe.model_hash !== model.model_hash;
   say(

@@ -16,7 +16,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from galip_edge.cli import main
 from runtime import Pipeline
-from runtime.images import ImageMetadata, read_metadata, save_png
+from runtime.images import ImageFormat, ImageMetadata, read_metadata, save_png
 from runtime.latent import Interpolation, Keyframe, interpolation_latent
 from runtime.noise import MAX_SEED
 from runtime.server.options import ServerOptions
@@ -303,6 +303,21 @@ def test_a_png_gives_its_settings_back(way, page, pipeline, tmp_path):
     file, _ = saved(page, tmp_path / "again.png")
     assert read_metadata(file) == read_metadata(tmp_path / "a.png")
     np.testing.assert_array_equal(pixels(file), image)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp"])
+def test_other_formats_give_their_settings_back(name, page, pipeline, tmp_path):
+    recipe = ImageMetadata(
+        "<b> & \"q\" 'x' 🐦", MAX_SEED, 2, "m", pipeline.manifest.model_hash, psi=0.5
+    )
+    file = tmp_path / f"a.{name}"
+    file.write_bytes(ImageFormat(name).encode(pipeline.generate("a bird")[0], recipe))
+    page.set_input_files("#file", file)
+    status(page, f"Restored the settings of a.{name}.")
+    shows(page, "<b> & \"q\" 'x' 🐦 (seed 9223372036854775807, image 2), ψ 50 %")
+    saved(page, tmp_path / "again.png")
+    wanted = pipeline.generate(recipe.prompt, n=3, seed=MAX_SEED, psi=0.5)[2]
+    np.testing.assert_array_equal(pixels(tmp_path / "again.png"), wanted)
 
 
 def test_pngs_that_are_not_ours(page, pipeline, tmp_path):
