@@ -39,7 +39,13 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     ),
     "info": ("info", None, "Show the contents of a bundle."),
     "verify": ("verify", None, "Check a bundle: hashes, loading, one inference."),
+    "devices": ("devices", None, "List the devices that can run a model."),
     "export-ovms": ("export_ovms", None, "Write a bundle for OpenVINO Model Server."),
+    "export-openvino": (
+        "export_openvino",
+        None,
+        "Write a bundle as OpenVINO models, for C++ and other languages.",
+    ),
     "export-original": (
         "export_original",
         "convert",
