@@ -136,11 +136,11 @@ def _measured(
     seconds = []
     for _ in range(_WARM_UP + _RUNS):
         start = time.perf_counter()
-        model.row(noise[0], sentence[0])
+        model.infer(noise[0], sentence[0])
         seconds.append(time.perf_counter() - start)
     psnr = float("inf")
     if golden is not None:
-        psnr = worst_psnr_db(model.all(noise, sentence), golden.image)
+        psnr = worst_psnr_db(model.infer_batch(noise, sentence), golden.image)
     return Measured(candidate, statistics.median(seconds[_WARM_UP:]), psnr)
 
 

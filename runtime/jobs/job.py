@@ -17,10 +17,11 @@ from runtime.files import cache_folder
 from runtime.images import ImageFormat, ImageMetadata
 from runtime.jobs.executors import Executor, SerialExecutor
 from runtime.jobs.journal import COLUMNS, DONE, FAILED, INVALID, Entry, parse_journal, to_line
+from runtime.jobs.locks import Held
 from runtime.jobs.prompts import PromptFile
 from runtime.jobs.shards import read_shards
 from runtime.jobs.state import JOURNALS, STATE_FILE, TABLES, Preparation, State, open_tables
-from runtime.jobs.storage import STATE, Held, RemoteStorage, Storage, open_storage
+from runtime.jobs.storage import STATE, RemoteStorage, Storage, open_storage
 from runtime.jobs.worker import JobSpec, Resumed
 from runtime.jobs.writers import OUTPUT_FORMATS, sample_of, schema_of, write_parquet
 from runtime.pipeline import Pipeline, PipelineOptions, settled_options

@@ -95,9 +95,13 @@ def fake(monkeypatch):
 
     def install(*names: str) -> FakeCore:
         core, real = FakeCore(*names), openvino_core.openvino_core
+
+        def fake_core() -> FakeCore:
+            return core
+
         for module in list(sys.modules.values()):
             if getattr(module, "openvino_core", None) is real:
-                monkeypatch.setattr(module, "openvino_core", lambda: core)
+                monkeypatch.setattr(module, "openvino_core", fake_core)
         return core
 
     return install
@@ -330,7 +334,7 @@ class FakeModel(CompiledModel):
     def __init__(self, clock: list[float], seconds: float) -> None:
         self._clock, self._seconds = clock, seconds
 
-    def row(self, *_):
+    def infer(self, *_):
         self._clock[0] += self._seconds
         return np.zeros((2, 2, 3), np.uint8)
 
