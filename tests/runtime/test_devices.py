@@ -50,6 +50,7 @@ class FakeCore:
     """OpenVINO's core with more devices; all of them compute on the CPU in float32.
 
     Attributes:
+        cpu_capabilities: what the CPU has instead of its own.
         compiled: device and properties of each compilation.
         imported: devices that blobs were imported for.
     """
@@ -57,11 +58,14 @@ class FakeCore:
     def __init__(self, *names: str) -> None:
         self._core = ov.Core()
         self.available_devices = ["CPU", *names]
+        self.cpu_capabilities: list[str] | None = None
         self.compiled: list[tuple[str, dict]] = []
         self.imported: list[str] = []
 
     def get_property(self, device, name):
         kind = device.partition(".")[0]
+        if kind == "CPU" and name == "OPTIMIZATION_CAPABILITIES" and self.cpu_capabilities:
+            return self.cpu_capabilities
         if kind == "CPU":
             return self._core.get_property(device, name)
         try:
@@ -71,7 +75,7 @@ class FakeCore:
 
     def compile_model(self, model, device, properties):
         self.compiled.append((device, dict(properties)))
-        if device != "CPU":
+        if device != "CPU" or self.cpu_capabilities:
             properties = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
         return self._core.compile_model(model, "CPU", properties)
 
@@ -300,6 +304,7 @@ def test_an_untested_openvino_uses_its_own_cache(fake, cache, monkeypatch):
 
 def test_arm_computes_in_float16(fake, cache, arm, monkeypatch):
     core = fake()
+    core.cpu_capabilities = ["FP32", "FP16", "INT8"]
     monkeypatch.setattr(selection, "_RUNS", 1)
     pipeline = Pipeline.from_bundle(EMBEDDED)
     pipeline.generate(PROMPT)
@@ -406,6 +411,6 @@ def test_a_job_does_not_continue_on_another_device(fake, cache, tmp_path):
         return Job(prompts, bundle, tmp_path / "job", options)
 
     assert [entry["status"] for entry in job("CPU")] == ["done"]
-    with pytest.raises(JobError, match="a job with other device"):
+    with pytest.raises(JobError, match="a job with another device"):
         job("GPU")
     assert not list(job("cpu"))
