@@ -10,11 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convert.errors import ConversionError
+from runtime.files import sync_folder
+from runtime.locks import FOLDER_LOCKS, Lock, try_lock
 
 # Subfolder for the replaced output, between two renames.
 _OLD = "old"
@@ -34,7 +37,7 @@ def workspace(out: Path) -> Iterator[Path]:
     """
     folder = workspace_of(out)
     try:
-        descriptor = _locked(folder, out)
+        lock = _locked(folder, out)
     except OSError as error:
         raise ConversionError(_explained(error, out)) from error
     _held.add(out)
@@ -44,9 +47,11 @@ def workspace(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise ConversionError(_explained(error, out)) from error
     finally:
+        if sys.platform == "win32":  # where a folder with an open file cannot be removed
+            lock.release()
         _remove(out)
         _held.discard(out)
-        os.close(descriptor)
+        lock.release()
 
 
 def workspace_of(out: Path) -> Path:
@@ -84,36 +89,23 @@ def publish(folder: Path, out: Path, replace: bool) -> None:
             raise FileExistsError(errno.EEXIST, "it appeared during the conversion")
         out.rename(workspace_of(out) / _OLD)
     folder.rename(out)
-    # Make the rename durable.
-    parent = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    sync_folder(out.parent)
 
 
-def _locked(folder: Path, out: Path) -> int:
-    """Create the folder if needed; the descriptor returned holds its lock until it is closed."""
-    import fcntl
-
+def _locked(folder: Path, out: Path) -> Lock:
+    """The lock of the folder, which is created if it does not exist."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The previous holder may have removed the folder meanwhile.
-            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
-                return descriptor
-        except BlockingIOError as error:
-            os.close(descriptor)
+            lock = try_lock(folder)
+        except FileNotFoundError:  # another process removed the folder meanwhile
+            continue
+        if lock is None:
             raise ConversionError(
                 f"another conversion to {out} is running: wait for it, or choose another folder "
                 "with -o"
-            ) from error
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+            )
+        return lock
 
 
 def _clear(folder: Path, out: Path) -> None:
@@ -122,6 +114,8 @@ def _clear(folder: Path, out: Path) -> None:
     if old.exists() and not out.exists():
         old.rename(out)
     for entry in folder.iterdir():
+        if entry.name in FOLDER_LOCKS:
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:

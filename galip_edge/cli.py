@@ -47,7 +47,13 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "benchmark": ("benchmark", None, "Measure speed and memory of a model on this machine."),
     "completion": ("completion", None, "Print a script for shell completion."),
     "doctor": ("doctor", None, "Examine this machine: CPU, extras, cache, models."),
+    "devices": ("devices", None, "List the devices that can run a model."),
     "export-ovms": ("export_ovms", None, "Write a bundle for OpenVINO Model Server."),
+    "export-openvino": (
+        "export_openvino",
+        None,
+        "Write a bundle as OpenVINO models, for C++ and other languages.",
+    ),
     "export-original": (
         "export_original",
         "convert",

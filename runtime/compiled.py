@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from runtime.arrays import Array
 from runtime.bundle import Bundle, weights_file
 from runtime.compiled_cache import compile_and_keep, load_blob, outputs, read_kept
 from runtime.cpu import cpu_name
+from runtime.dequantize import dequantize_activations
+from runtime.devices import CPU, Device, device_named
 from runtime.errors import BundleError, GalipEdgeError
 from runtime.files import write_whole
 from runtime.golden import OutOfToleranceError, Probe
@@ -32,14 +34,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """How OpenVINO uses the CPU.
+    """How OpenVINO uses a device.
 
     Attributes:
-        threads: cores, for all streams together.
-        streams: rows in parallel, each with its share of the threads.
-        precision: in which to calculate what is not int8, f32 or bf16.
-        cache: folder for compiled models (`runtime.compiled_cache`), if they shall be kept.
-        fallback: use f32 where bf16 is out of tolerance of the golden numbers.
+        threads: cores of the CPU, for all streams together.
+        streams: rows computed in parallel, each with its share of the threads.
+        precision: in which to compute what is not INT8: f32, bf16 or f16.
+        cache: folder for compiled models, if they are kept.
+        fallback: use f32 where bf16 or f16 is out of tolerance of the golden numbers.
+        device: to compute on; default: the CPU.
+        dequantize: compute INT8 layers in floating point (`runtime.dequantize`).
     """
 
     threads: int
@@ -47,26 +51,27 @@ class CompileOptions:
     precision: str
     cache: Path | None
     fallback: bool = True
+    device: Device = field(default_factory=lambda: device_named(CPU))
+    dequantize: bool = False
 
     def name(self) -> str:
-        """Short, and another for other options; the cache does not count."""
-        return f"{self.precision}-{self.threads}-{self.streams}"
+        """Short, and another for other options; cache and device do not count."""
+        form = "-dequantized" if self.dequantize else ""
+        return f"{self.precision}-{self.threads}-{self.streams}{form}"
 
     def properties(self) -> dict[str, Any]:
         """OpenVINO's."""
-        return {
-            "INFERENCE_PRECISION_HINT": self.precision,
-            "PERFORMANCE_HINT": "LATENCY" if self.streams == 1 else "THROUGHPUT",
-            "NUM_STREAMS": self.streams,
-            "INFERENCE_NUM_THREADS": self.threads,
-            # Pinned threads of two processes on one machine would queue for the same cores.
-            "ENABLE_CPU_PINNING": False,
-        }
+        return self.device.properties(self.precision, self.streams, self.threads)
 
 
-def read_model(bundle: Bundle, name: str) -> ov.Model:
-    """A model of a bundle, in the form that is fastest on this CPU. Raises BundleError."""
-    return specialize_for_cpu(read_graph(bundle, name))
+def read_model(bundle: Bundle, name: str, options: CompileOptions | None = None) -> ov.Model:
+    """A model of a bundle, in the form that is fastest on its device. Raises BundleError."""
+    model = read_graph(bundle, name)
+    if options is None or options.device.is_cpu:
+        specialize_for_cpu(model)
+    if options is not None and options.dequantize:
+        dequantize_activations(model)
+    return model
 
 
 def has_bf16() -> bool:
@@ -82,15 +87,23 @@ def supported_precision(wanted: str) -> str:
     return wanted
 
 
-def chosen_precision(asked: str, of_bundle: str) -> str:
-    """The precision to calculate in, f32 or bf16.
+def chosen_precision(asked: str, of_bundle: str, device: Device | None = None) -> str:
+    """The precision to compute in: f32, bf16 or f16.
 
     Args:
         asked: auto, f32 or bf16.
-        of_bundle: what auto means where the CPU has it.
+        of_bundle: what auto means on x86 CPUs that have it.
+        device: to compute on; default: the CPU.
 
-    Raises BundleError if the CPU has no bf16 and it was asked for.
+    Raises BundleError if the device does not have the precision that was asked for.
     """
+    if device is not None and (device.prefers_float16 or not device.is_cpu):
+        if asked == "auto":
+            return device.precision(of_bundle)
+        if asked not in device.precisions:
+            have = " or ".join(each for each in device.precisions if each != "int8")
+            raise BundleError(f"{device} has no {asked}, it has {have}: use --precision auto")
+        return asked
     if asked == "bf16" and not has_bf16():
         raise BundleError(f"this CPU ({cpu_name()}) has no bfloat16: use --precision auto or f32")
     return supported_precision(of_bundle if asked == "auto" else asked)
@@ -117,20 +130,20 @@ class ModelFile:
         self._weights = weights_file(bundle.folder / name)
         self._probe, self._exact_in_f32 = probe, exact_in_f32
         self._used: str | None = None  # the precision of what was compiled so far
-        self._refused: str | None = None  # why bf16 is not used
+        self._refused: str | None = None  # why bf16 or f16 is not used
 
     def compile(self, options: CompileOptions, columns: int | None = None) -> CompiledModel:
         """See CompiledModel.
 
-        Where bf16 is out of tolerance, a warning says so, and f32 is used from then on.
+        Where bf16 or f16 is out of tolerance, a warning says so, and f32 is used from then on.
 
         Raises:
             BundleError: the files were changed, OpenVINO cannot read or compile them, or computes
                 other numbers than the bundle's golden ones.
         """
         self._bundle.check_unchanged(self._name, self._weights.name)
-        if options.precision == "bf16" and options.fallback:
-            if compiled := self._in_bf16(options, columns):
+        if options.precision != "f32" and options.fallback and "f32" in options.device.precisions:
+            if compiled := self._in_16_bits(options, columns):
                 return compiled
             options = replace(
                 options, precision="f32", streams=options.streams if self._exact_in_f32 else 1
@@ -138,19 +151,19 @@ class ModelFile:
         try:
             return self._compiled(options, columns)
         except OutOfToleranceError as error:
-            other = "use --precision f32" if options.precision == "bf16" else "update OpenVINO"
             raise BundleError(
-                f"{self._wrong(options.precision, error)}: {other}, or convert the bundle again if "
-                "its golden numbers are wrong"
+                f"{self._wrong(options, error)}: {_advice(options)}, or convert the bundle again "
+                "if its golden numbers are wrong"
             ) from error
 
     def used_precision(self, wanted: str) -> str:
-        """`wanted`, or f32 where bf16 was out of tolerance."""
+        """`wanted`, or f32 where bf16 or f16 was out of tolerance."""
         return "f32" if self._refused is not None else wanted
 
-    def _in_bf16(self, options: CompileOptions, columns: int | None) -> CompiledModel | None:
+    def _in_16_bits(self, options: CompileOptions, columns: int | None) -> CompiledModel | None:
         """None where its numbers are wrong."""
-        mark = options.cache / f"{self._weights.stem}-bf16.refused" if options.cache else None
+        name = f"{self._weights.stem}-{options.precision}.refused"
+        mark = options.cache / name if options.cache else None
         reason = self._refused
         if reason is None and mark and (kept := read_kept(mark)):
             reason = kept.decode("utf-8", "replace")
@@ -158,11 +171,11 @@ class ModelFile:
             try:
                 compiled = self._compiled(options, columns)
             except OutOfToleranceError as error:
-                reason = self._wrong("bf16", error)
-                if self._used == "bf16":  # images would depend on what they are generated with
+                reason = self._wrong(options, error)
+                if self._used is not None:  # images would depend on what they are generated with
                     raise BundleError(f"{reason}: use --precision f32") from error
             else:
-                self._used = "bf16"
+                self._used = options.precision
                 return compiled
         if self._refused is None:
             self._refused = reason
@@ -171,20 +184,34 @@ class ModelFile:
                 _remember(mark, reason)
         return None
 
-    def _wrong(self, precision: str, error: OutOfToleranceError) -> str:
+    def _wrong(self, options: CompileOptions, error: OutOfToleranceError) -> str:
         release = ov.__version__.partition("-")[0]
+        device = f"this CPU ({cpu_name()})" if options.device.is_cpu else str(options.device)
         return (
-            f"OpenVINO {release} computes wrong numbers in {precision} on this CPU "
-            f"({cpu_name()}) with the {self._weights.stem} of {self._bundle.folder} ({error})"
+            f"OpenVINO {release} computes wrong numbers in {options.precision} on {device} "
+            f"with the {self._weights.stem} of {self._bundle.folder} ({error})"
         )
 
     def _compiled(self, options: CompileOptions, columns: int | None) -> CompiledModel:
         with keep_locale():
+            if options.cache and not options.device.keeps_weightless:
+                return self._kept_by_openvino(options, columns)
             compiled = self._kept(options, columns) if options.cache else None
             if compiled is not None:
                 return CompiledModel(compiled, options.streams)
-            model = read_model(self._bundle, self._name)
+            model = read_model(self._bundle, self._name, options)
             return CompiledModel.of(model, options, columns, self._probe(columns))
+
+    def _kept_by_openvino(self, options: CompileOptions, columns: int | None) -> CompiledModel:
+        """With OpenVINO's own cache; golden numbers are compared on the first use only."""
+        assert options.cache is not None
+        mark = options.cache / f"{self._weights.stem}-{columns or 'all'}-{options.name()}.compared"
+        probe = None if read_kept(mark) is not None else self._probe(columns)
+        model = read_model(self._bundle, self._name, options)
+        compiled = CompiledModel.of(model, options, columns, probe, options.cache / "openvino")
+        if probe:
+            _remember(mark, str(options.device))
+        return compiled
 
     def _kept(self, options: CompileOptions, columns: int | None) -> ov.CompiledModel | None:
         """From the cache, into which it is put if need be; None if it cannot be."""
@@ -193,12 +220,18 @@ class ModelFile:
         place = options.cache / name, self._weights, options.properties()
 
         def read() -> ov.Model:
-            return _with_static_shapes(read_model(self._bundle, self._name), columns)
+            return _with_static_shapes(read_model(self._bundle, self._name, options), columns)
 
         compiled = load_blob(*place)
         if compiled is None:
             compiled = compile_and_keep(read, *place, self._probe(columns))
         return compiled
+
+
+def _advice(options: CompileOptions) -> str:
+    if not options.device.is_cpu:
+        return "use --device CPU"
+    return "update OpenVINO" if options.precision == "f32" else "use --precision f32"
 
 
 def _remember(mark: Path, reason: str) -> None:
@@ -254,22 +287,25 @@ class CompiledModel:
         options: CompileOptions,
         columns: int | None = None,
         probe: Probe | None = None,
+        cache: Path | None = None,
     ) -> CompiledModel:
-        """Compile `model` without a look into the cache.
+        """Compile `model` without looking for a blob of ours.
 
         Args:
             model: with a dynamic batch; its shapes are changed.
             options: see there.
             columns: the length of the inputs' rows, if the model leaves it open.
             probe: golden numbers that it must come near to.
+            cache: folder of OpenVINO's own cache, if it is used.
 
         Raises:
             BundleError: OpenVINO cannot compile it.
             OutOfToleranceError: it is too far from the golden numbers.
         """
         with _compiling(model.get_friendly_name()):
+            properties = options.properties() | ({"CACHE_DIR": str(cache)} if cache else {})
             compiled = openvino_core().compile_model(
-                _with_static_shapes(model, columns), "CPU", options.properties()
+                _with_static_shapes(model, columns), options.device.name, properties
             )
             if probe:
                 probe.check(outputs(compiled, probe.rows))

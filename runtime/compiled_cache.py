@@ -307,7 +307,7 @@ def release_pages(file: Path) -> None:
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
         advise = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):
         return
     path = os.fspath(file.resolve())
     for line in maps.splitlines():

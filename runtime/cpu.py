@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
 import platform
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-# Flags of /proc/cpuinfo that decide which kernels OpenVINO can use.
+# Flags, by their names in Linux's /proc/cpuinfo, that decide which kernels OpenVINO can use.
 _INSTRUCTION_SETS = {
     "avx2": "AVX2",
     "avx_vnni": "AVX-VNNI",
@@ -21,10 +26,38 @@ _INSTRUCTION_SETS = {
     "amx_int8": "AMX INT8",
     "amx_bf16": "AMX BF16",
     "asimd": "NEON",
+    "asimdhp": "NEON FP16",
     "asimddp": "NEON DOTPROD",
     "i8mm": "I8MM",
     "bf16": "BF16",
     "sve": "SVE",
+    "sme": "SME",
+}
+
+# The same flags by macOS's names, after `hw.optional.`.
+_MAC_FLAGS = {
+    "AdvSIMD": "asimd",
+    "neon": "asimd",
+    "arm.FEAT_FP16": "asimdhp",
+    "arm.FEAT_DotProd": "asimddp",
+    "arm.FEAT_I8MM": "i8mm",
+    "arm.FEAT_BF16": "bf16",
+    "arm.FEAT_SME": "sme",
+}
+
+# Names of Arm's cores by their part number, which is all that Linux says of them.
+_ARM = "0x41"
+_ARM_CORES = {
+    "0xd03": "Cortex-A53",
+    "0xd05": "Cortex-A55",
+    "0xd08": "Cortex-A72",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse-N1",
+    "0xd0d": "Cortex-A77",
+    "0xd40": "Neoverse-V1",
+    "0xd41": "Cortex-A78",
+    "0xd49": "Neoverse-N2",
+    "0xd4f": "Neoverse-V2",
 }
 
 # Values of ONEDNN_MAX_CPU_ISA that exclude VNNI.
@@ -138,13 +171,12 @@ def _memory_v1(group: Path) -> float | None:
 
 def cpu_name() -> str:
     """Name of the processor, as reported by its vendor."""
-    return _cpuinfo().get("model name", "") or platform.processor() or platform.machine()
+    return _processor().name or platform.processor() or platform.machine()
 
 
 def instruction_sets() -> list[str]:
     """Names of the vector instruction sets that matter for inference (empty if unknown)."""
-    info = _cpuinfo()
-    flags = set((info.get("flags") or info.get("Features") or "").split())
+    flags = _processor().flags
     return [name for flag, name in _INSTRUCTION_SETS.items() if flag in flags]
 
 
@@ -161,7 +193,7 @@ def lacks_vnni() -> bool:
 
 def release_free_memory() -> None:
     """Return free memory of the allocator to the system; glibc only."""
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -174,11 +206,73 @@ def resident_bytes() -> int:
     return int(fields[1]) * mmap.PAGESIZE
 
 
-def _cpuinfo() -> dict[str, str]:
+@dataclass(frozen=True)
+class _Processor:
+    """What the system says of its processor; empty where it says nothing.
+
+    Attributes:
+        name: the vendor's.
+        flags: instruction sets by Linux's names.
+    """
+
+    name: str = ""
+    flags: frozenset[str] = frozenset()
+
+
+def _processor() -> _Processor:
+    if sys.platform == "darwin":
+        return _of_mac(_sysctl())
+    if sys.platform == "win32":
+        return _of_windows()
+    return _of_linux(_cpuinfo())
+
+
+def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """What it says of the first processor, and after the last one."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}
-    block = text.split("\n\n")[0]
-    pairs = (line.partition(":") for line in block.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
+    info: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        info.setdefault(key.strip(), value.strip())
+    return info
+
+
+def _of_linux(info: dict[str, str]) -> _Processor:
+    flags = frozenset((info.get("flags") or info.get("Features") or "").split())
+    if name := info.get("model name"):
+        return _Processor(name, flags)
+    core = _ARM_CORES.get(info.get("CPU part", "")) if info.get("CPU implementer") == _ARM else None
+    board = info.get("Model", "")
+    return _Processor(f"{core} ({board})" if core and board else core or board, flags)
+
+
+@functools.cache
+def _sysctl() -> str:
+    command = ["/usr/sbin/sysctl", "machdep.cpu.brand_string", "hw.optional"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""
+
+
+def _of_mac(sysctl: str) -> _Processor:
+    """From what sysctl prints, a line `key: value` each."""
+    info = dict(line.split(": ", 1) for line in sysctl.splitlines() if ": " in line)
+    flags = {flag for name, flag in _MAC_FLAGS.items() if info.get(f"hw.optional.{name}") == "1"}
+    return _Processor(info.get("machdep.cpu.brand_string", "").strip(), frozenset(flags))
+
+
+@functools.cache
+def _of_windows() -> _Processor:
+    """From the CPUID instruction: Windows itself does not report VNNI."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where it can read nothing
+        try:
+            from archspec.cpu import brand_string, detect
+
+            return _Processor(brand_string() or "", frozenset(detect.detected_info().features))
+        except (ImportError, OSError, AttributeError):
+            return _Processor()

@@ -25,13 +25,19 @@ from runtime.files import atomic_folder
 from runtime.graph_io import read_graph
 from runtime.openvino_core import keep_locale
 from runtime.passes import halve_weights
+from runtime.tokenizer import Tokenizer
+from runtime.tokenizer_graph import tokenizer_model
 
 CONFIG = "config.json"
 _VERSION = "1"
 
 
 def export_model_server(
-    bundle: str | Path, folder: str | Path, force: bool = False, vnni: bool = True
+    bundle: str | Path,
+    folder: str | Path,
+    force: bool = False,
+    vnni: bool = True,
+    text: bool = False,
 ) -> Manifest:
     """Write the repository atomically.
 
@@ -41,12 +47,15 @@ def export_model_server(
         force: replace one that exists.
         vnni: whether the server's CPU has VNNI; without, INT8 products would overflow, so weights
             are halved. The exporting machine's CPU does not matter.
+        text: whether the model reads a string instead of tokens; the server then needs OpenVINO
+            Tokenizers as its `--cpu_extension`.
 
     Returns:
         The bundle's manifest.
 
     Raises:
         BundleError: the bundle is missing or damaged, or `folder` exists.
+        GalipEdgeError: OpenVINO Tokenizers is not installed, which `text` needs.
     """
     bundle, folder = Path(bundle), Path(folder)
     opened = Bundle.open(bundle)
@@ -61,7 +70,10 @@ def export_model_server(
     with keep_locale(), atomic_folder(folder, replace=force) as temporary:
         version = temporary / name / _VERSION
         version.mkdir(parents=True)
-        ov.save_model(whole_model(opened, vnni), version / "model.xml", compress_to_fp16=False)
+        model = whole_model(opened, vnni)
+        if text:
+            model = with_text_input(model, opened)
+        ov.save_model(model, version / "model.xml", compress_to_fp16=False)
         (version / MERGES).write_bytes(opened.read(MERGES))
         (temporary / CONFIG).write_text(json.dumps(_config(name, manifest), indent=2) + "\n")
     return manifest
@@ -86,6 +98,21 @@ def whole_model(bundle: Bundle, vnni: bool = True) -> ov.Model:
     inputs = [text.inputs[0].get_node(), generator.input("noise").get_node()]
     whole = ov.Model(generator.get_results(), inputs, model_name(manifest))
     whole.outputs[0].set_names({"image"})
+    whole.validate_nodes_and_infer_types()
+    return whole
+
+
+def with_text_input(model: ov.Model, bundle: Bundle) -> ov.Model:
+    """A model of `whole_model` that reads `text`, one string, instead of tokens."""
+    length = bundle.manifest.context_length
+    merges = bundle.read(MERGES).decode("utf-8").splitlines()
+    tokenizer = tokenizer_model(Tokenizer(merges, length))
+    tokens = tokenizer.get_results()[0].input_value(0)
+    # The number of strings stays open, since a split of one gives many; the rest is for one.
+    tokens = ov.opset13.reshape(tokens, [1, length], special_zero=False)
+    model.input("tokens").replace(tokens.output(0))
+    inputs = [tokenizer.input("text").get_node(), model.input("noise").get_node()]
+    whole = ov.Model(model.get_results(), inputs, model.get_friendly_name())
     whole.validate_nodes_and_infer_types()
     return whole
 

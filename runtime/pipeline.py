@@ -1,13 +1,12 @@
-"""Prompts to images on a CPU, from a bundle."""
+"""Prompts to images from a bundle, on a CPU or another device that OpenVINO knows."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,7 +27,8 @@ from runtime.bundle import (
 from runtime.checks import checked_integer, checked_path, checked_share, require_booleans
 from runtime.compiled import CompiledModel, CompileOptions, ModelFile, chosen_precision
 from runtime.compiled_cache import VerifiedFiles, compiled_model_folder
-from runtime.cpu import available_cores, cpu_name, instruction_sets
+from runtime.cpu import available_cores
+from runtime.devices import AUTO, CPU, Device, checked_name, devices_for, is_x86
 from runtime.errors import BundleError
 from runtime.files import cache_folder
 from runtime.golden import (
@@ -41,11 +41,12 @@ from runtime.golden import (
 )
 from runtime.noise import MAX_SEED, draw_noise, truncate
 from runtime.prompts import checked_prompts
+from runtime.selection import Candidate, candidates, choose
 from runtime.tokenizer import Tokenizer
 
 # The text encoder is compiled for so many tokens, when a prompt needs it, and for all that it may
 # have: short prompts are the usual ones, and each length costs memory (docs/performance.md).
-_TEXT_LENGTHS = (20, 32)
+TEXT_LENGTHS = (20, 32)
 
 # Images per core from which on they are computed in parallel.
 _MANY = 2
@@ -56,30 +57,38 @@ _KEPT_SENTENCES = 2048
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Use of the CPU. No option changes an image.
+    """How the machine is used. Only device, precision and dequantize change an image.
 
     Attributes:
         threads: cores to use; 0 means all that the process and its container may use.
-        streams: images in parallel, each with its share of the threads; 0 chooses by the number of
-            images: lowest latency for few, highest throughput for many.
+        streams: images computed in parallel, each with its share of the threads; 0 chooses by the
+            number of images, for the least latency of few and the most throughput of many.
         cache: keep compiled models and verified hashes in the user's cache folder.
-        precision: in which to calculate what is not int8: f32, bf16, or auto, which is the
-            bundle's own where the CPU has it and is right with it (`runtime.golden`), else f32.
+        precision: in which to compute what is not INT8: f32, bf16, or auto, which is the bundle's
+            own where the CPU has it and float16 on devices that are made for it
+            (`runtime.devices`), if that is right here (`runtime.golden`), else f32.
+        device: OpenVINO's name of the device, such as CPU, GPU, GPU.1 or NPU; AUTO measures once
+            which one is fastest (`runtime.selection`).
+        dequantize: compute INT8 layers in floating point; None measures once whether that is
+            faster where it may be.
     """
 
     threads: int = 0
     streams: int = 0
     cache: bool = True
     precision: str = "auto"
+    device: str = CPU
+    dequantize: bool | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "device", checked_name(self.device))
         if self.precision not in RUN_PRECISIONS:
             raise ValueError(
                 f"precision must be one of {', '.join(RUN_PRECISIONS)}, got {self.precision!r}"
             )
         for name in ("threads", "streams"):
             checked_integer(getattr(self, name), name, 0)
-        require_booleans(self, "cache")
+        require_booleans(self, "cache", *(() if self.dequantize is None else ("dequantize",)))
 
 
 @dataclass(frozen=True)
@@ -107,11 +116,13 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, options: PipelineOptions) -> None:
         self._bundle, self.manifest, self.options = bundle, bundle.manifest, options
-        self._precision = chosen_precision(options.precision, self.manifest.inference_precision)
-        self._compiled_folder = self._cache_folder() if options.cache else None
         self._threads = options.threads or available_cores()
-        # In float32, sums depend on the number of threads.
-        exact = self.manifest.is_all_int8
+        chosen = self._chosen(devices_for(options.device))
+        self.device, self._dequantize = chosen.device, chosen.dequantize
+        self._precision = self._precision_on(self.device)
+        self._compiled_folder = self._cache_folder([self.device]) if options.cache else None
+        # In floating point, sums depend on the number of threads.
+        exact = self.manifest.is_all_int8 and not self._dequantize
         self._text_file = ModelFile(bundle, TEXT_ENCODER, self._text_probe)
         self._generator_file = ModelFile(bundle, GENERATOR, self._generator_probe, exact)
         # Compiled when they are needed: by number of tokens, and by number of streams.
@@ -133,13 +144,57 @@ class Pipeline:
             options: use of the CPU.
 
         Raises:
-            BundleError: the bundle is missing or damaged, or `options` require bfloat16 and the CPU
-                does not support it.
+            BundleError: the bundle is missing or damaged, or the device does not have the precision
+                that `options` require.
+            DeviceError: the machine does not have the device that `options` name.
         """
         options = options or PipelineOptions()
         verified = VerifiedFiles(cache_folder()) if options.cache else None
         folder = default_bundle() if path is None else checked_path(path)
         return cls(Bundle.open(folder, verified), options)
+
+    @property
+    def settled_options(self) -> PipelineOptions:
+        """Options with which another process computes as this one does, without measuring."""
+        return replace(self.options, device=self.device.name, dequantize=self._dequantize)
+
+    def _chosen(self, devices: Sequence[Device]) -> Candidate:
+        """The device and arithmetic to use, measured if there is a choice."""
+        if (asked := self.options.dequantize) is None:
+            among = candidates(devices, self.manifest)
+        else:
+            among = [Candidate(device, asked) for device in devices]
+        if len(among) == 1:
+            return among[0]
+        golden = read_golden(self._bundle)
+        folder = self._cache_folder(devices) if self.options.cache else None
+        return choose(among, self._generator_on, self.manifest, golden, folder)
+
+    def _generator_on(self, candidate: Candidate) -> CompiledModel:
+        """The generator of a candidate, for one image at a time; raises if it is out of tolerance.
+
+        Compiled models are kept, since one of them is the one that is used.
+        """
+        golden = read_golden(self._bundle)
+        device = candidate.device
+        folder = self._cache_folder([device]) if self.options.cache else None
+        file = ModelFile(
+            self._bundle, GENERATOR, lambda _: golden.generator_probe() if golden else None
+        )
+        options = CompileOptions(
+            self._threads,
+            1,
+            self._precision_on(device),
+            folder,
+            self.options.precision == "auto",
+            device,
+            candidate.dequantize,
+        )
+        return file.compile(options)
+
+    def _precision_on(self, device: Device) -> str:
+        of_bundle = self.manifest.inference_precision
+        return chosen_precision(self.options.precision, of_bundle, device)
 
     @cached_property
     def golden(self) -> Golden | None:
@@ -182,7 +237,7 @@ class Pipeline:
         """
         if (golden := self.golden) is None:
             return None
-        for length in (*_TEXT_LENGTHS, self.manifest.context_length):
+        for length in (*TEXT_LENGTHS, self.manifest.context_length):
             if length <= self.manifest.context_length:
                 self._text_encoder(length)
         self._generator(1)
@@ -337,7 +392,7 @@ class Pipeline:
 
     def _text_length(self, count: int) -> int:
         """For how many tokens to compile the text encoder that reads `count`."""
-        lengths = (*_TEXT_LENGTHS, self.manifest.context_length)
+        lengths = (*TEXT_LENGTHS, self.manifest.context_length)
         return next(length for length in lengths if length >= count)
 
     def _text_encoder(self, length: int) -> CompiledModel:
@@ -355,23 +410,40 @@ class Pipeline:
         """Number of images computed in parallel, each with its share of the cores."""
         if self.options.streams:
             return self.options.streams
-        # In float32, sums depend on the number of threads, and images would depend on `count`.
-        exact = self.manifest.is_all_int8 or self._precision == "bf16"
-        return self._threads if exact and count >= _MANY * self._threads else 1
+        # In floating point, sums depend on the number of threads, and the image would on `count`.
+        all_int8 = self.manifest.is_all_int8 and not self._dequantize
+        exact = all_int8 or self._precision == "bf16"
+        streams = self.device.streams(self._threads)
+        return streams if exact and count >= _MANY * streams else 1
 
     def _compile_options(self, streams: int) -> CompileOptions:
         fallback = self.options.precision == "auto"
         return CompileOptions(
-            self._threads, streams, self._precision, self._compiled_folder, fallback
+            self._threads,
+            streams,
+            self._precision,
+            self._compiled_folder,
+            fallback,
+            self.device,
+            self._dequantize,
         )
 
-    def _cache_folder(self) -> Path | None:
-        """For compiled models of this bundle, compared with its golden numbers on this machine."""
-        capped = [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "OV_CPU_MAX_ISA")]
+    def _cache_folder(self, devices: Sequence[Device]) -> Path | None:
+        """For models compiled for devices, and compared with the golden numbers on them."""
         golden = self.manifest.files.get(GOLDEN), self.manifest.golden
-        machine = f"{ov.__version__} {cpu_name()} {instruction_sets()} {capped} {golden}"
+        machine = f"{ov.__version__} {[each.identity for each in devices]} {golden}"
         key = hashlib.sha256(machine.encode()).hexdigest()[:12]
         return compiled_model_folder(cache_folder(), f"{self.manifest.model_hash[:32]}-{key}")
+
+
+def settled_options(bundle: str | Path, options: PipelineOptions) -> PipelineOptions:
+    """Options that leave no choice of device and arithmetic, for several processes.
+
+    Raises as `Pipeline.from_bundle`, where the bundle has to be loaded to measure it.
+    """
+    if options.device != AUTO and (options.dequantize is not None or is_x86()):
+        return options
+    return Pipeline.from_bundle(bundle, options).settled_options
 
 
 def _prompt_key(prompt: str) -> bytes:

@@ -11,13 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-_START, _END = "<|startoftext|>", "<|endoftext|>"
-_WORD_END = "</w>"
-_WORDS = regex.compile(
-    rf"{regex.escape(_START)}|{regex.escape(_END)}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|"
-    r"[^\s\p{L}\p{N}]+",
-    regex.IGNORECASE,
-)
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+# What a text is split into, in lower case.
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_WORDS = regex.compile(rf"{regex.escape(START)}|{regex.escape(END)}|{WORDS}", regex.IGNORECASE)
 
 # Only words of natural length are cached: 8,192 of them take at most 5 MB, whatever is sent.
 _CACHED_WORDS = 1 << 13
@@ -63,7 +61,7 @@ class Tokenizer:
         self._byte_characters = _byte_characters()
         # The order of the ids: printable bytes first, as in the published vocabulary.
         vocabulary = list(self._byte_characters.values())
-        vocabulary += [character + _WORD_END for character in vocabulary]
+        vocabulary += [character + WORD_END for character in vocabulary]
         vocabulary += [merge.replace(" ", "", 1) for merge in self.merges]
         self._ids = {token: i for i, token in enumerate(vocabulary)}
         for merge in self.merges:
@@ -74,6 +72,11 @@ class Tokenizer:
         self._ranks = {merge: rank for rank, merge in enumerate(self.merges)}
         self.start_id, self.end_id = len(vocabulary), len(vocabulary) + 1
         self._merge_cached = lru_cache(maxsize=_CACHED_WORDS)(self._merge)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Texts of the tokens by their ids, without start and end."""
+        return list(self._ids)
 
     @property
     def vocabulary_size(self) -> int:
@@ -93,9 +96,9 @@ class Tokenizer:
         """Ids of one word after the other; a word is merged only when it is asked for."""
         for match in _WORDS.finditer(clean(text)):
             word = match[0]
-            if word == _START:
+            if word == START:
                 yield (self.start_id,)
-            elif word == _END:
+            elif word == END:
                 yield (self.end_id,)
             elif len(word.encode("utf-8", "replace")) > _CACHED_BYTES:
                 yield self._merge(word)
@@ -137,7 +140,7 @@ class Tokenizer:
         A heap of mergeable neighbours makes this O(n log n) for the n bytes of a word, up to 8,000.
         """
         parts = [self._byte_characters[byte] for byte in word.encode("utf-8", "replace")]
-        parts[-1] += _WORD_END
+        parts[-1] += WORD_END
         # A doubly linked list of the parts that are left; an empty text marks a part merged away.
         end = len(parts)
         following, previous = list(range(1, end + 1)), list(range(-1, end - 1))

@@ -2,7 +2,7 @@
 
 OpenVINO loads an untrusted bundle in a child process with bounded memory and time:
 
-    python -m runtime.verification FOLDER PRECISION
+    python -m runtime.verification FOLDER PRECISION DEVICE
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runtime.bundle import FORMAT_VERSION, Bundle
+from runtime.devices import CPU, checked_name, devices_for
 from runtime.errors import BundleError, GalipEdgeError
 from runtime.pipeline import Pipeline, PipelineOptions
 
@@ -33,24 +34,28 @@ class Step(NamedTuple):
     result: str
 
 
-def verify_bundle(folder: Path, precision: str = "auto") -> Iterator[Step]:
+def verify_bundle(folder: Path, precision: str = "auto", device: str = CPU) -> Iterator[Step]:
     """Check an untrusted bundle, without the cache.
 
     Args:
         folder: of the bundle.
         precision: to run it in (`PipelineOptions`).
+        device: to run it on.
 
     Raises:
+        DeviceError: the machine does not have the device.
         BundleError: the bundle is damaged, unsafe, or wrong on this machine.
     """
+    devices_for(checked_name(device))
     bundle = Bundle.open(folder)
     yield Step("hashes", f"ok, {len(bundle.manifest.files)} files")
-    yield from _in_child(folder, precision)
+    yield from _in_child(folder, precision, device)
     bundle.check_unchanged(*bundle.manifest.files)
 
 
-def _in_child(folder: Path, precision: str) -> Iterator[Step]:
-    command = [sys.executable, "-m", "runtime.verification", str(folder.resolve()), precision]
+def _in_child(folder: Path, precision: str, device: str) -> Iterator[Step]:
+    arguments = [str(folder.resolve()), precision, device]
+    command = [sys.executable, "-m", "runtime.verification", *arguments]
     # `-m` searches the working folder first, which may hold untrusted files.
     root = Path(__file__).parent.parent
     late = threading.Event()
@@ -103,8 +108,9 @@ def _limit_resources() -> None:
         resource.setrlimit(name, (limit, hard))
 
 
-def _load(folder: Path, precision: str) -> Iterator[Step]:
-    pipeline = Pipeline.from_bundle(folder, PipelineOptions(cache=False, precision=precision))
+def _load(folder: Path, precision: str, device: str) -> Iterator[Step]:
+    options = PipelineOptions(cache=False, precision=precision, device=device)
+    pipeline = Pipeline.from_bundle(folder, options)
     report = pipeline.compare_with_golden()
     yield Step("loading", "ok")
     if report is None:
@@ -119,11 +125,12 @@ def _load(folder: Path, precision: str) -> Iterator[Step]:
     yield Step("inference", f"ok, {image.shape[1]} x {image.shape[0]} pixels")
 
 
-def _main(folder: str, precision: str) -> None:
+def _main(folder: str, precision: str, device: str) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    _limit_resources()
+    if device == CPU:  # drivers of other devices reserve more address space
+        _limit_resources()
     try:
-        for step in _load(Path(folder), precision):
+        for step in _load(Path(folder), precision, device):
             print(json.dumps(step._asdict()), flush=True)  # noqa: T201
     except (GalipEdgeError, MemoryError) as error:
         text = str(error) or "it needs more memory than any GALIP model"

@@ -23,6 +23,7 @@ from galip_edge.commands.console import console, notice
 from galip_edge.commands.options import (
     RenamedOption,
     cache_option,
+    inference_device_option,
     json_option,
     model_option,
     precision_option,
@@ -181,6 +182,7 @@ from runtime.pipeline import PipelineOptions
         help="Images in parallel in each process.",
     ),
     precision_option,
+    inference_device_option,
     cache_option,
 )
 @option_group(
@@ -219,6 +221,7 @@ def command(
     streams: int,
     cache: bool,
     precision: str,
+    device: str,
     as_json: bool,
     signer: Signer | None,
 ) -> None:
@@ -248,7 +251,7 @@ def command(
         update=update,
         verify=verify,
         force=force,
-        pipeline=PipelineOptions(threads, streams, cache, precision),
+        pipeline=PipelineOptions(threads, streams, cache, precision, device),
     )
     bundle = model or default_bundle()
     with _prompt_file(prompts, input_format) as path:

@@ -13,7 +13,7 @@ import click
 from galip_edge.commands.console import console, counting_progress
 from galip_edge.commands.options import (
     clip_activation_option,
-    device_option,
+    evaluation_device_option,
     input_path,
     json_option,
 )
@@ -113,7 +113,7 @@ _UNLIMITED = 1000
     help="Captions whose images are compared with each other; 0 for none.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
-@device_option
+@evaluation_device_option
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Append to this JSON lines file."
 )
@@ -139,7 +139,7 @@ def command(
     seed: int,
     diversity_captions: int,
     batch_size: int,
-    device: str,
+    device: str | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -168,9 +168,12 @@ def command(
     from galip_edge.evaluation.published import fid_published, load_statistics
 
     real_statistics = load_statistics(statistics) if statistics else None
-    place = choose_device(device)
-    evaluated = open_model(model, clip, place, clip_activation)
-    other = open_model(reference, clip, place, clip_activation) if reference else None
+    place = choose_device("auto" if device in (None, "gpu", "npu") else device)
+    bundle_device = "cpu" if device in (None, "cuda") else device
+    evaluated = open_model(model, clip, place, clip_activation, bundle_device)
+    other = (
+        open_model(reference, clip, place, clip_activation, bundle_device) if reference else None
+    )
     inceptions = _inceptions({"torchvision": inception_torchvision, "tf": inception_tf}, place)
     if efficientnet:
         from galip_edge.evaluation.efficientnet import EfficientNetFeatures

@@ -11,6 +11,7 @@ from galip_edge.commands.console import counting_progress
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
     cache_option,
+    inference_device_option,
     json_option,
     model_option,
     overwrite_option,
@@ -52,6 +53,7 @@ from runtime.reproduce import SeriesRecipe
 @threads_option
 @cache_option
 @precision_option
+@inference_device_option
 @signing_options
 @json_option
 def command(
@@ -66,6 +68,7 @@ def command(
     threads: int,
     cache: bool,
     precision: str,
+    device: str,
     as_json: bool,
     signer: Signer | None,
 ) -> None:
@@ -78,7 +81,9 @@ def command(
     seeds = range(seed, seed + count)
     if seeds[-1] > MAX_SEED:
         raise click.UsageError(f"the last seed would be above {MAX_SEED}")
-    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache, precision=precision))
+    pipeline = load_pipeline(
+        model, PipelineOptions(threads, cache=cache, precision=precision, device=device)
+    )
     latents = (keyframe_latent(pipeline, Keyframe(prompt, each), psi) for each in seeds)
     pictures = []
     with counting_progress() as progress:

@@ -16,6 +16,7 @@ from galip_edge.commands.console import counting_progress, notice
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
     cache_option,
+    inference_device_option,
     json_option,
     model_option,
     precision_option,
@@ -76,6 +77,7 @@ _FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg":
 )
 @cache_option
 @precision_option
+@inference_device_option
 @signing_options
 @json_option
 def command(
@@ -90,6 +92,7 @@ def command(
     streams: int,
     cache: bool,
     precision: str,
+    device: str,
     as_json: bool,
     signer: Signer | None,
 ) -> None:
@@ -103,7 +106,7 @@ def command(
     single = _single_format(out, signer)
     if single is not None:
         _check_single(out, len(prompts) * count, grid, as_json)
-    options = PipelineOptions(threads, streams, cache, precision)
+    options = PipelineOptions(threads, streams, cache, precision, device)
     pipeline = load_pipeline(model, options)
     manifest = pipeline.manifest
     pipeline.prepare(len(prompts) * count)

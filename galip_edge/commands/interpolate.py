@@ -13,6 +13,7 @@ from galip_edge.commands.console import counting_progress
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
     cache_option,
+    inference_device_option,
     json_option,
     model_option,
     overwrite_option,
@@ -74,6 +75,7 @@ from runtime.reproduce import SeriesRecipe
 @threads_option
 @cache_option
 @precision_option
+@inference_device_option
 @signing_options
 @json_option
 def command(
@@ -90,6 +92,7 @@ def command(
     threads: int,
     cache: bool,
     precision: str,
+    device: str,
     as_json: bool,
     signer: Signer | None,
 ) -> None:
@@ -104,7 +107,9 @@ def command(
     if shape and out.suffix.lower() != ".png":
         out = out.with_suffix(".png")
     _refuse_existing(out, force)
-    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache, precision=precision))
+    pipeline = load_pipeline(
+        model, PipelineOptions(threads, cache=cache, precision=precision, device=device)
+    )
     if shape:
         blends = None
         total = shape[0] * shape[1]

@@ -15,6 +15,7 @@ from pydantic import Field
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
     cache_option,
+    inference_device_option,
     model_option,
     signing_options,
     threads_option,
@@ -33,13 +34,16 @@ from runtime.version import __version__
 @model_option
 @threads_option
 @cache_option
+@inference_device_option
 @signing_options
-def command(model: Path | None, threads: int, cache: bool, signer: Signer | None) -> None:
+def command(
+    model: Path | None, threads: int, cache: bool, device: str, signer: Signer | None
+) -> None:
     """Serve one tool, generate_image, by the Model Context Protocol (standard input and output).
 
     Assistants start this command themselves; see docs/serving.md for their settings.
     """
-    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache))
+    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache, device=device))
     pipeline.generate("a bird on a branch")  # a faulty bundle ends the command here
     server_of(pipeline, signer).run("stdio")
 

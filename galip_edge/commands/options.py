@@ -143,6 +143,31 @@ threads_option = click.option(
     help="CPU cores to use.",
 )
 
+
+class _DeviceName(click.ParamType):  # type: ignore[type-arg] # in some versions of click
+    """OpenVINO's name of a device, in any case."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        from runtime.devices import checked_name
+
+        try:
+            return checked_name(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+inference_device_option = click.option(
+    "--device",
+    type=_DeviceName(),
+    metavar="[CPU|GPU|NPU|AUTO]",
+    default="CPU",
+    show_default=True,
+    help="Device to run the model on, see galip-edge devices; AUTO: the fastest one, measured "
+    "once.",
+)
+
 _DEVICES = click.Choice(["auto", "cpu", "cuda"])
 
 device_option = click.option(
@@ -151,6 +176,13 @@ device_option = click.option(
     default="auto",
     show_default=True,
     help="Where PyTorch computes; auto: CUDA where it is available.",
+)
+
+evaluation_device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "gpu", "npu"], case_sensitive=False),
+    help="auto, cpu, cuda: for PyTorch; auto, cpu, gpu, npu: for a bundle, see galip-edge devices. "
+    "Default: auto for PyTorch, the CPU for a bundle.",
 )
 
 device_setting_option = click.option(
@@ -162,6 +194,14 @@ cache_option = click.option(
     default=True,
     show_default=True,
     help="Keep compiled models in the user's cache folder.",
+)
+
+vnni_option = click.option(
+    "--vnni/--no-vnni",
+    default=True,
+    show_default=True,
+    help="Whether the target machine's CPU has VNNI (since 2019); INT8 weights would overflow "
+    "without.",
 )
 
 precision_option = click.option(

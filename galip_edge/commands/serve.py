@@ -16,6 +16,7 @@ from galip_edge.commands.console import console, notice
 from galip_edge.commands.options import (
     RenamedOption,
     cache_option,
+    inference_device_option,
     model_path,
     precision_option,
     signing_options,
@@ -191,6 +192,7 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
 @threads_option
 @cache_option
 @precision_option
+@inference_device_option
 @signing_options
 def command(
     models: tuple[str, ...],
@@ -199,6 +201,7 @@ def command(
     threads: int,
     cache: bool,
     precision: str,
+    device: str,
     trusted_proxies: tuple[str, ...],
     root_path: str,
     signer: Signer | None,
@@ -223,7 +226,9 @@ def command(
         signer=signer,
     )
     with listening(host, port) as listener:
-        sources = model_sources(models, PipelineOptions(threads, cache=cache, precision=precision))
+        sources = model_sources(
+            models, PipelineOptions(threads, cache=cache, precision=precision, device=device)
+        )
         first = next(iter(sources))
         with console().status("loading the model"):
             sources[first] = sources[first].loaded()  # a fault ends the command here
@@ -280,6 +285,18 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._unfinished, self._header_timeout = unfinished, header_timeout
         self._gate: HeaderGate | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn; on Windows in a loop that can watch sockets, which the gate needs."""
+        if sys.platform != "win32":
+            super().run(sockets)
+            return
+        loop = asyncio.SelectorEventLoop()
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(self.serve(sockets=sockets))
+        finally:
+            loop.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start uvicorn without sockets, which the gate listens on."""

@@ -117,13 +117,13 @@ def to_pixels(images: Tensor) -> Images:
 
 
 class BundleModel:
-    """A bundle in the CPU runtime, in its own precision."""
+    """A bundle in the runtime, in its own precision, on a device of OpenVINO's."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, device: str = "CPU") -> None:
         # Training evaluates checkpoints, without OpenVINO.
         from runtime.pipeline import Pipeline, PipelineOptions
 
-        self._pipeline = Pipeline.from_bundle(folder, PipelineOptions(cache=False))
+        self._pipeline = Pipeline.from_bundle(folder, PipelineOptions(cache=False, device=device))
         self.name, self.sha256 = str(folder), self._pipeline.manifest.model_hash
         self.image_size = self._pipeline.manifest.image_size
 
@@ -147,9 +147,10 @@ def open_model(
     clip: str | Path | None = None,
     device: torch.device | None = None,
     clip_activation: Activation | None = None,
+    bundle_device: str = "CPU",
 ) -> CheckpointModel | BundleModel:
     """A bundle if `path` is a folder, otherwise a checkpoint on `device`. Raises GalipEdgeError."""
     path = Path(path)
     if path.is_dir():
-        return BundleModel(path)
+        return BundleModel(path, bundle_device)
     return CheckpointModel(path, clip, device, clip_activation)

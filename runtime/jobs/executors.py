@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -188,10 +187,10 @@ def _serve(spec: JobSpec, connection: Connection, stop: Any) -> None:
     # The leader decides when workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
 
     def stopped() -> bool:
-        return bool(stop.is_set()) or os.getppid() != parent
+        return bool(stop.is_set()) or (parent is not None and not parent.is_alive())
 
     try:
         with open_storage(spec.out).join():

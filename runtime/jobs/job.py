@@ -17,13 +17,14 @@ from runtime.files import cache_folder
 from runtime.images import ImageFormat, ImageMetadata
 from runtime.jobs.executors import Executor, SerialExecutor
 from runtime.jobs.journal import COLUMNS, DONE, FAILED, INVALID, Entry, parse_journal, to_line
+from runtime.jobs.locks import Held
 from runtime.jobs.prompts import PromptFile
 from runtime.jobs.shards import read_shards
 from runtime.jobs.state import JOURNALS, STATE_FILE, TABLES, Preparation, State, open_tables
-from runtime.jobs.storage import STATE, Held, RemoteStorage, Storage, open_storage
+from runtime.jobs.storage import STATE, RemoteStorage, Storage, open_storage
 from runtime.jobs.worker import JobSpec, Resumed
 from runtime.jobs.writers import OUTPUT_FORMATS, sample_of, schema_of, write_parquet
-from runtime.pipeline import Pipeline, PipelineOptions
+from runtime.pipeline import Pipeline, PipelineOptions, settled_options
 
 # A folder that data loaders skip: Hugging Face datasets ignore names starting with two underscores,
 # pyarrow and Spark those starting with one, and `*.parquet` does not match inside it.
@@ -141,6 +142,7 @@ class Job:
         self.options = options or JobOptions()
         self.model: Manifest = read_manifest(Path(bundle))
         verify_files(Path(bundle), self.model, VerifiedFiles(cache_folder()))
+        self._pipeline_options = settled_options(bundle, self.options.pipeline)
         self._executor = executor or SerialExecutor()
         self._stopped = False
         _ = prompts.layout  # an invalid prompt file leaves nothing behind
@@ -150,7 +152,7 @@ class Job:
             bundle=Path(bundle),
             model=self.model.name,
             model_hash=self.model.model_hash,
-            options=self.options.pipeline,
+            options=self._pipeline_options,
             out=str(out),
             output_format=self.options.output_format,
             image_format=self.options.image_format,
@@ -283,7 +285,8 @@ class Job:
 
     def _facts(self) -> dict[str, Any]:
         """Settings that must not change, by their names on disk (`state._FIXED`)."""
-        options = self.options
+        options, pipeline = self.options, self._pipeline_options
+        form = ", dequantized" if pipeline.dequantize else ""
         return {
             "seed": self.prompts.seed,
             "carried columns": list(self.prompts.keep_columns),
@@ -292,7 +295,8 @@ class Job:
             "image format": options.image_format.name,
             "quality": options.image_format.quality,
             "part size": options.shard_size,
-            "precision": options.pipeline.precision,
+            "precision": pipeline.precision,
+            "device": f"{pipeline.device}{form}",
         }
 
     def _discard(self) -> None:

@@ -19,8 +19,9 @@ from runtime.compiled_cache import VerifiedFiles, private_folder
 from runtime.errors import BundleError, GalipEdgeError, JobError
 from runtime.files import atomic_folder, cache_folder
 from runtime.jobs.executors import Executor
+from runtime.jobs.locks import file_lock
 from runtime.jobs.shards import Shard
-from runtime.jobs.storage import file_lock, open_storage
+from runtime.jobs.storage import open_storage
 from runtime.jobs.worker import Completed, JobSpec, Resumed, Worker
 
 # Losing the actor of a shard this often ends the job.
@@ -267,7 +268,7 @@ def store_bundle(files: dict[str, bytes], model_hash: str, resources: ExitStack)
         root = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="galip-edge-")))
     folder = root / model_hash[:16]
     busy = f"another worker of this node is writing {folder}: stop it"
-    with file_lock(root / f"{folder.name}.lock", exclusive=True, seconds=_STORING, busy=busy):
+    with file_lock(root / f"{folder.name}.lock", _STORING, busy):
         if not _is_intact(folder, model_hash):
             with atomic_folder(folder, replace=True) as temporary:
                 temporary.chmod(0o700)

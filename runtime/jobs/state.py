@@ -45,9 +45,10 @@ _FIXED = {
     "quality": "quality",
     "part size": "shard size",
     "precision": "precision",
+    "device": "device",
 }
 # Values for jobs from before a setting existed.
-_DEFAULTS = {"precision": "auto"}
+_DEFAULTS = {"precision": "auto", "device": "CPU"}
 
 
 @dataclass(frozen=True)

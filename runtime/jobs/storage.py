@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 from runtime.errors import JobError
 from runtime.files import atomic_path, is_temporary, remove_temporary
+from runtime.jobs.locks import Held, leader_lock, remove_locks, shard_lock, worker_lock
 
 # Folder of the job's state, inside the job's folder.
 STATE = ".job"
@@ -56,9 +57,6 @@ _DENIED = (
 )
 
 _T = TypeVar("_T")
-
-# Whether the job's lock is still held.
-Held = Callable[[], bool]
 
 
 class Storage(Protocol):
@@ -137,10 +135,7 @@ class LocalStorage(Storage):
     def lock(self) -> Iterator[Held]:
         state = self.folder / STATE
         busy = f"another process is running the job in {self.folder}: wait for it, or stop it"
-        with file_lock(state / "lock", exclusive=True, seconds=0, busy=busy) as held:
-            workers = state / "workers"
-            with file_lock(workers, exclusive=True, seconds=_PATIENCE_SECONDS, busy=busy):
-                pass  # no worker of an earlier run is left
+        with leader_lock(state, _PATIENCE_SECONDS, busy) as held:
             self._remove_partial_files()
             yield held
             self._remove_partial_files()  # of workers lost in this run
@@ -151,77 +146,17 @@ class LocalStorage(Storage):
             remove_temporary(folder)
 
     def remove_locks(self) -> None:
-        for name in ("workers", "lock"):
-            (self.folder / STATE / name).unlink(missing_ok=True)
+        remove_locks(self.folder / STATE)
         for folder in (self.folder / STATE / "rows", self.folder / STATE, self.folder):
             with suppress(OSError):  # not empty
                 folder.rmdir()
 
-    @contextmanager
-    def join(self) -> Iterator[None]:
-        busy = f"the job in {self.folder} is about to start"
-        file = self.folder / STATE / "workers"
-        with file_lock(file, exclusive=False, seconds=_PATIENCE_SECONDS, busy=busy):
-            yield
+    def join(self) -> AbstractContextManager[None]:
+        return worker_lock(self.folder / STATE)
 
-    @contextmanager
-    def lock_shard(self, number: int) -> Iterator[None]:
+    def lock_shard(self, number: int) -> AbstractContextManager[None]:
         busy = f"a lost worker is still writing shard {number} of {self.folder}: stop it"
-        file = self.folder / STATE / "parts.lock"
-        with file_lock(file, exclusive=True, seconds=_LOST_SECONDS, busy=busy, byte=number):
-            yield
-
-
-@contextmanager
-def file_lock(
-    file: Path, exclusive: bool, seconds: float, busy: str, byte: int | None = None
-) -> Iterator[Held]:
-    """Lock a file, or one byte of it, so that shards need no lock file each.
-
-    Yields a function that reports whether the locked file still exists under its name.
-
-    Raises JobError with the text `busy` if the lock is not available within `seconds`.
-    """
-    import fcntl
-
-    kind = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
-    until = time.monotonic() + seconds
-    descriptor = _open_lock(file)
-    try:
-        while True:
-            try:
-                if byte is None:
-                    fcntl.flock(descriptor, kind)
-                else:
-                    fcntl.lockf(descriptor, kind, 1, byte)
-            except OSError as error:
-                if time.monotonic() >= until:
-                    raise JobError(busy) from error
-                time.sleep(0.05)
-                continue
-            if _is_same_file(file, descriptor):
-                break
-            # Removed before it was locked, by a job that could not start.
-            os.close(descriptor)
-            descriptor = _open_lock(file)
-        yield lambda: _is_same_file(file, descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _open_lock(file: Path) -> int:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise JobError(f"cannot write {file}: {error.strerror}") from error
-
-
-def _is_same_file(file: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(file.stat(), os.fstat(descriptor))
-    except OSError:
-        return False
+        return shard_lock(self.folder / STATE, number, _LOST_SECONDS, busy)
 
 
 class RemoteStorage(Storage):

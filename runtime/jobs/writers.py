@@ -317,7 +317,7 @@ class _TarWriter(_FileWriter):
                     entry = wanted.get(member.name)
                     if entry is None or member.size != entry["bytes"]:
                         continue
-                    image = os.pread(file.fileno(), member.size, member.offset_data)
+                    image = _content(archive, member)
                     if hashlib.sha256(image).hexdigest() == entry["sha256"]:
                         found[entry["key"]] = name, member.offset_data
         return found
@@ -330,7 +330,8 @@ class _TarWriter(_FileWriter):
         for entry in self._kept_before(position):
             name, start = self._found[entry["key"]]
             with (self._folder / name).open("rb") as old:
-                image = os.pread(old.fileno(), entry["bytes"], start)
+                old.seek(start)
+                image = old.read(entry["bytes"])
             self._tar().write(self._packed(entry, image))
 
     def append(self, item: Item, data: bytes, entry: Entry) -> None:
@@ -583,3 +584,8 @@ def write_parquet(path: Path, rows: Iterable[dict[str, Any]], schema: Any) -> No
         remaining = iter(rows)
         while group := list(islice(remaining, _GROUP)):
             writer.write_table(_table_of(group, schema))
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    return b"" if file is None else file.read()

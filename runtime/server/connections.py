@@ -12,6 +12,7 @@ import asyncio
 import logging
 import re
 import socket
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # Connections queued in the kernel: below 50 ms of work.
 BACKLOG = 1024
+
+# Sockets that a process can wait for on Windows.
+_SELECTABLE = 512
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +49,11 @@ _END_OF_HEADER = re.compile(rb"\r?\n\r?\n")
 
 def raise_file_limit() -> int | None:
     """Raise the soft limit of open files to the hard limit, and return it; None: no limit."""
+    if sys.platform == "win32":
+        return _SELECTABLE
     try:
         import resource
-    except ImportError:  # Windows
+    except ImportError:
         return None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

@@ -1,4 +1,7 @@
 import os
+import sys
+import types
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +96,71 @@ def test_cores_are_limited_by_affinity_and_quota(quota, cores, monkeypatch):
 def test_memory_limit(membership, files, limit, tmp_path):
     write(tmp_path, files | {"membership": membership})
     assert cpu.memory_limit(tmp_path, tmp_path / "membership") == limit
+
+
+MACHINES = Path(__file__).parents[1] / "fixtures" / "machines"
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretends to be another machine, by what its system says of the processor."""
+
+    def become(platform, **readings):
+        monkeypatch.setattr(cpu.sys, "platform", platform)
+        for name, text in readings.items():
+            monkeypatch.setattr(cpu, name, lambda text=text: text)
+        cpu._of_windows.cache_clear()
+
+    yield become
+    cpu._of_windows.cache_clear()
+
+
+def test_a_raspberry_pi_5(machine):
+    machine("linux", _cpuinfo=cpu._cpuinfo(MACHINES / "raspberry-pi-5.cpuinfo"))
+    assert cpu.cpu_name() == "Cortex-A76 (Raspberry Pi 5 Model B Rev 1.0)"
+    assert cpu.instruction_sets() == ["NEON", "NEON FP16", "NEON DOTPROD"]
+    assert not cpu.lacks_vnni()
+
+
+def test_a_mac(machine):
+    machine("darwin", _sysctl=(MACHINES / "mac-m3.sysctl").read_text())
+    assert cpu.cpu_name() == "Apple M3"
+    assert cpu.instruction_sets() == ["NEON", "NEON FP16", "NEON DOTPROD", "I8MM", "BF16"]
+    assert not cpu.lacks_vnni()
+
+
+@pytest.mark.parametrize(
+    ("features", "sets", "slow"),
+    [
+        ({"avx2", "fma"}, ["AVX2"], True),
+        ({"avx2", "avx_vnni"}, ["AVX2", "AVX-VNNI"], False),
+        ({"avx2", "avx512f", "avx512_vnni"}, ["AVX2", "AVX-512", "AVX-512 VNNI"], False),
+    ],
+)
+def test_windows(features, sets, slow, machine, monkeypatch):
+    """By the names that archspec gives to the bits of CPUID."""
+    detect = types.SimpleNamespace(detected_info=lambda: types.SimpleNamespace(features=features))
+    modules = types.SimpleNamespace(brand_string=lambda: "a CPU", detect=detect)
+    monkeypatch.setitem(sys.modules, "archspec", types.SimpleNamespace(cpu=modules))
+    monkeypatch.setitem(sys.modules, "archspec.cpu", modules)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    machine("win32")
+    assert cpu.cpu_name() == "a CPU"
+    assert cpu.instruction_sets() == sets
+    assert cpu.lacks_vnni() == slow
+
+
+def test_the_flags_have_archspecs_names():
+    schema = pytest.importorskip("archspec.cpu.schema")
+    known = {bit["name"] for call in schema.CPUID_JSON["flags"] for bit in call["bits"]}
+    x86 = {flag for flag in cpu._INSTRUCTION_SETS if flag.startswith(("avx", "amx"))}
+    assert x86 <= known
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+def test_a_system_that_says_nothing(platform, machine, monkeypatch):
+    monkeypatch.setitem(sys.modules, "archspec", None)
+    monkeypatch.setitem(sys.modules, "archspec.cpu", None)
+    machine(platform, _cpuinfo={}, _sysctl="")
+    assert cpu.cpu_name()
+    assert cpu.instruction_sets() == []

@@ -86,7 +86,7 @@ def slow_batch(bundle, tmp_path, stderr) -> subprocess.Popen:
     path.write_text("a bird\ntwo dogs\n")
     command = [plain_batch.__file__, 60, path, "--out", tmp_path / "out", "--model", bundle]
     process = subprocess.Popen([sys.executable, *map(str, command)], stderr=stderr)
-    wait_until((tmp_path / "out" / ".job" / "parts.lock").exists)
+    wait_until(lambda: list((tmp_path / "out" / ".job").glob("held/*.lock")))
     return process
 
 

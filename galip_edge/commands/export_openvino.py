@@ -1,0 +1,37 @@
+"""`galip-edge export-openvino`: a bundle as plain OpenVINO models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from galip_edge.commands.console import console
+from galip_edge.commands.options import existing_path, one_output, vnni_option
+from runtime.openvino_export import export_openvino
+
+
+@click.command("export-openvino")
+@click.argument("bundle", type=existing_path)
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the models.")
+@click.option("--force", is_flag=True, help="Replace an existing export.")
+@vnni_option
+@click.option(
+    "--tokenizer/--no-tokenizer",
+    default=True,
+    show_default=True,
+    help="Write the tokenizer, too; needs the extra `export`.",
+)
+def command(
+    bundle: Path, folder: Path | None, out: Path | None, force: bool, vnni: bool, tokenizer: bool
+) -> None:
+    """Write BUNDLE to FOLDER as OpenVINO models, for programs in C++ and other languages.
+
+    Three models: tokenizer (text to tokens), text encoder and generator (noise and a sentence
+    embedding to an image). examples/cpp uses them.
+    """
+    folder = one_output(folder, out)
+    with console().status("exporting"):
+        export_openvino(bundle, folder, force, vnni, tokenizer)
+    click.echo(folder)

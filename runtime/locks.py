@@ -1,0 +1,108 @@
+"""Locks between processes: files that one process holds, on any platform.
+
+The kernel releases the locks of a process that was killed. Where Python has neither `fcntl` nor
+Windows' locks, a file with the owner's process number stands for a lock; the lock of a dead process
+of this machine is taken over.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import filelock
+
+# Files in a locked folder that stand for its lock, where the folder itself cannot be locked.
+FOLDER_LOCKS = ("lock", "lock.owner")
+
+
+class Lock:
+    """A lock that this process holds until `release`.
+
+    Args:
+        held: whether the locked file is still there, and the same.
+        release: gives the lock back.
+    """
+
+    def __init__(self, held: Callable[[], bool], release: Callable[[], None]) -> None:
+        self.held, self.release = held, release
+
+
+def try_lock(path: Path) -> Lock | None:
+    """Lock a file, which is created if it does not exist, or an existing folder.
+
+    Returns:
+        None while another process holds it.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    if not _has_native_locks():
+        return _try_soft(path)
+    if path.is_dir() and sys.platform == "win32":  # where folders cannot be opened
+        path = path / "lock"
+    while True:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not filelock.lock_descriptor(descriptor, blocking=False):
+                os.close(descriptor)
+                return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if _is_at(path, descriptor):
+            return _native(path, descriptor)
+        # It was removed before it was locked.
+        os.close(descriptor)
+
+
+def remove_locked(lock: Lock, path: Path) -> None:
+    """Release a lock and remove its file; whoever waits for it creates a new one."""
+    if sys.platform == "win32":  # where an open file cannot be removed
+        lock.release()
+        _unlink(path)
+    else:
+        _unlink(path)
+        lock.release()
+
+
+def _has_native_locks() -> bool:
+    return filelock.has_fcntl or sys.platform == "win32"
+
+
+def _try_soft(path: Path) -> Lock | None:
+    file = path / "lock.owner" if path.is_dir() else path.with_name(f"{path.name}.owner")
+    soft = filelock.SoftFileLock(file, thread_local=False)
+    try:
+        soft.acquire(blocking=False)
+    except filelock.Timeout:
+        return None
+    status = file.stat()
+
+    def held() -> bool:
+        try:
+            return os.path.samestat(file.stat(), status)
+        except OSError:
+            return False
+
+    return Lock(held, soft.release)
+
+
+def _native(path: Path, descriptor: int) -> Lock:
+    left = [descriptor]
+    return Lock(lambda: _is_at(path, descriptor), lambda: os.close(left.pop()) if left else None)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):  # another process may have opened it, on Windows
+        path.unlink(missing_ok=True)
