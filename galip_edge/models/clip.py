@@ -123,9 +123,14 @@ class CLIPImageEncoder(nn.Module):
         for index, block in enumerate(visual.transformer.resblocks):
             tokens = block(tokens)
             if index in self.taps:
-                features.append(_patch_tokens_as_feature(tokens, self.config.grid))
+                features.append(tokens[:, 1:])
         embedding = visual.ln_post(tokens[:, 0]) @ visual.proj
-        return torch.stack(features, dim=1) if features else images, embedding
+        if not features:
+            return images, embedding
+        # Channels stay innermost, so that convolutions read each tap as it is.
+        grid = self.config.grid
+        taps = torch.stack(features).unflatten(2, (grid, grid))
+        return taps.permute(1, 0, 4, 2, 3), embedding
 
 
 class PromptedViT(nn.Module):

@@ -89,6 +89,8 @@ class EvaluationConfig:
 
     Attributes:
         interval: steps between two evaluations; 0 for none.
+        minutes: with `interval`, also evaluate when the last evaluation is older than this; 0 for
+            never. The evaluated steps, and so the best model, then depend on the machine's speed.
         count: captions, generated images (one per caption), and real images.
         batch_size: images at once; does not affect the result.
         diversity_captions, diversity_images: captions for diversity, and images of each; 0
@@ -103,6 +105,7 @@ class EvaluationConfig:
     ALIASES: ClassVar[Mapping[str, str]] = {"every": "interval"}
 
     interval: int = 0
+    minutes: float = 0.0
     count: int = 500
     batch_size: int = 32
     diversity_captions: int = 10
@@ -116,6 +119,7 @@ class EvaluationConfig:
         check_integers(self, 0, "interval", "diversity_captions")
         check_integers(self, 1, "batch_size")
         check_integers(self, 2, "count", "diversity_images")
+        check_not_negative(self, "minutes")
 
 
 @dataclass(frozen=True)

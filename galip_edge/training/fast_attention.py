@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,8 +77,26 @@ def use_training_copy(model: GALIP, precision: Precision) -> None:
     frozen = copy.deepcopy(visual, shared)
     use_fast_attention(frozen.transformer)
     if precision != "float32":
+        _use_silu(frozen.transformer)
         for parameter in frozen.parameters():
             if parameter.ndim > 1:  # layer norms and biases stay exact
                 parameter.data = parameter.data.to(getattr(torch, precision))
     model.generator.vit.visual = frozen
     model.image_encoder.visual = frozen
+
+
+def _use_silu(transformer: Any) -> None:
+    """Replace QuickGELU by SiLU, one operation instead of three, between rescaled weights.
+
+    x sigmoid(1.702 x) is silu(1.702 x) / 1.702, and both factors belong to the frozen linear
+    layers around it. Other activations stay.
+    """
+    for block in transformer.resblocks:
+        if isinstance(block.mlp.gelu, QuickGELU):
+            block.mlp.c_fc.weight.data *= _QUICK_GELU
+            block.mlp.c_fc.bias.data *= _QUICK_GELU
+            block.mlp.c_proj.weight.data /= _QUICK_GELU
+            block.mlp.gelu = nn.SiLU()
+
+
+_QUICK_GELU = 1.702

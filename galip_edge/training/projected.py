@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized
 
+from galip_edge.checkpoints.safe_load import read_weights
 from galip_edge.config import check_integers, check_not_negative, check_positive
-from galip_edge.models.efficientnet import EfficientNetLite
+from galip_edge.errors import CheckpointError
+from galip_edge.models.efficientnet import EfficientNetLite, FeaturePyramid, folded_weights
 from galip_edge.training.losses import hinge
 
 _SLOPE = 0.2
@@ -35,12 +38,15 @@ class ProjectedConfig:
         weight: of its score in the generator's loss, relative to the CLIP-based discriminator.
         learning_rate: of the heads.
         width, projection: channels of each head, and of its fixed random input projection.
+        features: file of EfficientNet-Lite0's weights, written by `benchmarks/gpu_pack.py`.
+            Default: those of the package.
     """
 
     weight: float = 0.0
     learning_rate: float = 2e-4
     width: int = 96
     projection: int = 64
+    features: str | None = None
 
     def __post_init__(self) -> None:
         check_not_negative(self, "weight")
@@ -120,7 +126,7 @@ class ProjectedDiscriminator(nn.Module):
             raise ValueError(
                 f"projected.weight needs an image size that is a multiple of 32, got {image_size}"
             )
-        self.backbone = EfficientNetLite(0)
+        self.backbone = _read_pyramid(config.features)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.heads = _Heads(
@@ -131,7 +137,8 @@ class ProjectedDiscriminator(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Images (B,3,H,W) in [-1,1] -> features at four scales; gradients reach the images."""
-        return self.backbone.scales(images)
+        found: list[Tensor] = self.backbone(images)
+        return found
 
     @torch.no_grad()
     def refine_norms(self) -> None:
@@ -183,3 +190,16 @@ class ProjectedDiscriminator(nn.Module):
             for head, features in zip(self.heads, fake)
         ]
         return -torch.stack(scores).mean()
+
+
+def _read_pyramid(file: str | None) -> FeaturePyramid:
+    if file is None:
+        return FeaturePyramid(folded_weights(EfficientNetLite(0)))
+    tensors, _ = read_weights(Path(file))
+    try:
+        return FeaturePyramid(tensors)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{file} has no tensor {error}: not a file of EfficientNet-Lite0's features; write one "
+            "with python benchmarks/gpu_pack.py"
+        ) from error

@@ -122,7 +122,7 @@ class _Run:
             evaluates = config.evaluation.interval and world.is_first
             self.evaluator = Evaluator(config, self.trainer, self.encode) if evaluates else None
         _check_same_on_all(world, self.step)
-        self._saved_at = time.monotonic()
+        self._saved_at = self._evaluated_at = time.monotonic()
 
     def go(self, stop_requested: Callable[[], bool]) -> RunResult:
         """Train to the end, or until a stop is requested."""
@@ -131,8 +131,12 @@ class _Run:
             batches = _endless(self.loader)
             while self.step < self.total:
                 batch, sentence, failure = self._next(batches, log)
-                stop, failed, overdue = self.world.any(
-                    stop_requested(), failure is not None, self._is_overdue()
+                stop, failed, overdue, unevaluated = self.world.any(
+                    stop_requested(),
+                    failure is not None,
+                    self._is_overdue(self.config.checkpoint.minutes, self._saved_at),
+                    self.evaluator is not None
+                    and self._is_overdue(self.config.evaluation.minutes, self._evaluated_at),
                 )
                 if failed:
                     self.world.raise_any(failure)
@@ -142,7 +146,8 @@ class _Run:
                 self.step += 1
                 log.step(self.step, self.loader.position.epoch, report, self.loader.skips.total)
                 not_finite = self._check_finite(report, batch, not_finite, log)
-                self._after_step(log, batch, stop or self.step == self.total, overdue)
+                last = stop or self.step == self.total
+                self._after_step(log, batch, last, overdue, unevaluated)
                 if stop:
                     _log.warning("stopped after step %d; rerun to resume", self.step)
                     break
@@ -162,11 +167,15 @@ class _Run:
         except Exception as error:  # noqa: BLE001 - it is raised on all processes together
             return None, None, error
 
-    def _after_step(self, log: RunLog, batch: Batch, last: bool, overdue: bool) -> None:
+    def _after_step(
+        self, log: RunLog, batch: Batch, last: bool, overdue: bool, unevaluated: bool
+    ) -> None:
         """Write samples, evaluate, and save a checkpoint, where due."""
         samples = self._is_due(self.config.log.samples_interval, last)
         # Not at an interruption, on which the best model must not depend.
-        evaluation = self._is_due(self.config.evaluation.interval, self.step == self.total)
+        evaluation = unevaluated or self._is_due(
+            self.config.evaluation.interval, self.step == self.total
+        )
         kept = self._is_due(self.config.checkpoint.keep_interval, False)
         save = overdue or kept or self._is_due(self.config.checkpoint.interval, last)
         if not (samples or evaluation or save):
@@ -184,12 +193,9 @@ class _Run:
     def _is_due(self, interval: int, last: bool) -> bool:
         return bool(interval) and (last or self.step % interval == 0)
 
-    def _is_overdue(self) -> bool:
-        """True if the last checkpoint is too old, by the clock of the first process."""
-        minutes = self.config.checkpoint.minutes
-        return (
-            self.world.is_first and minutes > 0 and time.monotonic() - self._saved_at > 60 * minutes
-        )
+    def _is_overdue(self, minutes: float, last: float) -> bool:
+        """True if `last` is too long ago, by the clock of the first process; 0 minutes: never."""
+        return self.world.is_first and minutes > 0 and time.monotonic() - last > 60 * minutes
 
     def _check_finite(self, report: StepReport, batch: Batch, before: int, log: RunLog) -> int:
         """Number of consecutive non-finite steps; raises GalipEdgeError at the limit."""
@@ -208,6 +214,7 @@ class _Run:
         """Report metrics, and keep the model if it is the best by `checkpoint.best`."""
         assert self.evaluator is not None
         metrics = self.evaluator()
+        self._evaluated_at = time.monotonic()
         log.evaluation(self.step, self.loader.position.epoch, metrics)
         metric = self.config.checkpoint.best
         if metric is None:

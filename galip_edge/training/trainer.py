@@ -21,6 +21,7 @@ from galip_edge.training.diff_augment import augment, translate
 from galip_edge.training.distributed import World
 from galip_edge.training.ema import MovingAverage
 from galip_edge.training.fast_attention import use_training_copy
+from galip_edge.training.fast_blocks import use_fast_blocks
 from galip_edge.training.losses import (
     DiscriminatorLoss,
     GeneratorLoss,
@@ -88,6 +89,8 @@ class Trainer:
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
         use_training_copy(model, config.precision)
+        if world.device.type == "cpu" and config.precision != "float32":
+            use_fast_blocks(model.generator)
         self.generator = self.optimized("generator", model.generator, config.optimizer.generator_lr)
         self.discriminator = self.optimized(
             "discriminator", model.discriminator, config.optimizer.discriminator_lr

@@ -16,17 +16,23 @@ HIDDEN = ("openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "tensorboard"
 SITE = f"import sys\nsys.modules.update(dict.fromkeys({HIDDEN!r}))\n"
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gpu")
+def run_on_bare_machine(folder, script, *arguments):
+    """Output of a script of benchmarks/ on a CPU, in a process without HIDDEN."""
     (folder / "sitecustomize.py").write_text(SITE)
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu"]
-    command += ["--preset", "tiny", "--no-compile", "--limit", "3"]
-    command += ["--out", str(folder / "results" / "gpu.json")]
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--device", "cpu", *arguments]
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return json.loads((folder / "results" / "gpu.json").read_text())
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpu")
+    out = folder / "results" / "gpu.json"
+    arguments = ["--preset", "tiny", "--no-compile", "--limit", "3", "--out", str(out)]
+    run_on_bare_machine(folder, "gpu.py", *arguments)
+    return json.loads(out.read_text())
 
 
 def test_every_part_is_measured_without_openvino_nncf_and_onnx(report):
@@ -90,3 +96,29 @@ def test_a_part_that_hangs_costs_only_itself(tmp_path, capfd, monkeypatch):
     records = gpu.run_part("x", [], 5.0)
     assert records[0] == {"part": "x", "n": 1}
     assert records[1]["ended"] == "stopped after 5 s"
+
+
+def test_the_whole_training_runs_and_resumes_without_openvino_nncf_and_onnx(tmp_path):
+    out = tmp_path / "out"
+    arguments = [str(out), "--preset", "small", "--steps", "3", "--minutes", "60"]
+    printed = run_on_bare_machine(tmp_path, "gpu_train.py", *arguments, "--samples", "250")
+    records = [json.loads(line) for line in printed.splitlines()]
+    ended = {r["stage"]: r for r in records if "exit_code" in r}
+    assert list(ended) == ["draw", "clip", "train", "export", "export best"]
+    assert not any(r["exit_code"] or r["stopped"] for r in ended.values())
+    assert any("evaluation/cmmd" in r for r in records if r["stage"] == "train")
+    assert any("top1" in r for r in records if r["stage"] == "clip")
+    files = records[-1]["files"]
+    assert {"checkpoint/projected.safetensors", "checkpoint/model.safetensors.index.json"} <= set(
+        files
+    )
+    assert max(files.values()) <= 16 * 2**20
+    assert records[-1]["grids"]
+    assert [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] == records
+
+    # What exists is not computed again.
+    printed = run_on_bare_machine(
+        tmp_path, "gpu_train.py", *arguments, "--images", str(out / "images")
+    )
+    skipped = [r["stage"] for r in map(json.loads, printed.splitlines()) if "skipped" in r]
+    assert skipped == ["draw", "clip"]

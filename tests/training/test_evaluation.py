@@ -51,6 +51,15 @@ def evaluated(make_config, tmp_path):
     return config
 
 
+def test_evaluation_by_the_clock(make_config, tmp_path):
+    settings = {**SETTINGS, "evaluation": {**SETTINGS["evaluation"], "interval": 100}}
+    settings["evaluation"]["minutes"] = 1e-9
+    config = make_config(steps=2, output=str(tmp_path / "timed"), **settings)
+    train(config)
+    assert list(figures(config)) == [1, 2]
+    assert (tmp_path / "timed" / "model-best.safetensors").exists()
+
+
 def test_figures_the_best_model_and_grids(evaluated):
     found = figures(evaluated)
     assert list(found) == [2, 4, 6]

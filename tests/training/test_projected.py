@@ -1,11 +1,17 @@
 """The discriminator on frozen features: what it reads, learns and leaves alone."""
 
+import sys
+from dataclasses import replace
+
+import gpu_pack
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from galip_edge.errors import CheckpointError
 from galip_edge.models import GALIP
-from galip_edge.models.efficientnet import EfficientNetLite
+from galip_edge.models.efficientnet import EfficientNetLite, FeaturePyramid, folded_weights
 from galip_edge.training.config import TrainConfig
 from galip_edge.training.diff_augment import AugmentConfig, augment, step_draws
 from galip_edge.training.distributed import World
@@ -16,6 +22,7 @@ from galip_edge.training.trainer import Trainer
 from runtime.errors import GalipEdgeError
 
 PROJECTED = {"projected": {"weight": 2.0, "width": 16, "projection": 8}}
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = ProjectedConfig(1.0, width=16, projection=8)
 
 
@@ -36,22 +43,53 @@ def trainer(config: TrainConfig) -> Trainer:
 
 
 def test_features_at_four_scales_are_those_on_the_way_to_the_last(network):
-    scales = network.train().scales(images(2))
+    pyramid = FeaturePyramid(folded_weights(network.train()))
+    scales = pyramid(images(2))
     assert [tuple(f.shape) for f in scales] == [
         (2, channels, 64 // stride, 64 // stride)
-        for channels, stride in zip(network.channels, (4, 8, 16, 32))
+        for channels, stride in zip(pyramid.channels, (4, 8, 16, 32))
     ]
     assert not network.training
     assert not any(p.requires_grad for p in network.parameters())
     # The package's own forward pass ends with the same features.
-    x = (images(2) * 0.5 + 0.5 - network.mean) / network.deviation
-    found = network.network.extract_features(x)
+    mean, deviation = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
+    found = network.network.extract_features((images(2) * 0.5 + 0.5 - mean) / deviation)
     head = network.network
     again = head._swish(head._bn1(head._conv_head(scales[-1])))
-    assert torch.allclose(found, again, atol=1e-5)
+    assert torch.allclose(found, again, atol=1e-4)
     assert network.pooled(images(2), 64).numpy() == pytest.approx(
         found.detach().mean((2, 3)).numpy(), abs=1e-5
     )
+
+
+def test_folded_features_pass_on_the_gradients_of_the_package(network):
+    shown = images(2).requires_grad_()
+    x = network._stem(shown)
+    for block in network.network._blocks:
+        x = block(x)
+    (wanted,) = torch.autograd.grad(x.square().sum(), shown)
+    again = images(2).requires_grad_()
+    last = FeaturePyramid(folded_weights(network))(again)[-1]
+    (found,) = torch.autograd.grad(last.square().sum(), again)
+    assert torch.allclose(found, wanted, atol=1e-3 * wanted.abs().max())
+
+
+def test_features_come_from_a_file_without_the_package(network, tmp_path, monkeypatch):
+    wanted = FeaturePyramid(folded_weights(network))(images(2))
+    file = tmp_path / "lite0-features.safetensors"
+    gpu_pack.write_features(file)
+    assert file.stat().st_size < 7e6  # bytes; the package has 17 million
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    projected = ProjectedDiscriminator(64, 8, replace(SMALL, features=str(file)), seed=0)
+    for a, b in zip(projected.features(images(2)), wanted, strict=True):
+        assert (a - b).abs().max() < 0.02 * b.abs().max()
+
+
+def test_a_file_without_features_is_named(tmp_path):
+    file = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(1)}, file)
+    with pytest.raises(CheckpointError, match="other.safetensors has no tensor 'stem.weight'"):
+        ProjectedDiscriminator(64, 8, replace(SMALL, features=str(file)), seed=0)
 
 
 def test_imagenet_weights_tell_what_is_on_an_image(network):

@@ -1,0 +1,75 @@
+"""The networks as 16-bit training on a CPU computes them are the published ones up to rounding."""
+
+import copy
+
+import pytest
+import torch
+
+from galip_edge.models import GALIP, PRESETS
+from galip_edge.training.fast_attention import use_training_copy
+from galip_edge.training.fast_blocks import FastUpsamplingBlock, use_fast_blocks
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = GALIP(PRESETS["tiny"])
+    for parameter in model.generator.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def gradients(model, noise, sentence):
+    image = model.generator(noise, sentence)
+    image.square().sum().backward()
+    return image.detach(), {k: p.grad for k, p in model.generator.named_parameters()}
+
+
+def test_fast_blocks_have_the_same_images_and_gradients(model):
+    fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    use_fast_blocks(fast.generator)
+    assert all(isinstance(b, FastUpsamplingBlock) for b in fast.generator.upsampling)
+    noise, sentence = torch.randn(3, 16), torch.randn(3, 32)
+    image, wanted = gradients(model, noise, sentence)
+    again, found = gradients(fast, noise, sentence)
+    assert torch.allclose(again, image, rtol=1e-5, atol=1e-5 * image.abs().max())
+    assert list(found) == list(wanted)
+    for name, gradient in wanted.items():
+        if gradient is not None:
+            error = (found[name] - gradient).abs().max()
+            assert error <= 1e-4 * gradient.abs().max(), name
+
+
+def test_names_and_parameters_stay(model):
+    before = dict(model.generator.named_parameters())
+    names = list(model.state_dict())
+    use_fast_blocks(model.generator)
+    assert list(model.state_dict()) == names
+    assert all(p is before[name] for name, p in model.generator.named_parameters())
+
+
+def test_sizes_that_do_not_double_are_resized(model):
+    """The published model ends with a step from 128 to 224 pixels."""
+    block = model.generator.upsampling[0]
+    block.size = 7
+    x, condition = torch.randn(2, 32, 4, 4), torch.randn(2, 48)
+    assert torch.allclose(
+        FastUpsamplingBlock(block)(x, condition), block(x, condition), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_frozen_clip_with_silu_has_the_features_of_quick_gelu(model):
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    wanted, embedding = model.image_encoder(images)
+    copied = copy.deepcopy(model)
+    use_training_copy(copied, "bfloat16")
+    names = {type(m).__name__ for m in copied.image_encoder.visual.modules()}
+    assert "QuickGELU" not in names
+    copied.image_encoder.visual.float()
+    found, again = copied.image_encoder(images)
+    assert (found - wanted).abs().max() < 0.02 * wanted.abs().max()
+    assert (again - embedding).abs().max() < 0.02 * embedding.abs().max()
+    assert torch.equal(copied.clip.visual.proj, model.clip.visual.proj)
+    block = copied.clip.visual.transformer.resblocks[0].mlp.c_fc.weight
+    assert torch.equal(block, model.clip.visual.transformer.resblocks[0].mlp.c_fc.weight)
