@@ -118,7 +118,7 @@ class _Layer:
 
     @property
     def _is_transposed(self) -> bool:
-        """Whether the weights of a MatMul have the input channels first."""
+        """True if the weights of a MatMul have the input channels first."""
         operation = self.operation
         is_matmul = operation.get_type_name() == "MatMul"
         return is_matmul and not operation.get_attributes()["transpose_b"]
@@ -264,5 +264,5 @@ def report(model: ov.Model, keep_float: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def is_quantized(model: ov.Model) -> bool:
-    """Whether an `openvino.Model` contains quantizers."""
+    """True if an `openvino.Model` contains quantizers."""
     return any(op.get_type_name() == "FakeQuantize" for op in model.get_ordered_ops())

@@ -1,4 +1,4 @@
-"""What the page's tokenizer needs to clean text as the runtime does: tables of ftfy and Python."""
+"""Tables of ftfy and Python with which the page's tokenizer cleans text as the runtime does."""
 
 from __future__ import annotations
 
