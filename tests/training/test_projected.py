@@ -15,6 +15,8 @@ from galip_edge.training.run import train
 from galip_edge.training.trainer import Trainer
 from runtime.errors import GalipEdgeError
 
+pytestmark = pytest.mark.slow
+
 PROJECTED = {"projected": {"weight": 2.0, "width": 16, "projection": 8}}
 SMALL = ProjectedConfig(1.0, width=16, projection=8)
 
