@@ -19,6 +19,7 @@ import pytest
 from markdown import Block, blocks, pages
 
 from galip_edge.cli import galip_edge, main
+from runtime import default_bundle
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +31,8 @@ BLOCKS = [block for page in pages(ROOT) for block in blocks(ROOT, page)]
 CODE = [block for block in BLOCKS if block.language == "python"]
 SHELL = [block for block in BLOCKS if block.language == ""]
 
-READERS = {"json": json.loads, "toml": tomllib.loads}
+# "text" marks diagrams.
+READERS = {"json": json.loads, "toml": tomllib.loads, "text": str}
 
 # Commands that run here, on the embedded model, in this order in each page.
 RUN = ("generate", "info", "verify", "interpolate", "explore", "batch", "export-ovms")
@@ -43,6 +45,7 @@ NOT_RUN = {
     "curl": "needs a server; the servers' tests send the same request",
     "docker": "needs Docker",
     "git": "packs the repository",
+    "grep": "reads /proc/cpuinfo",
     "mkdir": "set-up of another machine",
     "npm": "downloads",
     "pip": "installs; .ci/run runs those of README",
@@ -54,7 +57,10 @@ NOT_RUN = {
     "python3": "set-up; .ci/run does the same",
 }
 # Blocks of Python that are not run, by a part of their text, and why.
-NOT_RUN_PYTHON = {"requests.post(": "needs OpenVINO Model Server"}
+NOT_RUN_PYTHON = {
+    "requests.post(": "needs OpenVINO Model Server",
+    "galip.pth": "needs a checkpoint of the authors",
+}
 # Blocks that are no code: output, formulas, listings, and settings of other programs.
 ILLUSTRATIONS = (
     "prompts.csv.gz: CSV",
@@ -72,7 +78,7 @@ def folder(tmp_path_factory) -> Path:
     """What the pages assume: bundles, a file of prompts."""
     folder = tmp_path_factory.mktemp("pages")
     for name in BUNDLES:
-        (folder / name).symlink_to(ROOT / "galip_edge" / "default_model")
+        (folder / name).symlink_to(default_bundle())
     (folder / "prompts.csv").write_text("caption,seed\na red bird,3\na blue duck,8\n")
     return folder
 
@@ -98,7 +104,7 @@ def commands_of(block: Block) -> list[list[str]]:
             command = list(command)
             while command and (command[0] == "nice" or re.fullmatch(r"[A-Z_]+=.*", command[0])):
                 command = command[1:]
-            if command and not is_end and command[0] not in ("cd", "tar", "gzip", "source"):
+            if command and not is_end and command[0] not in ("cd", "tar", "gzip", "source", "sort"):
                 found.append(command)
     assert not waiting, block
     return found
