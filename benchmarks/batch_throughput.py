@@ -1,11 +1,11 @@
-"""What a batch job costs beside its inference, and what it can do without any.
+"""Overhead of a batch job over its inference, and its limit without inference.
 
     python benchmarks/batch_throughput.py [BUNDLE] [--items 1000000] [--json]
 
 Without a bundle it is the untrained one of the published size that cpu_latency.py makes. In turns,
-in one run: the pictures alone, as `Pipeline.generate_each` gives them; the same as a job of one
+in one run: inference alone, by `Pipeline.generate_each`; the same as a job of one
 process that writes files, and tar shards; and as a job of two processes, each with half of the
-cores. Then jobs whose generator is replaced by a constant picture, for what reading, files and
+cores. Then jobs whose generator is replaced by a constant image, for what reading, files and
 manifest can do, and how memory grows over many prompts.
 """
 
@@ -35,7 +35,7 @@ from runtime.jobs.executors import ProcessExecutor, SerialExecutor
 from runtime.latent import Keyframe, keyframe_latent
 
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "yellow", "orange", "pink", "grey")
-# Of output and image of jobs of constant pictures.
+# Output format and image format of jobs of constant images.
 KINDS = ("folder, png", "tar, png", "tar, jpeg")
 # Of a job's entries, so many first ones are not measured: workers load the model.
 _FIRST = 0.2
@@ -44,7 +44,7 @@ _SETTLED = 10_000
 
 
 def prompt_of(index: int) -> str:
-    return f"a small {COLOURS[index % 10]} bird on a branch, picture {index}"
+    return f"a small {COLOURS[index % 10]} bird on a branch, image {index}"
 
 
 def rate(steps: Iterator[Any], count: int) -> float:
@@ -57,7 +57,7 @@ def rate(steps: Iterator[Any], count: int) -> float:
 
 
 def alone(bundle: str) -> Callable[[int], float]:
-    """Pictures and nothing else: each prompt encoded, each image generated, and dropped."""
+    """Inference alone: encode each prompt, generate each image, drop it."""
     pipeline = Pipeline.from_bundle(bundle)
     numbers = itertools.count()
 
@@ -87,7 +87,7 @@ def as_job(bundle: str, output_format: str, workers: int) -> Callable[[int], flo
 
 
 class ConstantPipeline:
-    """Stands for `Pipeline`: all pictures are one."""
+    """Replaces `Pipeline`: all images are the same."""
 
     def __init__(self, manifest: Any) -> None:
         self.manifest = manifest
@@ -111,7 +111,7 @@ class ConstantPipeline:
 
 
 def without_model(bundle: str, output_format: str, image: str) -> Callable[[int], dict[str, float]]:
-    """A job whose pictures cost nothing."""
+    """A job whose images cost nothing."""
     worker.Pipeline = ConstantPipeline  # type: ignore[assignment, misc]
 
     def run(count: int) -> dict[str, float]:
@@ -142,7 +142,7 @@ def memory() -> int:
 def measure(bundle: Path, count: int, runs: int) -> dict[str, float]:
     """Images a second, medians."""
     variants = {
-        "pictures alone": Variant(alone, str(bundle)),
+        "inference alone": Variant(alone, str(bundle)),
         "job, files": Variant(as_job, str(bundle), "folder", 1),
         "job, tar shards": Variant(as_job, str(bundle), "tar", 1),
         "job of two processes, files": Variant(as_job, str(bundle), "folder", 2, has_children=True),
@@ -162,7 +162,7 @@ def measure_constant(bundle: Path, items: int, kinds: list[str]) -> dict[str, di
     """Items a second, and growth of memory in bytes."""
     found = {}
     for kind in kinds:
-        print(f"constant pictures: {kind}", file=sys.stderr)
+        print(f"constant images: {kind}", file=sys.stderr)
         variant = Variant(without_model, str(bundle), *kind.split(", "))
         found[kind] = variant.run(items)
         variant.end()
@@ -172,13 +172,11 @@ def measure_constant(bundle: Path, items: int, kinds: list[str]) -> dict[str, di
 def print_tables(results: dict[str, Any], env: dict[str, Any]) -> None:
     """Markdown."""
     print(f"{env['cpu']}, {env['cores']} cores, OpenVINO {env['openvino']}; medians\n")
-    print("| | images/s | of pictures alone |\n|---|---|---|")
+    print("| | images/s | of inference alone |\n|---|---|---|")
     rates = results["images_per_second"]
     for name, value in rates.items():
-        print(f"| {name} | {value:.2f} | {value / rates['pictures alone'] * 100:.1f} % |")
-    print(
-        f"\n| {results['items']:,} constant pictures | items/s | growth of memory |\n|---|---|---|"
-    )
+        print(f"| {name} | {value:.2f} | {value / rates['inference alone'] * 100:.1f} % |")
+    print(f"\n| {results['items']:,} constant images | items/s | growth of memory |\n|---|---|---|")
     for name, found in results["constant"].items():
         growth = found["growth_bytes"] / 1e6
         print(f"| {name} | {found['items_per_second']:,.0f} | {growth:.0f} MB |")
@@ -187,11 +185,11 @@ def print_tables(results: dict[str, Any], env: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path, nargs="?", help="default: an untrained one")
-    parser.add_argument("-n", type=int, default=160, help="pictures of each measurement")
+    parser.add_argument("-n", type=int, default=160, help="images of each measurement")
     parser.add_argument("--runs", type=int, default=5, help="measurements of each; 0: none")
-    parser.add_argument("--items", type=int, default=100_000, help="constant pictures")
+    parser.add_argument("--items", type=int, default=100_000, help="constant images")
     parser.add_argument("--constant", action="append", choices=KINDS, help="default: all")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
     args = parser.parse_args()
     bundle = args.bundle or full_size_bundle()
     results = {

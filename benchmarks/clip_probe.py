@@ -1,4 +1,4 @@
-"""What a CLIP sees of the aviary: R-precision on real images, and linear classifiers on its taps.
+"""Probe a CLIP on the aviary: R-precision on real images, and linear classifiers on its taps.
 
     python benchmarks/clip_probe.py CHECKPOINT [--clip FILE] [--images 800]
 

@@ -2,8 +2,8 @@
 
     python benchmarks/cluster_scaling.py [--rate 27.9] [--json]
 
-A real Ray cluster on this machine, a real job, real files and manifest; but in place of a node's
-generator, a clock: each "node" gives constant pictures at the rate that was measured for one. So
+A real Ray cluster on this machine, a real job, real files and manifest; but instead of a node's
+generator, a clock: each "node" returns constant images at the rate that was measured for one. So
 it shows what leading the job costs (handing out parts, entries coming back, the manifest), and not
 what networks and disks of a real cluster do. All writing is on this machine's cores.
 """
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=27.9, help="images a second of a node")
     parser.add_argument("--nodes", type=int, action="append", help="default: 1 to 32, doubling")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each job")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
     with redirect_stdout(sys.stderr):  # Ray says things there
         results = measure(args.nodes or [1, 2, 4, 8, 16, 32], args.rate, args.seconds)

@@ -1,4 +1,4 @@
-"""What is compared: each turns a prompt into a sentence embedding, and that into images.
+"""Contenders: each turns a prompt into a sentence embedding, and that into images.
 
 Every function `make_…` is called in a process of its own, which then holds one of them.
 """

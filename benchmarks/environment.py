@@ -13,7 +13,7 @@ _PACKAGES = ("torch", "openvino", "nncf", "onnxruntime", "diffusers", "galip-edg
 
 
 def environment() -> dict[str, Any]:
-    """Of this machine, as JSON has it."""
+    """Facts about this machine, for JSON."""
     return {
         "date": date.today().isoformat(),
         "cpu": cpu_name(),
@@ -25,7 +25,7 @@ def environment() -> dict[str, Any]:
 
 
 def has_cuda() -> bool:
-    """Whether PyTorch finds a GPU."""
+    """True if PyTorch finds a GPU."""
     import torch
 
     return torch.cuda.is_available()

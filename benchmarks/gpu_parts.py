@@ -255,7 +255,7 @@ def _trainer(
 
 
 def correctness(settings: Settings) -> Iterator[dict[str, Any]]:
-    """What CUDA must do as the CPU does; `passed` says whether it did."""
+    """Checks that CUDA agrees with the CPU; `passed` is the outcome."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     for check in (

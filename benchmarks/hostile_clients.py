@@ -1,4 +1,4 @@
-"""What hostile clients do to the server's memory and to its health check.
+"""Effect of hostile clients on the server's memory and to its health check.
 
     python benchmarks/hostile_clients.py [BUNDLE] [--minutes 10] [--connections 10000] [--json]
 

@@ -1,4 +1,4 @@
-"""What a user would pick instead: a one-step diffusion model, on the same machine in the same run.
+"""The alternative: a one-step diffusion model, on the same machine in the same run.
 
     pip install -e ".[bench]" && python benchmarks/peers.py [BUNDLE] [--json]
 
@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path, nargs="?", help="default: an untrained one")
     parser.add_argument("--runs", type=int, default=15, help="measurements of each")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
     results, env = measure(args.bundle or full_size_bundle(), args.runs), environment()
     if args.json:

@@ -1,13 +1,14 @@
 """Plots of the results that lie in `results/`, and of the embedded model's training, as PNG and SVG
 beside their numbers.
 
-    pip install -e ".[bench]" && python benchmarks/plot.py
+    pip install -e ".[bench]" && python benchmarks/plot.py [--docs]
 
-What has no results is left out.
+Missing results are skipped. With `--docs`, write the tables of README and docs (`tables.py`).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from tables import write_docs
 
 RESULTS = Path(__file__).parent / "results"
 TRAINING = Path(__file__).parents[1] / "docs" / "embedded-model" / "metrics.jsonl"
@@ -161,6 +163,11 @@ def save(path: Path, draw: Callable[[Axes], None], title: str = "") -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--docs", action="store_true", help="write the tables of README and docs")
+    if parser.parse_args().docs:
+        write_docs()
+        return
     pyplot.rcParams["svg.hashsalt"] = "galip-edge"  # the same results give the same bytes
     for name, plot in PLOTS.items():
         path = RESULTS / f"{name}.json"

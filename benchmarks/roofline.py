@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, nargs="?", help="default: an untrained one")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--top", type=int, default=15, help="slowest layers to show")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
     args = parser.parse_args()
     results, env = measure(args.bundle or full_size_bundle(), args.runs), environment()
     if args.json:

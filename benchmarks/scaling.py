@@ -67,7 +67,7 @@ def over_settings(bundle: Path, n: int, runs: int) -> list[dict[str, float]]:
 
 
 def over_counts(bundle: Path, most: int) -> list[dict[str, float]]:
-    """What a user gets without any option, from one image on."""
+    """Throughput with default options, from one image on."""
     variant = Variant(generating, str(bundle), 0, 0)
     results = []
     for n in (1, 2, 4, 8, 16, 64, 256, 1000):
@@ -137,7 +137,7 @@ def main() -> None:
         "--size", type=int, action="append", help="images of untrained models, in pixels"
     )
     parser.add_argument("--runs", type=int, default=5, help="measurements of each setting")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
     args = parser.parse_args()
     bundle = args.bundle or full_size_bundle()
     results = {

@@ -1,11 +1,11 @@
-"""What serving costs beside generating, and what many clients at once do to it.
+"""Overhead of serving over generating, and behaviour under many clients.
 
     python benchmarks/serving.py [BUNDLE] [--json]
 
 Without a bundle it is the untrained one of the published size that cpu_latency.py makes. In turns,
-in one run: `Pipeline.generate_each` with many pictures, and `galip-edge serve` with 8 clients, each
-of whom asks for its next picture when it has one. Then many clients at once for a minute: what they
-were answered, how long those waited who got pictures, and how memory grew. The time of a request
+in one run: `Pipeline.generate_each` with many images, and `galip-edge serve` with 8 clients, each
+of which requests its next image when it has one. Then many clients at once for a minute: what they
+were answered, the waiting time of those with images, and how memory grew. The time of a request
 alone, times the queue's bound, is what nobody should wait longer than. Clients run on the same
 cores.
 """
@@ -36,7 +36,7 @@ _QUEUE = 64
 
 
 def generating(bundle: str) -> Callable[[int], float]:
-    """Pictures a second, without a server."""
+    """Images per second, without a server."""
     pipeline = Pipeline.from_bundle(bundle)
     seeds = iter(range(1 << 30))
 
@@ -79,7 +79,7 @@ class Server:
 def clients(
     server: Server, count: int, until: Callable[[], bool]
 ) -> tuple[Counter[int], list[float]]:
-    """Ask for pictures, one each at a time; statuses, and seconds of those that were met."""
+    """Request images one at a time; statuses, and seconds of successful requests."""
     statuses: Counter[int] = Counter()
     seconds: list[float] = []
     lock = threading.Lock()
@@ -109,13 +109,13 @@ def clients(
 
 
 def asked(count: int) -> Callable[[], bool]:
-    """Whether so many were asked for; each call counts."""
+    """True once that many were requested; each call counts."""
     left = iter(range(count))
     return lambda: next(left, None) is None
 
 
 def throughput(server: Server, count: int) -> float:
-    """Pictures a second of `CLIENTS` clients."""
+    """Images per second of `CLIENTS` clients."""
     start = time.perf_counter()
     statuses, _ = clients(server, CLIENTS, asked(count))
     return statuses[200] / (time.perf_counter() - start)
@@ -146,7 +146,7 @@ def crowd(server: Server, count: int, seconds: float, rate: float) -> dict[str, 
 
 
 def measure(bundle: Path, count: int, runs: int, many: int, crowd_seconds: float) -> dict[str, Any]:
-    """Medians in pictures a second, and the crowd."""
+    """Medians in images per second, and the crowd."""
     bare, server = Variant(generating, str(bundle)), Server(bundle)
     rates: dict[str, list[float]] = {"generate": [], "serve": []}
     for turn in range(runs + 1):
@@ -181,11 +181,11 @@ def print_table(results: dict[str, Any], env: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path, nargs="?", help="default: an untrained one")
-    parser.add_argument("-n", type=int, default=120, help="pictures of each measurement")
+    parser.add_argument("-n", type=int, default=120, help="images of each measurement")
     parser.add_argument("--runs", type=int, default=5, help="measurements of each")
     parser.add_argument("--clients", type=int, default=200, help="of the crowd")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the crowd")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
     bundle = args.bundle or full_size_bundle()
     results = measure(bundle, args.n, args.runs, args.clients, args.seconds)

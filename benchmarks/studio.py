@@ -79,7 +79,7 @@ def steps(page: Page, count: int) -> list[float]:
 
 
 def measure(browser: Browser, bundle: Path, seconds: float, count: int) -> dict[str, Any]:
-    """Of one bundle."""
+    """Measurements of one bundle."""
     server = Server(bundle)
     page = browser.new_page()
     page.goto(f"http://127.0.0.1:{server.port}/")
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("bundles", type=Path, nargs="*", help="default: embedded and untrained")
     parser.add_argument("--seconds", type=float, default=20.0, help="of dragging")
     parser.add_argument("--steps", type=int, default=100, help="single steps")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
     bundles = args.bundles or [default_bundle(), full_size_bundle()]
     with sync_playwright() as playwright:

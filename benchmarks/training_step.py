@@ -43,12 +43,12 @@ from runtime.cpu import available_cores
 
 BURN_IN = 2
 MOST_WAITING = 0.05
-CAPTION = "a man riding a wave on top of a surfboard, picture {}"
+CAPTION = "a man riding a wave on top of a surfboard, image {}"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one process measures."""
+    """Measurements of one process."""
 
     variant: str
     preset: str
@@ -149,7 +149,7 @@ def run(task: Task, results: Any) -> None:
 
 
 def measure(task: Task) -> dict[str, Any]:
-    """What `run` found in a fresh process."""
+    """Result of `run` in a fresh process."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     process = context.Process(target=run, args=(task, results))

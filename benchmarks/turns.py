@@ -49,7 +49,7 @@ class Variant:
         self._answer()
 
     def run(self, *arguments: Any) -> Any:
-        """What the function returns there."""
+        """The result of the function there."""
         self._connection.send(arguments)
         return self._answer()
 
@@ -78,7 +78,7 @@ def _serve(connection: Any, make: Callable[..., Any], arguments: tuple[Any, ...]
         while (request := connection.recv()) is not None:
             connection.send((run(*request), None))
         connection.send((peak_memory(), None))
-    except Exception as error:  # noqa: BLE001 - whatever it is, whoever asked is told
+    except Exception as error:  # noqa: BLE001 - whatever it is, reported to the caller
         connection.send((None, f"{type(error).__name__}: {error}"))
 
 

@@ -16,6 +16,7 @@ from convert.errors import ConversionError
 from convert.options import ConvertOptions
 from convert.progress import OnCount, OnStep, Progress
 from runtime.bundle import Manifest
+from runtime.errors import install_hint
 
 if TYPE_CHECKING:  # it imports PyTorch, which takes seconds
     from galip_edge.checkpoints.clip_weights import Activation
@@ -63,8 +64,7 @@ def convert(
         from convert.pipeline import run
     except ModuleNotFoundError as error:
         raise ConversionError(
-            f"conversion needs {error.name}, which is not installed: "
-            "pip install 'galip-edge[convert]'"
+            f"conversion needs {error.name}, which is not installed: {install_hint('convert')}"
         ) from error
     progress = Progress(on_step, on_count)
     return run(checkpoint, clip, clip_activation, out.resolve(), captions, options, progress)

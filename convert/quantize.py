@@ -118,7 +118,7 @@ class _Layer:
 
     @property
     def _is_transposed(self) -> bool:
-        """Whether the weights of a MatMul have the input channels first."""
+        """True if the weights of a MatMul have the input channels first."""
         operation = self.operation
         is_matmul = operation.get_type_name() == "MatMul"
         return is_matmul and not operation.get_attributes()["transpose_b"]

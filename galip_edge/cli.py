@@ -19,7 +19,7 @@ from click.shell_completion import CompletionItem
 from galip_edge import extensions
 from galip_edge.own_packages import ForeignPackageError, require_own_package
 from galip_edge.variables import name_variables
-from runtime.errors import GalipEdgeError
+from runtime.errors import GalipEdgeError, install_hint
 from runtime.version import __version__
 
 # Command -> (module, in galip_edge.commands or by its full name; extra that it needs; help).
@@ -91,8 +91,7 @@ def _missing_extra(command: str, error: ModuleNotFoundError) -> GalipEdgeError |
     if extra is None or package in ("galip_edge", "runtime"):
         return None
     return GalipEdgeError(
-        f"galip-edge {command} needs {package}, which is not installed: "
-        f"pip install 'galip-edge[{extra}]'"
+        f"galip-edge {command} needs {package}, which is not installed: {install_hint(extra)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What `galip-edge info` prints of an image file, which may come from a stranger."""
+"""Output of `galip-edge info` for an image file, which is untrusted."""
 
 from __future__ import annotations
 

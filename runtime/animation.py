@@ -11,7 +11,7 @@ from PIL import Image
 
 from runtime.arrays import Images
 from runtime.credentials import MEDIA_TYPES, Signer
-from runtime.errors import GalipEdgeError
+from runtime.errors import GalipEdgeError, install_hint
 from runtime.files import atomic_path
 from runtime.recipes import Recipe, save_options, with_packet, xmp_packet
 
@@ -79,8 +79,8 @@ def _save_mp4(frames: Iterable[Images], path: Path, frames_per_second: float) ->
         import av
     except ImportError as error:
         raise GalipEdgeError(
-            "MP4 needs PyAV, which is not installed: pip install 'galip-edge[video]', or write a "
-            ".webp or .gif"
+            f"MP4 needs PyAV, which is not installed: {install_hint('video')}, or write a .webp "
+            "or .gif"
         ) from error
     from fractions import Fraction
 

@@ -75,7 +75,7 @@ def read_model(bundle: Bundle, name: str, options: CompileOptions | None = None)
 
 
 def has_bf16() -> bool:
-    """Whether the CPU calculates in bfloat16."""
+    """True if the CPU computes in bfloat16."""
     return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -133,7 +133,7 @@ class ModelFile:
         self._refused: str | None = None  # why bf16 or f16 is not used
 
     def compile(self, options: CompileOptions, columns: int | None = None) -> CompiledModel:
-        """See CompiledModel.
+        """Compile; see CompiledModel.
 
         Where bf16 or f16 is out of tolerance, a warning says so, and f32 is used from then on.
 

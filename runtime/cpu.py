@@ -181,7 +181,7 @@ def instruction_sets() -> list[str]:
 
 
 def lacks_vnni() -> bool:
-    """Whether this x86 CPU lacks instructions for sums of INT8 products (VNNI or AMX).
+    """True if this x86 CPU lacks instructions for sums of INT8 products (VNNI or AMX).
 
     Also where `ONEDNN_MAX_CPU_ISA` excludes them. False on other architectures.
     """

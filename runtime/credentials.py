@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import GalipEdgeError
+from runtime.errors import GalipEdgeError, install_hint
 from runtime.files import read_regular
 from runtime.recipes import TRAINED_ALGORITHMIC_MEDIA
 from runtime.version import __version__
@@ -114,7 +114,7 @@ def _require_c2pa() -> Any:
         import c2pa
     except ImportError as error:
         raise GalipEdgeError(
-            "signing needs c2pa-python, which is not installed: pip install 'galip-edge[c2pa]'"
+            f"signing needs c2pa-python, which is not installed: {install_hint('c2pa')}"
         ) from error
     return c2pa
 

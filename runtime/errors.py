@@ -1,5 +1,9 @@
 """Errors that a user can cause and fix."""
 
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
 
 class GalipEdgeError(Exception):
     """Invalid input or unsuitable machine; the message is one clear sentence.
@@ -18,3 +22,11 @@ class PromptError(GalipEdgeError):
 
 class JobError(GalipEdgeError):
     """A batch job cannot start or continue; its output is kept."""
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs an extra, for a checkout or an installed package."""
+    if not (CHECKOUT / "pyproject.toml").is_file():
+        return f"pip install 'galip-edge[{extra}]'"
+    folder = "." if Path.cwd() == CHECKOUT else str(CHECKOUT)
+    return f"pip install -e '{folder}[{extra}]'"

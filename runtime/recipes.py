@@ -60,7 +60,7 @@ _XMP_TRAILER = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
 
 
 class Recipe(Protocol):
-    """What a file was made from."""
+    """Inputs from which a file was generated."""
 
     @property
     def version(self) -> str:
@@ -133,7 +133,7 @@ def with_packet(content: bytes, packet: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class StoredRecipe:
-    """What an image file says about itself. A stranger may have written it.
+    """Recipe that an image file contains. It is untrusted.
 
     Attributes:
         format: PNG, JPEG, WEBP, GIF or MP4.

@@ -36,7 +36,7 @@ _MOST_STEPS = 10_000
 
 @dataclass(frozen=True)
 class SeriesRecipe:
-    """What a sheet, strip or animation was made from.
+    """Inputs from which a sheet, strip or animation was generated.
 
     Attributes:
         command: generate, explore or interpolate.

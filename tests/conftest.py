@@ -49,6 +49,7 @@ def parity() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def full_size_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The reference weights as published: `galip`, `galip_ddp` and `clip`."""
+    pytest.importorskip("torch")
     folder = built_once(tmp_path_factory, "full-size", write_full_size_files)
     return {name: folder / f"{name}.pth" for name in ("galip", "galip_ddp", "clip")}
 
@@ -83,8 +84,8 @@ def full_size_model(full_size_files):
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """An untrained model whose pictures are nevertheless lively, so that differences show."""
-    import torch
+    """An untrained model whose images are nevertheless lively, so that differences show."""
+    torch = pytest.importorskip("torch")
 
     from galip_edge.models import GALIP, PRESETS
 

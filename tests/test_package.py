@@ -9,6 +9,8 @@ import pytest
 
 import galip_edge
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 # As an editable install: our packages are found after everything on the search path.

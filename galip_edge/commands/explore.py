@@ -72,7 +72,7 @@ def command(
     as_json: bool,
     signer: Signer | None,
 ) -> None:
-    """Write a sheet of PROMPT's pictures for `-n` seeds, labelled with their seeds.
+    """Write a sheet of PROMPT's images for `-n` seeds, labelled with their seeds.
 
     Each is what `galip-edge generate PROMPT --seed SEED` makes first. `galip-edge info` prints the
     command that is stored in the sheet.

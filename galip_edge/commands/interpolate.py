@@ -1,4 +1,4 @@
-"""`galip-edge interpolate`: from picture to picture, as an animation, frames or a grid."""
+"""`galip-edge interpolate`: from image to image, as an animation, frames or a grid."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from runtime.reproduce import SeriesRecipe
     type=click.IntRange(0, MAX_SEED),
     multiple=True,
     default=(0,),
-    help="Of the pictures on the way; repeat for more.",
+    help="Seed of a keyframe; repeat for more.",
 )
 @model_option
 @click.option(
@@ -65,12 +65,12 @@ from runtime.reproduce import SeriesRecipe
     type=click.IntRange(1, 10_000),
     default=24,
     show_default=True,
-    help="From each picture to the next.",
+    help="From each keyframe to the next.",
 )
-@click.option("--loop", is_flag=True, help="Lead back to the first picture.")
+@click.option("--loop", is_flag=True, help="Return to the first keyframe.")
 @click.option("--fps", type=click.FloatRange(0.1, 100), default=24, show_default=True)
 @truncation_option
-@click.option("--grid", metavar="ROWSxCOLUMNS", help="A grid between four pictures, as PNG.")
+@click.option("--grid", metavar="ROWSxCOLUMNS", help="A grid between four images, as PNG.")
 @overwrite_option
 @threads_option
 @cache_option
@@ -96,9 +96,9 @@ def command(
     as_json: bool,
     signer: Signer | None,
 ) -> None:
-    """Move from picture to picture: between prompts, seeds, or both.
+    """Interpolate from image to image: between prompts, seeds, or both.
 
-    One prompt and many seeds, many prompts and one seed, or as many of both. The pictures
+    One prompt and many seeds, many prompts and one seed, or as many of both. The images
     themselves are those of `galip-edge generate`. `galip-edge info` prints the command that is
     stored in the file.
     """

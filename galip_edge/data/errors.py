@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any, Literal, get_args
 
-from runtime.errors import GalipEdgeError
+from runtime.errors import GalipEdgeError, install_hint
 
 ProblemKind = Literal[
     "missing image",
@@ -102,5 +102,5 @@ def require(module: str, purpose: str) -> Any:
     except ImportError as error:
         raise DataError(
             f"{purpose} needs the package {module.partition('.')[0]}, which is not installed: "
-            "pip install 'galip-edge[train]'"
+            f"{install_hint('train')}"
         ) from error

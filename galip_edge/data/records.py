@@ -84,7 +84,7 @@ class RecordSource:
         return record.captions
 
     def image(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """The RGB image, cropped around its box. Raises SampleError if it cannot be read."""
+        """The RGB image, cropped around its bounding box. Raises SampleError if unreadable."""
         record = self._records[index]
         _raise_fault(record)
         if record.box is None:

@@ -64,7 +64,7 @@ WEIGHTS = {
 def fetch_weights(variant: str, folder: Path | None = None) -> Path:
     """The weights file in `folder`, by default the user's cache; downloaded if missing.
 
-    Raises GalipEdgeError if the download fails; the message tells how to supply the file manually.
+    Raises GalipEdgeError if the download fails; the message states how to supply the file manually.
     """
     weights = WEIGHTS[variant]
     path = (folder or user_cache_path("galip-edge") / "inception") / weights.file

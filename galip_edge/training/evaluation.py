@@ -33,6 +33,7 @@ from galip_edge.evaluation.models import halfway, noises, to_pixels
 from galip_edge.training.config import TrainConfig
 from galip_edge.training.text_cache import SentenceEncoder
 from galip_edge.training.trainer import Trainer
+from runtime.errors import install_hint
 
 Images = npt.NDArray[np.uint8]
 _log = logging.getLogger(__name__)
@@ -181,8 +182,7 @@ def _inceptions(files: dict[str, str | None], device: torch.device) -> dict[str,
         from galip_edge.evaluation import inception
     except ImportError as error:
         raise ConfigError(
-            f"evaluation with Inception needs the package {error.name}: pip install "
-            "'galip-edge[evaluate]'"
+            f"evaluation with Inception needs the package {error.name}: {install_hint('evaluate')}"
         ) from error
     kinds: dict[str, Callable[[Path, torch.device], FeatureExtractor]] = {
         "torchvision": inception.InceptionTorchvision,

@@ -28,6 +28,7 @@ from galip_edge.training.config import TrainConfig
 from galip_edge.training.distributed import World
 from galip_edge.training.optimized_module import StepReport
 from runtime.cpu import available_cores, cpu_name
+from runtime.errors import install_hint
 from runtime.files import atomic_path
 from runtime.images import contact_sheet, save_png
 
@@ -254,7 +255,7 @@ def _summary_writer(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
-            "log.tensorboard needs the package tensorboard: pip install 'galip-edge[train]', or "
+            f"log.tensorboard needs the package tensorboard: {install_hint('train')}, or "
             "set log.tensorboard=false (metrics.jsonl has the same values)"
         ) from error
     # A resumed run repeats the steps after its checkpoint.

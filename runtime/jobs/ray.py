@@ -16,7 +16,7 @@ from typing import Any
 
 from runtime.bundle import MANIFEST, read_manifest, verify_files
 from runtime.compiled_cache import VerifiedFiles, private_folder
-from runtime.errors import BundleError, GalipEdgeError, JobError
+from runtime.errors import BundleError, GalipEdgeError, JobError, install_hint
 from runtime.files import atomic_folder, cache_folder
 from runtime.jobs.executors import Executor
 from runtime.jobs.locks import file_lock
@@ -63,7 +63,7 @@ class RayExecutor(Executor):
             import ray
         except ImportError as error:
             raise JobError(
-                "--executor ray needs ray, which is not installed: pip install 'galip-edge[ray]'"
+                f"--executor ray needs ray, which is not installed: {install_hint('ray')}"
             ) from error
         self._joined = not ray.is_initialized()
         if self._joined:

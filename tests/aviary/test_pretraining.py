@@ -12,6 +12,8 @@ from galip_edge.errors import ConfigError
 from galip_edge.models import ModelConfig
 from galip_edge.training.run import train
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [
     "steps=8", "pretraining.warmup_lr=2e-3",
     "pretraining.autoencoder_steps=2", "pretraining.features_steps=2", "pretraining.warmup_steps=2",

@@ -12,6 +12,8 @@ from galip_edge.errors import ConfigError
 from galip_edge.training.config import load_config
 from galip_edge.training.run import train
 
+pytestmark = pytest.mark.slow
+
 
 def config(tmp_path, *changes):
     return aviary_config(tmp_path, "steps=4", "pretraining.warmup_steps=2", *changes)

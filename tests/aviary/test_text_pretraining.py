@@ -12,6 +12,8 @@ from galip_edge.models.clip import build_clip
 from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.words import WordReader, present_words
 
+pytestmark = pytest.mark.slow
+
 TOKENIZE = build_tokenizer(PRESETS["tiny"].clip)
 
 

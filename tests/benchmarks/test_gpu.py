@@ -9,6 +9,8 @@ from pathlib import Path
 import cpu_latency
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 HIDDEN = ("openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "tensorboard", "pyarrow", "ray")
 

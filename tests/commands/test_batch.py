@@ -8,6 +8,8 @@ import pytest
 
 from runtime.bundle import default_bundle
 
+pytestmark = pytest.mark.slow
+
 
 def batch(*arguments, stdin=None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "galip_edge", "batch", *map(str, arguments)]

@@ -16,6 +16,8 @@ from runtime import bundle
 from runtime.errors import BundleError
 from runtime.images import read_metadata
 
+pytestmark = pytest.mark.slow
+
 
 def galip_edge(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(

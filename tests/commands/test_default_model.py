@@ -15,10 +15,13 @@ ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
 COUNT = 150
 
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "runtime/default_model").is_dir(),
-    reason="the embedded model is still in training: docs/embedded-model.md",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (ROOT / "runtime/default_model").is_dir(),
+        reason="the embedded model is still in training: docs/embedded-model.md",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

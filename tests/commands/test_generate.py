@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 
 def generate(*arguments, stdin=None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "galip_edge", "generate", *map(str, arguments)]

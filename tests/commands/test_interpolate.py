@@ -11,6 +11,8 @@ from PIL import Image
 from runtime.images import read_metadata
 from runtime.latent import Keyframe
 
+pytestmark = pytest.mark.slow
+
 
 def galip_edge(*arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "galip_edge", *map(str, arguments)]

@@ -13,6 +13,8 @@ from PIL import Image
 
 from runtime import Pipeline
 
+pytestmark = pytest.mark.slow
+
 
 def session(bundle, use):
     """What `use` returns for a session with the command as a process."""

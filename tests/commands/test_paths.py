@@ -16,6 +16,7 @@ from galip_edge.cli import galip_edge as group
 from galip_edge.commands.init import PRESET_NAMES
 from galip_edge.commands.options import clip_activation_option, require_config, require_path
 from galip_edge.models import PRESETS
+from runtime import errors
 from runtime.errors import GalipEdgeError
 
 ROOT = Path(galip_edge.__file__).parents[1]
@@ -128,9 +129,16 @@ def test_missing_extra_is_named_also_when_a_command_imports_late(monkeypatch, ca
     with pytest.raises(SystemExit):
         main(["init", "-o", "never.safetensors"])
     message = capsys.readouterr().err
-    assert (
-        "galip-edge init needs torch, which is not installed: pip install 'galip-edge[" in message
-    )
+    assert "galip-edge init needs torch, which is not installed: pip install " in message
+
+
+def test_hints_install_from_the_checkout_or_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert errors.install_hint("serve") == "pip install -e '.[serve]'"
+    monkeypatch.chdir(tmp_path)
+    assert errors.install_hint("serve") == f"pip install -e '{ROOT.resolve()}[serve]'"
+    monkeypatch.setattr(errors, "CHECKOUT", tmp_path)  # as in site-packages
+    assert errors.install_hint("serve") == "pip install 'galip-edge[serve]'"
 
 
 def _sources(package: str) -> list[Path]:

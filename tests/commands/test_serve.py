@@ -20,6 +20,8 @@ from waiting import wait_until
 from galip_edge.commands.serve import listening
 from runtime import Pipeline
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def serve(*options, **environment):

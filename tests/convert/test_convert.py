@@ -21,6 +21,8 @@ from runtime.bundle import Bundle, read_manifest
 from runtime.errors import GalipEdgeError
 from runtime.graph_io import read_graph
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("precision", "psnr", "cosine"),

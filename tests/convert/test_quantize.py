@@ -10,6 +10,8 @@ from runtime.graph_io import read_graph
 from runtime.openvino_core import openvino_core
 from runtime.passes import halve_weights
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 
 

@@ -28,6 +28,8 @@ from runtime.graph_io import read_graph
 from runtime.images import read_metadata
 from runtime.noise import MAX_SEED, draw_noise
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 EMBEDDED = ROOT / "runtime" / "default_model"
 CAPTIONS = (ROOT / "convert" / "captions.txt").read_text().splitlines()

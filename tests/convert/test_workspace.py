@@ -17,6 +17,8 @@ from galip_edge.cli import main
 from runtime.bundle import is_bundle, read_manifest
 from runtime.graph_io import write_graph
 
+pytestmark = pytest.mark.slow
+
 FP32 = ConvertOptions(precision="fp32")
 
 

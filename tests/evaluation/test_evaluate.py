@@ -15,6 +15,8 @@ from galip_edge.models import GALIP, PRESETS
 from runtime.errors import GalipEdgeError
 from runtime.noise import draw_noise
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

@@ -14,6 +14,8 @@ from galip_edge.evaluation import inception
 from galip_edge.evaluation.inception import InceptionTF, InceptionTorchvision, fetch_weights
 from runtime.errors import GalipEdgeError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def torchvision_weights(tmp_path_factory):

@@ -17,6 +17,8 @@ from galip_edge.evaluation.published import captions_of_passes, load_statistics
 from galip_edge.models import GALIP, PRESETS
 from runtime.errors import GalipEdgeError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from fuzz_checkpoints import fuzz, kinds, outcome
 
+pytestmark = pytest.mark.slow
+
 
 def test_sound_files_load(tmp_path: Path) -> None:
     for name, (content, read) in kinds(tmp_path).items():

@@ -3,6 +3,8 @@
 import pytest
 from fuzz_bundle import EMBEDDED, Fuzzer
 
+pytestmark = pytest.mark.slow
+
 # What passes the checks is loaded by OpenVINO in longer runs only.
 CASES = 100
 

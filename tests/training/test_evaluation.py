@@ -20,6 +20,8 @@ from galip_edge.training.config import TrainConfig
 from galip_edge.training.evaluation import read_held_out
 from galip_edge.training.run import train
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "data": {"held_out": 0.3},
     "ema_decay": 0.9,

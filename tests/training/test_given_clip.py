@@ -19,6 +19,8 @@ from galip_edge.training.config import load_config
 from galip_edge.training.init import build_model
 from galip_edge.training.run import train
 
+pytestmark = pytest.mark.slow
+
 # Heads 64 wide, as those of all published CLIPs, so that shapes show their number.
 SMALL = CLIPConfig(
     embedding_dim=24,

@@ -17,6 +17,8 @@ from galip_edge.training.distributed import World
 from galip_edge.training.resume import load_moments
 from galip_edge.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {
     "netG": {
         "fc_code.weight": (6, 3),

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from galip_edge.data import DataError
 from galip_edge.training import run
 from galip_edge.training.config import TrainConfig
 from galip_edge.training.run import train
 from runtime.errors import GalipEdgeError
+
+pytestmark = pytest.mark.slow
 
 
 def test_broken_data_of_one_process_ends_all(make_config, tmp_path):

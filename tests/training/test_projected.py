@@ -21,6 +21,8 @@ from galip_edge.training.run import train
 from galip_edge.training.trainer import Trainer
 from runtime.errors import GalipEdgeError
 
+pytestmark = pytest.mark.slow
+
 PROJECTED = {"projected": {"weight": 2.0, "width": 16, "projection": 8}}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = ProjectedConfig(1.0, width=16, projection=8)

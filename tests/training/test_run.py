@@ -30,6 +30,8 @@ from galip_edge.training.run import describe, train
 from galip_edge.training.trainer import Trainer
 from runtime.errors import GalipEdgeError
 
+pytestmark = pytest.mark.slow
+
 
 def leaves(value, name=""):
     """All tensors and plain values of nested dicts, by path."""

@@ -20,6 +20,8 @@ from galip_edge.training.precision import LossScale, fastest_precision
 from galip_edge.training.resume import load_trainer_state, trainer_state
 from galip_edge.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 BATCH = 8
 
 

@@ -16,6 +16,7 @@ from galip_edge.aviary.data.compositions import composed_background
 from galip_edge.aviary.data.scene import Scene
 from galip_edge.aviary.data.svg import element, group
 from galip_edge.data.errors import DataError
+from runtime.errors import install_hint
 
 # Part of the names of cached images; incremented with every change of the drawing.
 VERSION = 2
@@ -170,8 +171,7 @@ def draw(scene: Scene, noise: Noise, size: int = 128, variety: Variety = "wide")
         from resvg_py import svg_to_bytes
     except ImportError as error:
         raise DataError(
-            "the aviary is drawn by resvg_py, which is not installed: "
-            "pip install 'galip-edge[train]'"
+            f"the aviary is drawn by resvg_py, which is not installed: {install_hint('train')}"
         ) from error
     png = svg_to_bytes(
         svg_string=to_svg(scene, noise, variety), width=size, height=size, skip_system_fonts=True

@@ -13,6 +13,8 @@ from runtime.jobs.journal import parse_journal
 from runtime.jobs.shards import Pass
 from runtime.jobs.state import State
 
+pytestmark = pytest.mark.slow
+
 # What a value in a line of JSON is replaced by.
 ODD = (
     *(None, True, 5, -1, 2**70, 1.5, "", "../../x", "\0", "\ud800", "x" * 3000, [], {}, [[]]),

@@ -15,6 +15,8 @@ from left import entries, made, orphans, wait_until, wait_until_written
 from runtime import Job, JobOptions, PromptFile
 from runtime.jobs.writers import OUTPUT_FORMATS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def prompts(tmp_path) -> Path:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from runtime import Job, JobOptions, PromptFile
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=[1, 23])
 def prompts(request, tmp_path) -> PromptFile:

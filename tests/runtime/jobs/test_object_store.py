@@ -14,6 +14,8 @@ from runtime import Job, JobError, JobOptions, PromptFile
 from runtime.jobs import storage
 from runtime.jobs.storage import RemoteStorage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server():

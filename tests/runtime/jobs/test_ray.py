@@ -19,6 +19,8 @@ from runtime.jobs.ray import store_bundle
 RECORDED = Path(__file__).parent / "recorded"
 MODEL_HASH = read_manifest(RECORDED / "bundle").model_hash
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cluster():

@@ -11,6 +11,8 @@ from runtime import Job, JobError, JobOptions, PromptFile
 from runtime.jobs import storage as storage_module
 from runtime.jobs.storage import LocalStorage, RemoteStorage, open_storage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["local", "file", "memory"])
 def storage(request, tmp_path):

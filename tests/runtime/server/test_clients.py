@@ -14,6 +14,8 @@ from PIL import Image
 from runtime import Pipeline
 from runtime.images import resized
 
+pytestmark = pytest.mark.slow
+
 GENERATE = "v1/images/generations"
 CLIENTS = [
     json.loads(line)

@@ -20,6 +20,8 @@ from runtime.server import connections
 from runtime.server.connections import RepeatFilter, connection_limits
 from runtime.server.options import ServerOptions
 
+pytestmark = pytest.mark.slow
+
 HEAD = "POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 HALF_HEADER = f"{HEAD}X: "
 HALF_BODY = f'{HEAD}Content-Length: 100\r\n\r\n{{"prompt": '

@@ -22,7 +22,10 @@ from runtime.noise import MAX_SEED
 from runtime.server.options import ServerOptions
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+]
 
 # So that the browser itself asks nothing of the network.
 FLAGS = (
