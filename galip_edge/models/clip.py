@@ -129,7 +129,7 @@ class CLIPImageEncoder(nn.Module):
             return images, embedding
         # Channels stay innermost, so that convolutions read each tap as it is.
         grid = self.config.grid
-        taps = torch.stack(features).unflatten(2, (grid, grid))
+        taps = torch.stack(features).reshape(len(features), len(images), grid, grid, -1)
         return taps.permute(1, 0, 4, 2, 3), embedding
 
 

@@ -89,9 +89,10 @@ class FeaturePyramid(nn.Module):
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.stem = _FoldedConv(tensors, "stem", stride=2, activated=True)
-        self.blocks = nn.ModuleList(_FoldedBlock(tensors, i) for i in range(_BLOCKS))
-        lasts = [self.blocks[i - 1] for i in (*_HALVING[1:], _BLOCKS)]
-        self.channels = tuple(int(block.project.weight.shape[0]) for block in lasts)
+        blocks = [_FoldedBlock(tensors, i) for i in range(_BLOCKS)]
+        self.blocks = nn.ModuleList(blocks)
+        lasts = [blocks[i - 1] for i in (*_HALVING[1:], _BLOCKS)]
+        self.channels = tuple(len(block.project.weight) for block in lasts)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B,3,H,W) in [-1,1] -> features (B,channels[i],h,w).

@@ -85,8 +85,9 @@ class FastUpsamplingBlock(UpsamplingBlock):
         """x (B,C_in,h,w), condition (B,D) -> (B,C_out,size,size)."""
         fused = self.fusion1(x, condition)
         if (self.size, self.size) == (2 * x.shape[2], 2 * x.shape[3]):
-            weight = _with_resize(self.conv1.weight)
-            residual = convolve(fused, weight, self.conv1.bias, stride=2, transposed=True)
+            assert self.conv1.bias is not None
+            weight, bias = _with_resize(self.conv1.weight), self.conv1.bias
+            residual = convolve(fused, weight, bias, stride=2, transposed=True)
         else:
             residual = self.conv1(self.resize(fused))
         residual = self.conv2(self.fusion2(residual, condition))
