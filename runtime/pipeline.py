@@ -171,9 +171,10 @@ class Pipeline:
         return choose(among, self._generator_on, self.manifest, golden, folder)
 
     def _generator_on(self, candidate: Candidate) -> CompiledModel:
-        """The generator of a candidate, for one image at a time; raises if it is out of tolerance.
+        """The generator of a candidate, for one image at a time.
 
-        Compiled models are kept, since one of them is the one that is used.
+        Compiled models are kept, since one of them is the one that is used. Raises BundleError if
+        generator or text encoder is out of tolerance or cannot be compiled.
         """
         golden = read_golden(self._bundle)
         device = candidate.device
@@ -190,6 +191,8 @@ class Pipeline:
             device,
             candidate.dequantize,
         )
+        text = ModelFile(self._bundle, TEXT_ENCODER, lambda n: self._text_probe_of(golden, n))
+        text.compile(options, self._text_length(1))
         return file.compile(options)
 
     def _precision_on(self, device: Device) -> str:
@@ -203,15 +206,18 @@ class Pipeline:
         return read_golden(self._bundle, loosened)
 
     def _text_probe(self, columns: int | None) -> Probe | None:
-        if self.golden is None:
+        return self._text_probe_of(self.golden, columns)
+
+    def _text_probe_of(self, golden: Golden | None, columns: int | None) -> Probe | None:
+        if golden is None:
             return None
-        tokens = self.tokenizer(self.golden.entry.prompts)
+        tokens = self.tokenizer(golden.entry.prompts)
         # A prompt that is too long for this length is cut: no test of it, but of the whole length.
         if columns and not tokens[:, columns:].any():
             tokens = tokens[:, :columns]
         elif columns:
             return None
-        return self.golden.text_probe(tokens)
+        return golden.text_probe(tokens)
 
     def _generator_probe(self, columns: int | None) -> Probe | None:
         return self.golden.generator_probe() if self.golden else None

@@ -313,6 +313,27 @@ def test_arm_computes_in_float16(fake, cache, arm, monkeypatch):
     assert pipeline.side_by_side(1000) == (1 if pipeline.settled_options.dequantize else 2)
 
 
+def test_arm_does_not_use_int8_where_its_text_encoder_is_wrong(fake, cache, arm, monkeypatch):
+    """As OpenVINO 2026.4 on aarch64 in emulation was."""
+    core = fake()
+    core.cpu_capabilities = ["FP32", "INT8"]
+    monkeypatch.setattr(selection, "_RUNS", 1)
+    real = core.compile_model
+
+    def compile_model(model, device, properties):
+        rounded = any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
+        if rounded and model.outputs[0].get_any_name() == "sentence":
+            (result,) = model.get_results()
+            wrong = ov.opset13.multiply(result.input_value(0), np.array(0, np.float32))
+            result.input(0).replace_source_output(wrong.output(0))
+        return real(model, device, properties)
+
+    monkeypatch.setattr(core, "compile_model", compile_model)
+    pipeline = Pipeline.from_bundle(EMBEDDED)
+    assert pipeline.settled_options.dequantize
+    pipeline.generate(PROMPT)
+
+
 CPU = Device("CPU", "a CPU", ("f32", "f16", "int8"))
 GPU = Device("GPU", "a GPU", ("f32", "f16", "int8"))
 
