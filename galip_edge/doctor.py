@@ -1,4 +1,4 @@
-"""What this machine can do, and what is wrong with it."""
+"""Checks of this machine: CPU, precision, extras, cache, limits."""
 
 from __future__ import annotations
 
@@ -182,5 +182,5 @@ def _models() -> Iterator[Finding]:
 
 
 def is_healthy(findings: list[Finding]) -> bool:
-    """Whether nothing is wrong."""
+    """True if nothing is wrong."""
     return all(finding.state != PROBLEM for finding in findings)

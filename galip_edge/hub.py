@@ -164,7 +164,7 @@ def _download(model: HubModel, commit: str, report: Report, force: bool = False)
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether all files have their sizes; hashes are verified when the bundle is opened."""
+    """True if all files have their sizes; hashes are verified when the bundle is opened."""
     try:
         manifest = read_manifest(folder)
     except BundleError:

@@ -28,7 +28,7 @@ _IMAGES_OF_A_CORE = 8
 
 @dataclass(frozen=True)
 class Measurement:
-    """What `galip-edge benchmark` measured.
+    """Results of `galip-edge benchmark`.
 
     Attributes:
         model, model_hash, image_size: of the bundle.
@@ -38,7 +38,7 @@ class Measurement:
         images_per_second: of many images of one prompt, in parallel.
         first_start, start: seconds of a `galip-edge generate` of one image: with an empty cache,
             and with compiled models in the cache.
-        peak_bytes: memory of that process; None where the system does not tell.
+        peak_bytes: memory of that process; None if unknown.
         runs, images: how many measurements p50 and p95 come from, and images of the throughput.
         machine: CPU, cores, instruction sets, load before the measurement.
         versions: of galip-edge, OpenVINO and Python.

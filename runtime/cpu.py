@@ -208,7 +208,7 @@ def resident_bytes() -> int:
 
 @dataclass(frozen=True)
 class _Processor:
-    """What the system says of its processor; empty where it says nothing.
+    """Processor as the system describes it; empty if it does not.
 
     Attributes:
         name: the vendor's.
@@ -228,7 +228,7 @@ def _processor() -> _Processor:
 
 
 def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
-    """What it says of the first processor, and after the last one."""
+    """Fields of the first processor, and those after the last one."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:

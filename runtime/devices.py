@@ -72,12 +72,12 @@ class Device:
 
     @property
     def is_cpu(self) -> bool:
-        """Whether it is the CPU."""
+        """True for the CPU."""
         return self.kind == CPU
 
     @property
     def prefers_float16(self) -> bool:
-        """Whether float16 is its fast floating point: GPUs, NPUs, and CPUs other than x86."""
+        """True if float16 is its fast floating point: GPUs, NPUs, and CPUs other than x86."""
         return "f16" in self.precisions and not (self.is_cpu and is_x86())
 
     def precision(self, of_bundle: str) -> str:
@@ -94,7 +94,7 @@ class Device:
 
     @property
     def keeps_weightless(self) -> bool:
-        """Whether compiled models are kept without weights (`runtime.compiled_cache`).
+        """True if compiled models are kept without weights (`runtime.compiled_cache`).
 
         Elsewhere OpenVINO's own cache keeps them, with a second copy of the weights.
         """
@@ -146,7 +146,7 @@ class Device:
 
 
 def is_x86() -> bool:
-    """Whether this is an x86-64 machine."""
+    """True on x86-64."""
     return platform.machine().lower() in _X86_64
 
 

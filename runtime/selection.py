@@ -68,7 +68,7 @@ class Measured:
 
 
 def candidates(devices: Sequence[Device], manifest: Manifest) -> list[Candidate]:
-    """What may be fastest, of these devices, for a bundle."""
+    """Configurations of these devices that may be fastest for a bundle."""
     found = []
     for device in devices:
         found.append(Candidate(device))

@@ -20,7 +20,7 @@ from rich.progress import (
 
 
 def is_quiet() -> bool:
-    """Whether --quiet was given."""
+    """True if --quiet was given."""
     context = click.get_current_context(silent=True)
     return bool(context and (context.find_root().obj or {}).get("quiet"))
 

@@ -287,7 +287,7 @@ class Server(uvicorn.Server):
         self._gate: HeaderGate | None = None
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn; on Windows in a loop that can watch sockets, which the gate needs."""
+        """Run uvicorn; on Windows in an event loop that can watch sockets, which the gate needs."""
         if sys.platform != "win32":
             super().run(sockets)
             return

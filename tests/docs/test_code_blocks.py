@@ -42,11 +42,15 @@ BUNDLES = ("galip-coco", "emoji", "own", "my-bundle")
 # Commands of other programs, and why they are not run.
 NOT_RUN = {
     "apt": "installs",
+    "build/generate": "tests/runtime/test_cpp.py builds and runs it",
+    "cmake": "tests/runtime/test_cpp.py builds the example",
     "curl": "needs a server; the servers' tests send the same request",
     "docker": "needs Docker",
+    "exiftool": "tests/runtime/test_recipes.py runs it",
     "git": "packs the repository",
     "grep": "reads /proc/cpuinfo",
     "mkdir": "set-up of another machine",
+    "node": "needs onnxruntime-web and a full-size export",
     "npm": "downloads",
     "pip": "installs; .ci/run runs those of README",
     "pre-commit": "installs",
