@@ -44,7 +44,7 @@ _CHANGES = (
         '<link rel="icon" href="icon.svg">',
         '<link rel="icon" href="icon.svg">\n    <link rel="manifest" href="manifest.webmanifest">',
     ),
-    ("which comes from this server alone", "which comes from this site alone"),
+    ("all of it from this server.", "all of it from this site."),
 )
 
 
