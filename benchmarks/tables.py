@@ -175,6 +175,19 @@ def _studio(found: dict[str, Any]) -> Rows:
         )
 
 
+def _conversion(found: dict[str, Any]) -> Rows:
+    yield "", "time", "CPU time", "peak memory", "temporary files and bundle", "bundle"
+    for name, row in found["results"].items():
+        sizes = (f"{row[figure] / 1e9:.2f} GB" for figure in ("peak_memory", "peak_disk", "bundle"))
+        yield name, f"{row['seconds']:.0f} s", f"{row['cpu_seconds']:.0f} s", *sizes
+
+
+def _conversion_steps(found: dict[str, Any]) -> Rows:
+    yield "step", "time"
+    for step in found["results"]["this version"]["steps"]:
+        yield step["step"], f"{step['seconds']:.0f} s"
+
+
 def _training(found: dict[str, Any]) -> Rows:
     yield "", "s/step", "images/s", "ratio to plain", "peak memory"
     for row in found["results"]:
@@ -204,6 +217,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "serving": ("serving", _serving),
     "serving-crowd": ("serving", _serving_crowd),
     "studio": ("studio", _studio),
+    "conversion": ("conversion", _conversion),
+    "conversion-steps": ("conversion", _conversion_steps),
     "training": ("training_step", _training),
 }
 
