@@ -66,10 +66,13 @@ def _as_integer(value: object) -> int | None:
 
 
 def _as_float(value: object) -> float | None:
-    if isinstance(value, (int, float, np.integer, np.floating)):
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        return None
+    try:
         number = float(value)
-        return number if math.isfinite(number) else None
-    return None
+    except OverflowError:  # an integer beyond all floats
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _shown(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,11 @@ from runtime.images import ImageMetadata
 from runtime.noise import MAX_SEED
 from runtime.version import __version__
 
-# Options of each command that a recipe may have, with the check of their values.
+# Options of each command that a recipe may have, with the check of their values: the range of an
+# integer, or a word that `_check_option` knows.
 _POSITIVE = (1, 10_000)
+# Frames per second.
+_SLOWEST, _FASTEST = 0.1, 100
 _OPTIONS: dict[str, dict[str, Any]] = {
     "generate": {"n": (1, 2**31), "psi": "share", "grid": "flag"},
     "explore": {"n": _POSITIVE, "columns": (1, 2**31), "psi": "share"},
@@ -125,8 +127,8 @@ def _check_option(name: str, value: Any, kind: Any) -> None:
         return
     valid = {
         "flag": type(value) is bool,
-        "shape": re.fullmatch(r"[0-9]{1,4}x[0-9]{1,4}", str(value)) is not None,
-        "rate": type(value) in (int, float) and math.isfinite(value),
+        "shape": isinstance(value, str) and re.fullmatch(r"[0-9]{1,4}x[0-9]{1,4}", value),
+        "rate": type(value) in (int, float) and _SLOWEST <= value <= _FASTEST,
     }
     if not valid.get(kind, False):
         raise ValueError(f"unexpected option {name!r}")

@@ -223,6 +223,13 @@ SEVERAL = SERIES.recorded()
         SEVERAL | {"options": {"n": "; rm -rf /"}},
         SEVERAL | {"options": 5},
         SEVERAL | {"version": 7},
+        # Integers that no float can hold.
+        PLAIN.recorded() | {"psi": 10**400},
+        SEVERAL | {"options": {"psi": 10**400}},
+        SEVERAL | {"command": "generate", "options": {"grid": 10**400}},
+        SEVERAL | {"command": "interpolate", "options": {"fps": 10**400}},
+        # What the command would refuse.
+        SEVERAL | {"command": "interpolate", "options": {"fps": -1}},
     ],
 )
 def test_recipes_of_strangers_are_checked(recorded):
