@@ -53,13 +53,23 @@ class ImageInfo:
         found = reproduction(self.recipe)
         if (arguments := found.arguments) is None:
             return found
-        if self.path.suffix.lower() != ".png" and not getattr(self.recipe, "index", 0):
-            arguments = with_option(arguments, "--out", f"again{self.path.suffix.lower()}")
+        if (out := self._out(self.recipe)) is not None:
+            arguments = with_option(arguments, "--out", out)
         model, note = model_option(self.recipe.model, self.recipe.model_hash)
         if model is not None:
             arguments = with_option(arguments, "--model", model)
         notes = [each for each in (found.note, note) if each]
         return Reproduction(arguments, "; ".join(notes) or None)
+
+    def _out(self, recipe: ImageMetadata | SeriesRecipe) -> str | None:
+        """Value of `--out` where the command would write another kind of file without it."""
+        suffix = self.path.suffix.lower()
+        if isinstance(recipe, SeriesRecipe):
+            animates = recipe.command == "interpolate" and "grid" not in recipe.options
+            needed = animates or suffix != ".png"
+        else:  # one of several images, and a frame, are written to a folder
+            needed = suffix != ".png" and not recipe.index and recipe.end is None
+        return f"again{suffix}" if needed else None
 
     def values(self) -> dict[str, Any]:
         """For JSON."""

@@ -16,7 +16,8 @@ from embedded import renamed
 from PIL import Image
 
 from galip_edge.cli import main
-from runtime.images import ImageMetadata, read_metadata, save_png
+from runtime.images import ImageFormat, ImageMetadata, read_metadata, save_png
+from runtime.latent import Keyframe
 from runtime.pipeline import Pipeline
 from runtime.recipes import TRAINED_ALGORITHMIC_MEDIA, recipe_in
 
@@ -93,6 +94,9 @@ def test_explore_and_interpolate_keep_theirs_and_overwrite_nothing(tmp_path):
         assert "give another --out, or --force to replace" in again.stderr
         assert file.read_bytes() == content
         _, *command = shlex.split(info(file)["command"])
+        assert command.count("--out") == (command[0] == "interpolate")
+        if name == "w.png":
+            assert "again.png" in command  # and no animation
         if "--out" in command:  # the test gives its own
             at = command.index("--out")
             del command[at : at + 2]
@@ -163,6 +167,13 @@ def test_commands_sign(tmp_path):
     assert "--sign-key and --sign-cert belong together" in done.stderr
 
 
+def test_a_frame_that_is_no_png_is_made_again_among_its_frames(tmp_path):
+    path, end = tmp_path / "x.webp", Keyframe("b", 1)
+    frame = ImageMetadata("a", 0, 0, "m", "ab" * 32, end=end, sentence_share=0.5, noise_share=0.5)
+    path.write_bytes(ImageFormat("webp").encode(np.zeros((8, 8, 3), np.uint8), frame))
+    assert shlex.split(info(path)["command"]).count("--out") == 1
+
+
 def test_images_of_strangers(tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\xff" * 1000)
@@ -173,6 +184,9 @@ def test_images_of_strangers(tmp_path):
     done = galip_edge("info", path)
     assert done.returncode == 0
     assert "no recipe of galip-edge" in done.stdout
+    metadata = ImageMetadata("a", 0, 0, "m", "ab" * 32, psi=10**400)
+    save_png(np.zeros((8, 8, 3), np.uint8), path, metadata)
+    assert "no recipe of galip-edge" in galip_edge("info", path).stdout
     metadata = ImageMetadata("\x1b]0;owned\x07", 0, 0, "\x1b[31m", "ab" * 32)
     save_png(np.zeros((8, 8, 3), np.uint8), path, metadata)
     assert read_metadata(path) == metadata
