@@ -8,7 +8,9 @@ is downloaded but the files that its manifest lists, and they are verified like 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
 import sys
@@ -24,6 +26,8 @@ from runtime.bundle import MANIFEST, Bundle, Manifest, read_manifest
 from runtime.compiled_cache import private_folder
 from runtime.errors import BundleError, GalipEdgeError
 from runtime.files import cache_folder, read_regular, write_whole
+
+_log = logging.getLogger(__name__)
 
 PREFIX = "hf:"
 # As huggingface_hub accepts them.
@@ -120,11 +124,11 @@ def pull(model: HubModel, report: Report, force: bool = False) -> Pulled:
 
 
 def pulled_models() -> Iterator[Pulled]:
-    """All models that were pulled and are still here."""
+    """All models that were pulled and are still here, by name."""
     folder = private_folder(cache_folder(), "hub")
-    for file in sorted(folder.glob("*.json")) if folder else ():
-        pulled = _read_pin(file)
-        if pulled is not None and _is_whole(pulled.folder):
+    pins = map(_read_pin, folder.glob("*.json")) if folder else ()
+    for pulled in sorted(filter(None, pins), key=lambda pulled: str(pulled.model)):
+        if _is_whole(pulled.folder):
             yield pulled
 
 
@@ -181,7 +185,8 @@ def _has(folder: Path, name: str, size: int) -> bool:
 
 def _pin_file(model: HubModel) -> Path | None:
     folder = private_folder(cache_folder(), "hub")
-    name = f"{model.repository}@{model.revision}".replace("/", "--")
+    # A hash: revisions may contain slashes, differ in case alone, or be longer than file names.
+    name = hashlib.sha256(f"{model.repository}@{model.revision}".encode()).hexdigest()[:32]
     return folder / f"{name}.json" if folder else None
 
 
@@ -207,7 +212,10 @@ def _write_pin(pulled: Pulled) -> None:
             "commit": pulled.commit,
             "folder": str(pulled.folder),
         }
-        write_whole(file, json.dumps(values).encode())
+        try:
+            write_whole(file, json.dumps(values).encode())
+        except GalipEdgeError as error:
+            _log.warning("later runs will ask the hub again: %s", error)
 
 
 def _library() -> Any:

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from galip_edge.commands.console import console
-from galip_edge.commands.options import existing_path, one_output, vnni_option
+from galip_edge.commands.options import bundle_path, one_output, vnni_option
 from runtime.openvino_export import export_openvino
 
 
 @click.command("export-openvino")
-@click.argument("bundle", type=existing_path)
+@click.argument("bundle", type=bundle_path)
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the models.")
 @click.option("--force", is_flag=True, help="Replace an existing export.")

@@ -47,6 +47,8 @@ def command(
 
     The token is that of huggingface_hub (`hf auth login`, or HF_TOKEN). Prints the commit's URL.
     """
+    if "@" in repository:
+        raise click.UsageError(f"{repository} names a revision: push goes to main, omit it")
     model = HubModel.parse(repository)
     opened = Bundle.open(bundle)
     with console().status("generating samples"):

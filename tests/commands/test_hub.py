@@ -16,6 +16,7 @@ from PIL import Image
 
 from galip_edge.cli import main
 from runtime.bundle import MANIFEST, read_manifest
+from runtime.errors import GalipEdgeError
 from runtime.pipeline import Pipeline
 from runtime.recipes import read_recipe
 
@@ -124,6 +125,34 @@ def test_pull_updates_and_revisions_are_pinned(hub, published, newer_bundle, tmp
     assert made.returncode == 0
 
 
+def test_similar_names_of_revisions_are_not_confused(hub, published, newer_bundle, tmp_path):
+    newer = hub.commit("me/tiny", contents(newer_bundle))
+    long = "a" * 200
+    hub.branches = {"a/b": published, "a--b": newer, "V1": published, "v1": newer, long: newer}
+    names = {}
+    for branch in hub.branches:
+        done = galip_edge("info", f"hf:me/tiny@{branch}", "--json")
+        assert done.returncode == 0, done.stderr
+        names[branch] = json.loads(done.stdout)["name"]
+    assert names == {
+        branch: "tiny" if commit == published else "newer"
+        for branch, commit in hub.branches.items()
+    }
+    sources = [it["source"] for it in json.loads(galip_edge("models", "--json").stdout)]
+    assert sources == ["embedded", *sorted(f"hf:me/tiny@{branch}" for branch in hub.branches)]
+    pins = [file.name.lower() for file in (tmp_path / "cache" / "hub").iterdir()]
+    assert len(set(pins)) == len(hub.branches)  # where file systems ignore case, too
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(hub, published, monkeypatch, caplog):
+    def full(path, _):
+        raise GalipEdgeError(f"cannot write {path}: the disk is full")
+
+    monkeypatch.setattr("galip_edge.hub.write_whole", full)
+    assert galip_edge("info", "hf:me/tiny").returncode == 0
+    assert "later runs will ask the hub again" in caplog.text
+
+
 def test_all_commands_take_a_model_of_a_hub(hub, published, tmp_path):
     (tmp_path / "p.txt").write_text("a bird\n")
     model = ("--model", "hf:me/tiny")
@@ -133,6 +162,7 @@ def test_all_commands_take_a_model_of_a_hub(hub, published, tmp_path):
         ("batch", tmp_path / "p.txt", *model, "--out", tmp_path / "job"),
         ("info", "hf:me/tiny"),
         ("export-ovms", "hf:me/tiny", "--out", tmp_path / "ovms"),
+        ("export-openvino", "hf:me/tiny", "--out", tmp_path / "ov", "--no-tokenizer"),
     ):
         done = galip_edge(*command)
         assert done.returncode == 0, done.stderr
@@ -189,6 +219,9 @@ def test_push_uploads_a_bundle_with_a_card(hub, bundle, tmp_path):
     assert refused.returncode == 1
     assert "hf auth login" in refused.stderr
     (tmp_path / "token").write_text(TOKEN)
+    revision = galip_edge("push", bundle, "me/mine@v2")
+    assert revision.returncode == 2
+    assert "push goes to main" in revision.stderr
     dry = galip_edge("push", bundle, "me/mine", "--license", "apache-2.0", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "me/mine" not in hub.repositories
