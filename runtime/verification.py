@@ -127,9 +127,10 @@ def _load(folder: Path, precision: str, device: str) -> Iterator[Step]:
 
 def _main(folder: str, precision: str, device: str) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    if device == CPU:  # drivers of other devices reserve more address space
-        _limit_resources()
     try:
+        # Drivers of other devices reserve more address space.
+        if all(each.is_cpu for each in devices_for(checked_name(device))):
+            _limit_resources()
         for step in _load(Path(folder), precision, device):
             print(json.dumps(step._asdict()), flush=True)  # noqa: T201
     except (GalipEdgeError, MemoryError) as error:

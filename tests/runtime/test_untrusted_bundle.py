@@ -51,6 +51,15 @@ def test_an_odd_constant_does_not_reach_openvino(kind, bundle):
         Pipeline.from_bundle(bundle, PipelineOptions(cache=False)).generate(PROMPT)
 
 
+@pytest.mark.parametrize("name", ["CPU", "cpu", "CPU.0"])
+def test_loading_on_the_cpu_is_limited_by_any_of_its_names(name, monkeypatch):
+    called = []
+    monkeypatch.setattr(verification, "_limit_resources", lambda: called.append("limit"))
+    monkeypatch.setattr(verification, "_load", lambda *_: iter(called.append("load") or ()))
+    verification._main(str(EMBEDDED), "auto", name)
+    assert called == ["limit", "load"]
+
+
 def test_verify_refuses_it_too(bundle):
     changed_graph(bundle, GENERATOR, lambda text: text.replace('"f32" shape', '"nf4" shape', 1))
     command = [sys.executable, "-m", "galip_edge", "verify", str(bundle)]
