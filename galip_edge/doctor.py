@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from runtime.cpu import (
     lacks_vnni,
     memory_limit,
 )
+from runtime.devices import is_x86, total_memory
 from runtime.errors import BundleError, GalipEdgeError
 from runtime.files import cache_folder
 from runtime.pipeline import Pipeline
@@ -97,10 +99,10 @@ def _cpu() -> Iterator[Finding]:
     yield Finding("cores", OK, f"{available_cores()} of {total} may be used{limit}")
     if quota is not None and quota < 1:
         yield Finding("quota", NOTE, f"{quota:g} of a core: images take longer than a core's time")
-    if "AVX2" not in sets and platform.machine() in ("x86_64", "AMD64"):
+    if "AVX2" not in sets and is_x86():
         yield Finding("int8", PROBLEM, "no AVX2: INT8 models are very slow on this CPU")
     elif slow:
-        yield Finding("int8", NOTE, "no VNNI: some INT8 layers are computed in float32")
+        yield Finding("int8", NOTE, "no VNNI: INT8 is slower, and weights lose a bit")
     else:
         yield Finding("int8", OK, "in hardware")
     if has_bf16():
@@ -110,14 +112,14 @@ def _cpu() -> Iterator[Finding]:
 
 
 def _memory() -> Finding:
-    limit = memory_limit()
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not POSIX
+    limit, total = memory_limit(), total_memory()
+    if total is None:
         return Finding("memory", OK, "unknown")
     usable = total if limit is None else min(total, limit)
-    text = f"{decimal(usable)}, {decimal(free)} free"
+    text = decimal(usable)
+    with suppress(AttributeError, ValueError, OSError):  # Windows, macOS
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        text += f", {decimal(free)} free"
     if limit is not None and limit < total:
         text += f", limited from {decimal(total)} (cgroup)"
     if usable < _LEAST_MEMORY:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from galip_edge.variables import PREFIX
 from runtime.cpu import available_cores, cpu_name, instruction_sets
 from runtime.errors import GalipEdgeError
 from runtime.pipeline import Pipeline, PipelineOptions
@@ -165,7 +166,9 @@ def _starts(bundle: Path, options: PipelineOptions) -> tuple[float, float, int |
         command += ["--threads", str(options.threads), "--precision", options.precision]
         package = str(Path(__file__).parent.parent)
         search_path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-        environment = os.environ | {"GALIP_EDGE_CACHE": folder, "PYTHONPATH": search_path}
+        # Variables of the user's would set other options of generate.
+        given = {n: it for n, it in os.environ.items() if not n.startswith(f"{PREFIX}_")}
+        environment = given | {"GALIP_EDGE_CACHE": folder, "PYTHONPATH": search_path}
         seconds = []
         for _ in range(2):
             before = time.perf_counter()

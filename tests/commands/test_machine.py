@@ -13,9 +13,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from galip_edge import cli, doctor
+from galip_edge import cli, doctor, measure
 from galip_edge.commands.generate import command as generate
 from galip_edge.variables import variables
+from runtime.pipeline import PipelineOptions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +43,20 @@ def test_benchmark_measures_without_torch():
     assert found["peak_bytes"] > 50e6
     assert found["machine"]["cores"] >= 1
     assert set(found["versions"]) == {"galip-edge", "openvino", "python"}
+
+
+def test_starts_are_measured_without_the_users_variables(monkeypatch, tmp_path):
+    monkeypatch.setenv("GALIP_EDGE_GENERATE_N", "1000")
+    monkeypatch.setenv("GALIP_EDGE_GENERATE_SIGN_KEY", "missing.pem")
+    commands = []
+
+    def run(command, env, **_):
+        commands.append({name for name in env if name.startswith("GALIP_EDGE_")})
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(measure.subprocess, "run", run)
+    measure._starts(tmp_path, PipelineOptions())
+    assert commands == [{"GALIP_EDGE_CACHE"}] * 2
 
 
 def test_the_line_for_an_issue():
@@ -95,6 +110,16 @@ def test_the_doctor_finds_what_is_wrong(monkeypatch, tmp_path):
     assert "openvino>=2026.3" in openvino.text
     monkeypatch.setattr(doctor, "memory_limit", lambda: 100_000_000)
     assert findings("memory")[0].state == doctor.PROBLEM
+    monkeypatch.setattr(doctor, "memory_limit", lambda: None)
+    sysconf = os.sysconf
+
+    def as_on_macos(name):
+        if name == "SC_AVPHYS_PAGES":
+            raise ValueError("unrecognized configuration name")
+        return sysconf(name)
+
+    monkeypatch.setattr(os, "sysconf", as_on_macos)
+    assert re.fullmatch(r"[\d.]+ .B", findings("memory")[0].text)
     monkeypatch.setattr(doctor, "cpu_quota", lambda: 0.5)
     assert "a quota of 0.5" in findings("cores")[0].text
     assert findings("quota")[0].state == doctor.NOTE
