@@ -56,8 +56,12 @@ class CompileOptions:
 
     def name(self) -> str:
         """Short, and another for other options; cache and device do not count."""
-        form = "-dequantized" if self.dequantize else ""
-        return f"{self.precision}-{self.threads}-{self.streams}{form}"
+        return f"{self.precision}-{self.threads}-{self.streams}{self.form}"
+
+    @property
+    def form(self) -> str:
+        """Suffix of names for graphs of another form."""
+        return "-dequantized" if self.dequantize else ""
 
     def properties(self) -> dict[str, Any]:
         """OpenVINO's."""
@@ -162,7 +166,7 @@ class ModelFile:
 
     def _in_16_bits(self, options: CompileOptions, columns: int | None) -> CompiledModel | None:
         """None where its numbers are wrong."""
-        name = f"{self._weights.stem}-{options.precision}.refused"
+        name = f"{self._weights.stem}-{options.precision}{options.form}.refused"
         mark = options.cache / name if options.cache else None
         reason = self._refused
         if reason is None and mark and (kept := read_kept(mark)):

@@ -71,7 +71,7 @@ class GoldenReport:
     """A bundle's distance from its golden numbers on this machine.
 
     Attributes:
-        text_precision, image_precision: arithmetic of the two models, f32 or bf16.
+        text_precision, image_precision: arithmetic of the two models, f32, bf16 or f16.
         sentence_cosine: of the worst sentence embedding.
         image_psnr_db: of the worst image, from PyTorch's sentence embedding.
     """

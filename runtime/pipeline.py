@@ -168,7 +168,8 @@ class Pipeline:
             return among[0]
         golden = read_golden(self._bundle)
         folder = self._cache_folder(devices) if self.options.cache else None
-        return choose(among, self._generator_on, self.manifest, golden, folder)
+        kept = folder / f"choice-{self.options.precision}.json" if folder else None
+        return choose(among, self._generator_on, self.manifest, golden, kept)
 
     def _generator_on(self, candidate: Candidate) -> CompiledModel:
         """The generator of a candidate, for one image at a time.
@@ -176,8 +177,9 @@ class Pipeline:
         Compiled models are kept, since one of them is the one that is used. Raises BundleError if
         generator or text encoder is out of tolerance or cannot be compiled.
         """
-        golden = read_golden(self._bundle)
         device = candidate.device
+        precision = self._precision_on(device)
+        golden = self._golden_for(precision)
         folder = self._cache_folder([device]) if self.options.cache else None
         file = ModelFile(
             self._bundle, GENERATOR, lambda _: golden.generator_probe() if golden else None
@@ -185,7 +187,7 @@ class Pipeline:
         options = CompileOptions(
             self._threads,
             1,
-            self._precision_on(device),
+            precision,
             folder,
             self.options.precision == "auto",
             device,
@@ -202,7 +204,10 @@ class Pipeline:
     @cached_property
     def golden(self) -> Golden | None:
         """The bundle's golden numbers; None where it has none (format 2)."""
-        loosened = self._precision == "bf16" and self.manifest.inference_precision == "f32"
+        return self._golden_for(self._precision)
+
+    def _golden_for(self, precision: str) -> Golden | None:
+        loosened = precision == "bf16" and self.manifest.inference_precision == "f32"
         return read_golden(self._bundle, loosened)
 
     def _text_probe(self, columns: int | None) -> Probe | None:
@@ -256,7 +261,7 @@ class Pipeline:
 
     @property
     def computed_in(self) -> str:
-        """Precision of the generator's arithmetic, f32 or bf16, where it is not INT8."""
+        """Precision of the generator's arithmetic, f32, bf16 or f16, where it is not INT8."""
         return self._generator_file.used_precision(self._precision)
 
     def prepare(self, count: int) -> None:

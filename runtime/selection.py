@@ -33,8 +33,6 @@ _log = logging.getLogger(__name__)
 _ALIKE = 1.03
 _WARM_UP, _RUNS = 2, 7
 
-_FILE = "choice.json"
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -82,7 +80,7 @@ def choose(
     compile_generator: Callable[[Candidate], CompiledModel],
     manifest: Manifest,
     golden: Golden | None,
-    folder: Path | None,
+    file: Path | None,
 ) -> Candidate:
     """The fastest candidate that is near enough to the golden images.
 
@@ -92,14 +90,14 @@ def choose(
             GalipEdgeError if the candidate is out of tolerance or cannot compile it.
         manifest: of the bundle.
         golden: the bundle's golden numbers, if it has any.
-        folder: of the cache, where an earlier choice among the same candidates is kept.
+        file: in the cache, for the choice among the same candidates with the same precision.
 
     Raises:
         BundleError: none of them can be used.
     """
     if len(among) == 1:
         return among[0]
-    if (kept := _kept(folder, among)) is not None:
+    if (kept := _kept(file, among)) is not None:
         return kept
     measured, reasons = [], []
     for candidate in among:
@@ -114,8 +112,8 @@ def choose(
     chosen = fastest(measured).candidate
     for each in measured:
         _log.info("%s: %.1f ms, %.1f dB", each.candidate, each.seconds * 1e3, each.psnr_db)
-    if folder is not None:
-        _keep(folder, among, chosen)
+    if file is not None:
+        _keep(file, among, chosen)
     return chosen
 
 
@@ -148,8 +146,8 @@ def _names(among: Sequence[Candidate]) -> list[list[object]]:
     return [[each.device.identity, each.dequantize] for each in among]
 
 
-def _kept(folder: Path | None, among: Sequence[Candidate]) -> Candidate | None:
-    if folder is None or (content := read_kept(folder / _FILE)) is None:
+def _kept(file: Path | None, among: Sequence[Candidate]) -> Candidate | None:
+    if file is None or (content := read_kept(file)) is None:
         return None
     try:
         found = json.loads(content)
@@ -162,9 +160,9 @@ def _kept(folder: Path | None, among: Sequence[Candidate]) -> Candidate | None:
     return among[number] if known else None
 
 
-def _keep(folder: Path, among: Sequence[Candidate], chosen: Candidate) -> None:
+def _keep(file: Path, among: Sequence[Candidate], chosen: Candidate) -> None:
     content = {"among": _names(among), "chosen": list(among).index(chosen)}
     try:
-        write_whole(folder / _FILE, json.dumps(content).encode())
+        write_whole(file, json.dumps(content).encode())
     except GalipEdgeError as error:
         _log.info("it will be measured again: %s", error)

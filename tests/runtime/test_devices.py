@@ -11,11 +11,12 @@ import numpy as np
 import openvino as ov
 import pytest
 from click.testing import CliRunner
-from embedded import EMBEDDED, copied
+from embedded import EMBEDDED, changed_manifest, copied
 
 from galip_edge.cli import galip_edge
 from runtime import BundleError, Pipeline, PipelineOptions, openvino_core, selection
 from runtime import devices as devices_module
+from runtime import pipeline as pipeline_module
 from runtime.bundle import read_manifest
 from runtime.compiled import CompiledModel
 from runtime.devices import (
@@ -377,14 +378,14 @@ def test_a_choice_is_measured_once(tmp_path, monkeypatch):
             raise BundleError("out of tolerance")
         return FakeModel(clock, seconds[candidate])
 
-    manifest = read_manifest(EMBEDDED)
+    manifest, file = read_manifest(EMBEDDED), tmp_path / "choice.json"
     for _ in range(2):
-        assert choose(among, compiled, manifest, None, tmp_path) == Candidate(GPU)
+        assert choose(among, compiled, manifest, None, file) == Candidate(GPU)
     assert made == among
     # A damaged file, or other devices, are another matter.
-    (tmp_path / "choice.json").write_text('{"chosen": "x"')
-    assert choose(among[:2], compiled, manifest, None, tmp_path) == Candidate(GPU)
-    assert choose(among[::-1], compiled, manifest, None, tmp_path) == Candidate(GPU)
+    file.write_text('{"chosen": "x"')
+    assert choose(among[:2], compiled, manifest, None, file) == Candidate(GPU)
+    assert choose(among[::-1], compiled, manifest, None, file) == Candidate(GPU)
     assert len(made) == 8
     with pytest.raises(BundleError, match="out of tolerance"):
         choose([among[2], among[2]], compiled, manifest, None, None)
@@ -404,6 +405,63 @@ def test_auto_measures_the_devices(fake, cache, monkeypatch):
     assert pipeline.device.name == "GPU"
     assert not core.compiled
     assert pipeline.settled_options.device == "GPU"
+
+
+def test_auto_chooses_for_each_precision(fake, cache, monkeypatch):
+    """An NPU, which computes in float16 alone, is no choice for f32 because it was one before."""
+    fake("NPU")
+    times = {"CPU": 2.0, "NPU": 1.0}
+
+    def measured(candidate, *_):
+        return Measured(candidate, times[candidate.device.name], 40.0)
+
+    def compiled(pipeline, candidate):
+        return pipeline._precision_on(candidate.device)
+
+    monkeypatch.setattr(selection, "_measured", measured)
+    monkeypatch.setattr(Pipeline, "_generator_on", compiled)
+    for precision, device in (("auto", "NPU"), ("f32", "CPU"), ("auto", "NPU")):
+        options = PipelineOptions(device=AUTO, precision=precision)
+        assert Pipeline.from_bundle(EMBEDDED, options).device.name == device
+
+
+def test_auto_tolerates_bfloat16_on_request_as_the_cpu_does(fake, cache, monkeypatch, tmp_path):
+    fake("GPU").cpu_capabilities = ["FP32", "BF16", "INT8"]
+    bundle = copied(tmp_path / "bundle")
+    changed_manifest(bundle, lambda body: body.update(inference_precision="f32"))
+    loosened, real = [], pipeline_module.read_golden
+
+    def read_golden(bundle, loose=False):
+        loosened.append(loose)
+        return real(bundle, loose)
+
+    monkeypatch.setattr(pipeline_module, "read_golden", read_golden)
+    monkeypatch.setattr(selection, "_RUNS", 1)
+    options = PipelineOptions(device=AUTO, precision="bf16", cache=False)
+    assert Pipeline.from_bundle(bundle, options).device.name == "CPU"
+    assert loosened == [False, True]  # to compare images, and as tolerance
+
+
+def test_float16_is_refused_for_one_arithmetic_alone(fake, cache, arm, monkeypatch):
+    core = fake()
+    core.cpu_capabilities = ["FP32", "FP16", "INT8"]
+    real, used = core.compile_model, set()
+
+    def compile_model(model, device, properties):
+        rounded = any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
+        precision = properties["INFERENCE_PRECISION_HINT"]
+        used.add((rounded, precision))
+        if rounded and precision == "f16":
+            (result,) = model.get_results()
+            zero = ov.opset13.convert(np.array(0, np.float32), result.get_element_type())
+            black = ov.opset13.multiply(result.input_value(0), zero)
+            result.input(0).replace_source_output(black.output(0))
+        return real(model, device, properties)
+
+    monkeypatch.setattr(core, "compile_model", compile_model)
+    for dequantize in (False, True):
+        Pipeline.from_bundle(EMBEDDED, PipelineOptions(dequantize=dequantize)).encode(PROMPT)
+    assert used == {(True, "f16"), (True, "f32"), (False, "f16")}
 
 
 def test_int8_layers_in_floating_point_come_nearer_to_float(cache):
