@@ -88,9 +88,7 @@ class Device:
         """
         if self.prefers_float16:
             return "f16"
-        if of_bundle in self.precisions or "f32" in self.precisions:
-            return of_bundle if of_bundle in self.precisions else "f32"
-        return self.precisions[0]
+        return of_bundle if of_bundle in self.precisions else "f32"
 
     @property
     def keeps_weightless(self) -> bool:

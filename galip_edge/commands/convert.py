@@ -25,8 +25,17 @@ if TYPE_CHECKING:
     from galip_edge.checkpoints.clip_weights import Activation
 
 
+class _PrecisionFlag(click.Option):
+    """One of several flags for the precision; 0 in its environment variable is no choice."""
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        given = self.resolve_envvar_value(ctx)
+        return self.flag_value if given and click.BOOL.convert(given, self, ctx) else None
+
+
 def _precision(name: str, flag: str, text: str, **more: Any) -> Any:
-    return click.option(flag, "precision", flag_value=name, help=text, **more)
+    cls = _PrecisionFlag
+    return click.option(flag, "precision", cls=cls, flag_value=name, help=text, **more)
 
 
 @click.command("convert", cls=GroupedCommand)

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from galip_edge import cli, doctor, measure
 from galip_edge.commands.generate import command as generate
 from galip_edge.variables import variables
+from runtime.errors import GalipEdgeError
 from runtime.pipeline import PipelineOptions
 
 if sys.version_info >= (3, 11):
@@ -199,6 +200,29 @@ def test_each_option_has_a_variable(tmp_path):
     }
     assert ["GALIP_EDGE_GENERATE_N"] in names.values()
     assert ["GALIP_EDGE_GENERATE_SEED"] in names.values()
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "precision"),
+    [
+        ({}, (), "int8"),
+        ({"BF16": "1"}, (), "bf16"),
+        ({"BF16": "1"}, ("--fp16",), "fp16"),
+        ({"BF16": "0"}, (), "int8"),
+    ],
+)
+def test_variables_of_precisions(variables, arguments, precision, monkeypatch, tmp_path):
+    module = pytest.importorskip("galip_edge.commands.convert")
+
+    def convert(*values, **_):
+        (options,) = (it for it in values if isinstance(it, module.ConvertOptions))
+        raise GalipEdgeError(options.precision)
+
+    monkeypatch.setattr(module, "convert", convert)
+    names = {f"GALIP_EDGE_CONVERT_{name}": it for name, it in variables.items()}
+    command = ["convert", str(tmp_path / "x.safetensors"), *arguments]
+    done = CliRunner().invoke(cli.galip_edge, command, env=names, obj={})
+    assert str(done.exception) == precision
 
 
 def test_variables_and_quiet(tmp_path):

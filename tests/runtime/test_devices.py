@@ -248,6 +248,10 @@ def test_every_command_that_runs_a_model_reports_a_missing_device(arguments, tmp
     assert "Traceback" not in done.stderr
 
 
+def test_a_device_that_states_no_precision_computes_in_float32():
+    assert Device("GPU", "a GPU", ()).precision("bf16") == "f32"
+
+
 def test_gpu_means_the_first_one(fake):
     fake("GPU.0", "GPU.1")
     assert device_named("gpu").name == "GPU.0"
