@@ -25,6 +25,8 @@ Held = Callable[[], bool]
 
 # Seconds between two attempts.
 _INTERVAL = 0.05
+# Times that other processes may remove the folder of a lock while it is taken.
+_MOST_REMOVALS = 100
 
 _LOCK, _RUNNING, _HELD = "lock", "running", "held"
 # Locked by the workers of earlier versions.
@@ -105,13 +107,16 @@ def _own_file(file: Path, seconds: float, busy: str) -> Iterator[None]:
 
 def _locked(file: Path, seconds: float, busy: str) -> Lock:
     until = time.monotonic() + seconds
+    removals = 0
     while True:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             lock = try_lock(file)
-        except FileNotFoundError:  # the folder was empty, and another process removed it
-            lock = None
         except OSError as error:
+            # The folder was empty, and another process removed it: not a reason to wait or fail.
+            removals += 1
+            if isinstance(error, FileNotFoundError) and removals < _MOST_REMOVALS:
+                continue
             raise JobError(f"cannot write {file}: {error.strerror}") from error
         if lock is not None:
             return lock

@@ -8,6 +8,7 @@ from left import made
 from plain_model import PlainPipeline
 
 from runtime import Job, JobError, JobOptions, PromptFile
+from runtime.jobs import locks
 from runtime.jobs import storage as storage_module
 from runtime.jobs.storage import LocalStorage, RemoteStorage, open_storage
 
@@ -41,6 +42,21 @@ def test_files_are_whole_or_not_there(storage):
     assert storage.names("a") == []
     with storage.lock():
         pass
+
+
+def test_a_lock_outlives_the_removal_of_its_empty_folder(tmp_path, monkeypatch):
+    """The last worker of another run removes it just before this one opens its file."""
+    real, removed = locks.try_lock, []
+
+    def try_lock(file):
+        if not removed:
+            removed.append(file.parent)
+            file.parent.rmdir()
+        return real(file)
+
+    monkeypatch.setattr(locks, "try_lock", try_lock)
+    with LocalStorage(tmp_path).join():
+        assert len(list(removed[0].iterdir())) == 1
 
 
 def test_a_shard_is_written_by_one_process_at_a_time(tmp_path, monkeypatch):
