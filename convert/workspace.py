@@ -17,7 +17,7 @@ from pathlib import Path
 
 from convert.errors import ConversionError
 from runtime.files import sync_folder
-from runtime.locks import FOLDER_LOCKS, Lock, try_lock
+from runtime.locks import FOLDER_LOCKS, Lock, try_lock_folder
 
 # Subfolder for the replaced output, between two renames.
 _OLD = "old"
@@ -97,7 +97,7 @@ def _locked(folder: Path, out: Path) -> Lock:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock = try_lock(folder)
+            lock = try_lock_folder(folder)
         except FileNotFoundError:  # another process removed the folder meanwhile
             continue
         if lock is None:

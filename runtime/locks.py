@@ -31,8 +31,8 @@ class Lock:
         self.held, self.release = held, release
 
 
-def try_lock(path: Path) -> Lock | None:
-    """Lock a file, which is created if it does not exist, or an existing folder.
+def try_lock(file: Path) -> Lock | None:
+    """Lock a file, which is created if it does not exist.
 
     Returns:
         None while another process holds it.
@@ -41,11 +41,30 @@ def try_lock(path: Path) -> Lock | None:
         OSError: the file cannot be opened.
     """
     if not _has_native_locks():
-        return _try_soft(path)
-    if path.is_dir() and sys.platform == "win32":  # where folders cannot be opened
-        path = path / "lock"
+        return _try_soft(file.with_name(f"{file.name}.owner"))
+    return _try_native(file, os.O_RDWR | os.O_CREAT)
+
+
+def try_lock_folder(folder: Path) -> Lock | None:
+    """Lock an existing folder.
+
+    Returns:
+        None while another process holds it.
+
+    Raises:
+        FileNotFoundError: it does not exist, or was removed before it was locked.
+        OSError: it cannot be opened.
+    """
+    if not _has_native_locks():
+        return _try_soft(folder / "lock.owner")
+    if sys.platform == "win32":  # where folders cannot be opened
+        return _try_native(folder / "lock", os.O_RDWR | os.O_CREAT)
+    return _try_native(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _try_native(path: Path, flags: int) -> Lock | None:
     while True:
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, flags, 0o644)
         try:
             if not filelock.lock_descriptor(descriptor, blocking=False):
                 os.close(descriptor)
@@ -73,8 +92,7 @@ def _has_native_locks() -> bool:
     return filelock.has_fcntl or sys.platform == "win32"
 
 
-def _try_soft(path: Path) -> Lock | None:
-    file = path / "lock.owner" if path.is_dir() else path.with_name(f"{path.name}.owner")
+def _try_soft(file: Path) -> Lock | None:
     soft = filelock.SoftFileLock(file, thread_local=False)
     try:
         soft.acquire(blocking=False)

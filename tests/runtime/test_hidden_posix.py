@@ -14,7 +14,7 @@ import pytest
 
 import runtime
 from runtime import JobError, Pipeline
-from runtime.locks import FOLDER_LOCKS, try_lock
+from runtime.locks import FOLDER_LOCKS, try_lock, try_lock_folder
 
 PROMPT = "a bird on a branch"
 
@@ -111,16 +111,23 @@ def test_locks(native, tmp_path, monkeypatch):
         monkeypatch.setattr("runtime.locks._has_native_locks", lambda: False)
     file, folder = tmp_path / "file", tmp_path / "folder"
     folder.mkdir()
-    for path in (file, folder):
-        lock = try_lock(path)
+    for take, path in ((try_lock, file), (try_lock_folder, folder)):
+        lock = take(path)
         assert lock.held()
-        assert try_lock(path) is None
+        assert take(path) is None
         lock.release()
-        again = try_lock(path)
+        again = take(path)
         assert again.held()
         again.release()
         again.release()  # twice does no harm
     assert {p.name for p in folder.iterdir()} <= set(FOLDER_LOCKS)
+
+
+def test_a_removed_folder_is_not_locked_as_a_file(tmp_path):
+    """As by a conversion that ends when the next one begins: the file would stay in its way."""
+    with pytest.raises(FileNotFoundError):
+        try_lock_folder(tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_file_of_an_earlier_version_does_not_lock(tmp_path):
