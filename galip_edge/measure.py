@@ -18,6 +18,7 @@ import numpy as np
 
 from galip_edge.variables import PREFIX
 from runtime.cpu import available_cores, cpu_name, instruction_sets
+from runtime.devices import devices_for
 from runtime.errors import GalipEdgeError
 from runtime.pipeline import Pipeline, PipelineOptions
 from runtime.version import __version__
@@ -41,7 +42,7 @@ class Measurement:
             and with compiled models in the cache.
         peak_bytes: memory of that process; None if unknown.
         runs, images: how many measurements p50 and p95 come from, and images of the throughput.
-        machine: CPU, cores, instruction sets, load before the measurement.
+        machine: device, CPU, cores, instruction sets, load before the measurement.
         versions: of galip-edge, OpenVINO and Python.
     """
 
@@ -72,12 +73,14 @@ class Measurement:
         peak = "unknown" if self.peak_bytes is None else f"{self.peak_bytes / 1e6:.0f} MB"
         load = self.machine["load"]
         busy = "" if load is None else f" (load {load:.1f})"
+        device = self.machine["device"]
+        on = "" if device.startswith("CPU") else f"on {device}, "
         return (
             f"galip-edge {self.versions['galip-edge']}, {self.model} {self.model_hash[:8]}, "
             f"{self.image_size} px, {self.precision}, rest in {self.computed_in}: "
             f"p50 {self.p50 * 1e3:.1f} ms, p95 {self.p95 * 1e3:.1f} ms, "
             f"{self.images_per_second:.1f} images/s, start {self.start:.2f} s (first "
-            f"{self.first_start:.2f} s), peak {peak}; {self.machine['cpu']}, "
+            f"{self.first_start:.2f} s), peak {peak}; {on}{self.machine['cpu']}, "
             f"{self.machine['cores']} cores{busy}, {sets}; OpenVINO {self.versions['openvino']}, "
             f"Python {self.versions['python']}, {self.machine['system']}"
         )
@@ -93,14 +96,16 @@ def measure(
 
     Args:
         bundle: its folder.
-        options: how to use the CPU.
+        options: how to use the machine.
         runs: prompts for p50 and p95.
         progress: receives the name of each step when it begins.
 
     Raises:
         BundleError: the bundle is damaged.
+        DeviceError: the machine does not have the device.
         GalipEdgeError: a process that was started to measure its start failed.
     """
+    devices_for(options.device)  # a missing one is reported at once
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     progress("start of a process")
     first_start, start, peak = _starts(bundle, options)
@@ -133,6 +138,7 @@ def measure(
         runs,
         images,
         {
+            "device": str(pipeline.device),
             "cpu": cpu_name(),
             "cores": options.threads or available_cores(),
             "instruction_sets": instruction_sets(),
@@ -164,6 +170,7 @@ def _starts(bundle: Path, options: PipelineOptions) -> tuple[float, float, int |
         command = [sys.executable, "-m", "galip_edge", "generate", "a bird on a branch"]
         command += ["--model", str(bundle.resolve()), "--out", str(Path(folder, "x.png"))]
         command += ["--threads", str(options.threads), "--precision", options.precision]
+        command += ["--device", options.device]
         package = str(Path(__file__).parent.parent)
         search_path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         # Variables of the user's would set other options of generate.

@@ -9,6 +9,7 @@ import click
 
 from galip_edge.commands.console import StepReporter
 from galip_edge.commands.options import (
+    inference_device_option,
     json_option,
     model_option,
     precision_option,
@@ -30,14 +31,17 @@ from runtime.pipeline import PipelineOptions
 )
 @threads_option
 @precision_option
+@inference_device_option
 @json_option
-def command(model: Path | None, runs: int, threads: int, precision: str, as_json: bool) -> None:
+def command(
+    model: Path | None, runs: int, threads: int, precision: str, device: str, as_json: bool
+) -> None:
     """Measure latency, throughput, start and memory of a model on this machine.
 
     p50 and p95 are from a new prompt to its image. Stop other programs first. The last line is
     made to be pasted into an issue.
     """
-    options = PipelineOptions(threads, precision=precision)
+    options = PipelineOptions(threads, precision=precision, device=device)
     with StepReporter() as reporter:
         found = measure(model or default_bundle(), options, runs, reporter.on_step)
     if as_json:
@@ -55,6 +59,7 @@ def _lines(found: Measurement) -> list[tuple[str, str]]:
         ("throughput", f"{found.images_per_second:.1f} images/s"),
         ("start", f"{found.start:.2f} s; with an empty cache {found.first_start:.2f} s"),
         ("peak memory", peak),
+        ("device", found.machine["device"]),
         ("CPU", f"{found.machine['cpu']}, {found.machine['cores']} cores"),
         ("instruction sets", ", ".join(found.machine["instruction_sets"]) or "unknown"),
     ]

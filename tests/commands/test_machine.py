@@ -53,17 +53,25 @@ def test_starts_are_measured_without_the_users_variables(monkeypatch, tmp_path):
 
     def run(command, env, **_):
         commands.append({name for name in env if name.startswith("GALIP_EDGE_")})
+        assert command[command.index("--device") + 1] == "AUTO"
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(measure.subprocess, "run", run)
-    measure._starts(tmp_path, PipelineOptions())
+    measure._starts(tmp_path, PipelineOptions(device="AUTO"))
     assert commands == [{"GALIP_EDGE_CACHE"}] * 2
 
 
 def test_the_line_for_an_issue():
     from galip_edge.measure import Measurement
 
-    machine = {"cpu": "X", "cores": 2, "instruction_sets": ["AVX2"], "load": 0.25, "system": "L m"}
+    machine = {
+        "device": "CPU (X)",
+        "cpu": "X",
+        "cores": 2,
+        "instruction_sets": ["AVX2"],
+        "load": 0.25,
+        "system": "L m",
+    }
     versions = {"galip-edge": "1", "openvino": "2", "python": "3"}
     numbers = (0.0123, 0.02, 81.24, 2.5, 0.9, 310e6, 30, 16)
     found = Measurement("m", "ab" * 32, 128, "int8", "bf16", *numbers, machine, versions)
@@ -72,6 +80,8 @@ def test_the_line_for_an_issue():
         "images/s, start 0.90 s (first 2.50 s), peak 310 MB; X, 2 cores (load 0.2), AVX2; OpenVINO "
         "2, Python 3, L m"
     )
+    machine["device"] = "GPU (an Arc)"
+    assert "peak 310 MB; on GPU (an Arc), X, 2 cores" in found.line
 
 
 def test_the_doctor_finds_a_healthy_machine():

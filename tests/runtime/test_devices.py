@@ -233,6 +233,7 @@ def test_a_missing_device_is_one_line_with_those_that_exist(fake):
         ("serve", "--port", "0"),
         ("mcp",),
         ("verify",),
+        ("benchmark",),
         ("evaluate", str(EMBEDDED), "--captions", "prompts.txt"),
     ],
 )
