@@ -297,6 +297,7 @@ class Job:
             "part size": options.shard_size,
             "precision": pipeline.precision,
             "device": f"{pipeline.device}{form}",
+            "signed": options.image_format.signer is not None,
         }
 
     def _discard(self) -> None:

@@ -46,9 +46,10 @@ _FIXED = {
     "part size": "shard size",
     "precision": "precision",
     "device": "device",
+    "signed": "choice of signing images",
 }
 # Values for jobs from before a setting existed.
-_DEFAULTS = {"precision": "auto", "device": "CPU"}
+_DEFAULTS = {"precision": "auto", "device": "CPU", "signed": False}
 
 
 @dataclass(frozen=True)

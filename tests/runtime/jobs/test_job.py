@@ -229,9 +229,15 @@ def test_too_many_failures_end_it(bundle, tmp_path, plain_model):
     assert job.progress.left == 0
 
 
+class PlainSigner:
+    def sign(self, content, _):
+        return content
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        ({"image_format": ImageFormat(signer=PlainSigner())}, "choice of signing images"),
         ({"shard_size": 11}, "shard size"),
         ({"output_format": "tar"}, "output format"),
         ({"image_format": ImageFormat("jpeg")}, "image format"),
