@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runtime.bundle import Manifest
+from runtime.errors import BundleError
 from runtime.images import contact_sheet, png_file
 from runtime.pipeline import Pipeline
 from runtime.reproduce import SeriesRecipe
@@ -96,14 +97,19 @@ def model_card(manifest: Manifest, option: str, licence: str | None, prompts: Se
 def _fidelity(steps: Sequence[dict[str, Any]]) -> list[str]:
     if not steps:
         return ["not measured"]
-    rows = [
-        (
-            _text(str(step.get("step", ""))),
-            f"{step['image_psnr_db']:.1f} dB",
-            f"{step['sentence_cosine']:.6f}",
-        )
-        for step in steps
-    ]
+    try:
+        rows = [
+            (
+                _text(str(step.get("step", ""))),
+                f"{step['image_psnr_db']:.1f} dB",
+                f"{step['sentence_cosine']:.6f}",
+            )
+            for step in steps
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"the bundle's report of its fidelity is damaged ({error!r}): convert it again"
+        ) from error
     return _table(("step", "image PSNR", "sentence cosine"), rows)
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from hub import TOKEN, Hub
 from PIL import Image
 
 from galip_edge.cli import main
+from galip_edge.model_card import model_card
 from runtime.bundle import MANIFEST, read_manifest
-from runtime.errors import GalipEdgeError
+from runtime.errors import BundleError, GalipEdgeError
 from runtime.pipeline import Pipeline
 from runtime.recipes import read_recipe
 
@@ -212,6 +214,13 @@ def test_without_a_hub_or_the_library(hub, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     done = galip_edge("info", "hf:me/tiny")
     assert "pip install 'galip-edge[hub]'" in done.stderr
+
+
+@pytest.mark.parametrize("step", [{}, {"image_psnr_db": "x", "sentence_cosine": 1}, "text"])
+def test_a_card_of_a_damaged_report_is_one_sentence(bundle, step):
+    manifest = replace(read_manifest(bundle), fidelity=[step])
+    with pytest.raises(BundleError, match="report of its fidelity is damaged"):
+        model_card(manifest, "hf:me/mine", None, ("a duck",))
 
 
 def test_push_uploads_a_bundle_with_a_card(hub, bundle, tmp_path):
