@@ -18,7 +18,13 @@ import openvino as ov
 
 from runtime.arrays import Array
 from runtime.bundle import Bundle, weights_file
-from runtime.compiled_cache import compile_and_keep, load_blob, outputs, read_kept
+from runtime.compiled_cache import (
+    compile_and_keep,
+    load_blob,
+    outputs,
+    private_folder,
+    read_kept,
+)
 from runtime.cpu import cpu_name
 from runtime.dequantize import dequantize_activations
 from runtime.devices import CPU, Device, device_named
@@ -212,7 +218,8 @@ class ModelFile:
         mark = options.cache / f"{self._weights.stem}-{columns or 'all'}-{options.name()}.compared"
         probe = None if read_kept(mark) is not None else self._probe(columns)
         model = read_model(self._bundle, self._name, options)
-        compiled = CompiledModel.of(model, options, columns, probe, options.cache / "openvino")
+        folder = private_folder(options.cache, "openvino")
+        compiled = CompiledModel.of(model, options, columns, probe, folder)
         if probe:
             _remember(mark, str(options.device))
         return compiled

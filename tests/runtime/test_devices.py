@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -306,6 +308,22 @@ def test_an_untested_openvino_uses_its_own_cache(fake, cache, monkeypatch):
     assert not core.imported
     assert all("CACHE_DIR" in properties for _, properties in core.compiled)
     assert list(cache.rglob("openvino/*.blob"))
+
+
+def test_openvinos_own_cache_is_private_too(fake, cache):
+    core, before = fake("GPU"), os.umask(0)
+    try:
+        Pipeline.from_bundle(EMBEDDED, PipelineOptions(device="GPU")).encode(PROMPT)
+        ((_, properties),) = core.compiled
+        folder = Path(properties["CACHE_DIR"])
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        folder.chmod(0o777)
+        core.compiled.clear()
+        Pipeline.from_bundle(EMBEDDED, PipelineOptions(device="GPU")).encode(PROMPT)
+    finally:
+        os.umask(before)
+    ((_, properties),) = core.compiled
+    assert "CACHE_DIR" not in properties  # others may have written blobs there
 
 
 def test_arm_computes_in_float16(fake, cache, arm, monkeypatch):
