@@ -14,6 +14,7 @@ from galip_edge.commands.options import existing_path, json_option, settings_opt
 from galip_edge.data import Report, check
 from galip_edge.data.icons import export_icons
 from galip_edge.training.config import load_config
+from galip_edge.variables import name_variables
 
 
 class _Group(click.Group):
@@ -25,6 +26,7 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "draw" and extensions.installed("aviary"):
             draw: click.Command = importlib.import_module("galip_edge.aviary.commands.draw").command
+            name_variables(draw, "data", "draw")
             return draw
         return super().get_command(ctx, cmd_name)
 

@@ -205,6 +205,12 @@ def test_each_option_has_a_variable(tmp_path):
                 (*_, last) = variables(option, name)
                 assert re.fullmatch(r"GALIP_EDGE_[A-Z0-9_]+", last)
                 assert last in option.envvar
+    data = cli.galip_edge.get_command(context, "data")
+    for name in data.list_commands(context):
+        for option in data.get_command(context, name).params:
+            if isinstance(option, click.Option):
+                (*_, last) = variables(option, "data", name)
+                assert last in option.envvar
     names = {
         it: variables(it, "generate") for it in generate.params if isinstance(it, click.Option)
     }
