@@ -130,6 +130,11 @@ def _forget_graph() -> None:
         nodes.clear()
 
 
+def weights_of(path: Path) -> Path:
+    """The external data of an ONNX file."""
+    return path.with_name(f"{path.name}.data")
+
+
 def to_openvino(path: Path) -> Any:
     """Read an ONNX file as an `openvino.Model`, which maps the external data into memory."""
     return openvino_core().read_model(path)

@@ -23,7 +23,7 @@ import openvino as ov
 from convert.auto import write_fastest
 from convert.calibration import BUILT_IN, generator_samples, text_samples
 from convert.errors import ConversionError
-from convert.export import export_generator, export_text_encoder, to_openvino
+from convert.export import export_generator, export_text_encoder, to_openvino, weights_of
 from convert.fidelity import PROMPTS, Fidelity, Reference, compare, make_reference
 from convert.golden import measured_tolerance, write_reference
 from convert.options import ConvertOptions
@@ -35,6 +35,7 @@ from galip_edge.checkpoints.format import load_checkpoint
 from galip_edge.models import ModelConfig
 from galip_edge.tokenizer import build_tokenizer
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Manifest, save_manifest, write_manifest
+from runtime.compiled_cache import release_pages
 from runtime.cpu import release_free_memory
 from runtime.graph_io import write_graph
 from runtime.openvino_core import openvino_core
@@ -204,13 +205,19 @@ def _quantize(
     progress.step("quantizing the text encoder", len(captions))
     samples = text_samples(exported.tokenizer, captions)
     text_encoder, sentences = quantizer(
-        to_openvino(exported.text_encoder), samples, TEXT_ENCODER_KEEP_FLOAT, progress.advance
+        to_openvino(exported.text_encoder),
+        samples,
+        TEXT_ENCODER_KEEP_FLOAT,
+        _releasing(exported, progress.advance),
     )
     _release_memory()
     progress.step("quantizing the generator", len(captions))
     samples = generator_samples(captions, sentences, exported.config.noise_dim)
     generator, _ = quantizer(
-        to_openvino(exported.generator), samples, GENERATOR_KEEP_FLOAT, progress.advance
+        to_openvino(exported.generator),
+        samples,
+        GENERATOR_KEEP_FLOAT,
+        _releasing(exported, progress.advance),
     )
     _release_memory()
     source = (options.calibration or BUILT_IN).name
@@ -274,6 +281,19 @@ def _row_by_row(
         results.append(infer(*(array[row : row + 1] for array in inputs)))
         on_row()
     return np.concatenate(results)
+
+
+def _releasing(exported: Exported, on_sample: Callable[[], None]) -> Callable[[], None]:
+    """`on_sample`; its first call, when the model is compiled, releases the maps of the weights."""
+    first = iter([True])
+
+    def call() -> None:
+        if next(first, False):
+            for file in (exported.text_encoder, exported.generator):
+                release_pages(weights_of(file))
+        on_sample()
+
+    return call
 
 
 def _release_memory() -> None:
