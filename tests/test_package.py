@@ -1,13 +1,18 @@
 """The package as programs import it, and foreign modules that hide its packages."""
 
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import galip_edge
+from galip_edge.config import parse_toml
 
 pytestmark = pytest.mark.slow
 
@@ -142,11 +147,29 @@ def test_torchrun_names_a_foreign_module(tmp_path):
 
 
 def test_commands_that_import_convert_are_known():
-    from galip_edge.cli import _USING_CONVERT, COMMANDS
+    from galip_edge.cli import _USING_CONVERT, COMMANDS, _module
 
-    for name, (file, _, _) in COMMANDS.items():
-        text = (ROOT / "galip_edge/commands" / f"{file}.py").read_text()
+    for name in COMMANDS:
+        text = (ROOT / _module(name).replace(".", "/")).with_suffix(".py").read_text()
         imports = any(
             line.startswith(("from convert", "import convert")) for line in text.split("\n")
         )
         assert imports == (name in _USING_CONVERT), name
+
+
+def names_of(requirements) -> set[str]:
+    return {canonicalize_name(Requirement(line).name) for line in requirements}
+
+
+def test_the_train_extra_has_every_package_that_data_sets_name():
+    """Messages for missing packages of data sets say to install it."""
+    extras = parse_toml((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    installed = names_of(extras["train"])
+    for name in list(installed - {"tomli"}):
+        installed |= names_of(requires(name) or ())
+    sources = [path.read_text() for path in (ROOT / "galip_edge/data").glob("*.py")]
+    modules = set(re.findall(r'require\("(\w+)', "\n".join(sources)))
+    assert {"webdataset", "pyarrow"} <= modules
+    distributions = packages_distributions()
+    for module in sorted(modules):
+        assert {canonicalize_name(name) for name in distributions[module]} & installed, module
