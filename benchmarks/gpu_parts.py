@@ -374,9 +374,9 @@ def _killed_run_resumes(settings: Settings) -> dict[str, Any]:
             f"output={folder / 'run'}",
             f"device={settings.device}",
             "steps=40",
-            "checkpoint.every=5",
+            "checkpoint.interval=5",
             "log.tensorboard=false",
-            "log.samples_every=0",
+            "log.samples_interval=0",
         ):
             command += ["--set", setting]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,8 @@ from galip_edge.training.config import load_config
 from galip_edge.training.distributed import World
 from galip_edge.training.init import build_model
 from galip_edge.training.losses import discriminator_loss, generator_loss
-from galip_edge.training.trainer import Trainer
+from galip_edge.training.precision import autocast
+from galip_edge.training.trainer import _GENERATED, _REAL, Trainer
 
 T = TypeVar("T")
 
@@ -71,18 +73,20 @@ def measure(config_name: str, settings: list[str], repetitions: int) -> dict[str
 
 def _measure_parts(trainer: Trainer, images: Tensor, sentence: Tensor, times: Times) -> None:
     model, projected, config = trainer.model, trainer.projected, trainer.config
-    part = trainer._split(2, images, sentence, None)[0]
-    with trainer._autocast():
+    batch = trainer._divide(2, images, sentence)[0]
+    precision = partial(autocast, trainer.world.device, config.precision)
+    with precision():
         with torch.no_grad():
             shown = times(
-                "augmentation of real images", lambda: trainer._show(part, part.images, 0)
+                "augmentation of real images",
+                lambda: trainer._augment(batch, batch.images, _REAL),
             )
             real, _ = times("CLIP, real images", lambda: model.image_encoder(shown))
             if projected:
                 real_scales = times("Lite0, real images", lambda: projected.features(shown))
-        image = times("generator", lambda: model.generator(part.noise, part.sentence).float())
+        image = times("generator", lambda: model.generator(batch.noise, batch.sentence).float())
         leaf = image.detach().requires_grad_()
-        shown = times("augmentation", lambda: trainer._show(part, leaf, 1))
+        shown = times("augmentation", lambda: trainer._augment(batch, leaf, _GENERATED))
         seen = shown.detach().requires_grad_()
         features, embedding = times("CLIP", lambda: model.image_encoder(seen))
         scales = times("Lite0", lambda: projected.features(seen)) if projected else []
@@ -93,34 +97,34 @@ def _measure_parts(trainer: Trainer, images: Tensor, sentence: Tensor, times: Ti
                 model.discriminator,
                 real,
                 features,
-                part.sentence,
-                part.mismatched,
+                batch.sentence,
+                batch.mismatched,
                 config.loss,
-                mismatch_weights=part.mismatch_weights,
+                mismatch_weights=batch.mismatch_weights,
             ),
         )
     times("discriminator's loss, backward", lambda: _backward(loss.total))
     if projected:
         projected.heads.requires_grad_(True)
-        with trainer._autocast():
+        with precision():
             heads = times(
                 "heads' loss",
                 lambda: projected.discriminator_loss(
-                    real_scales, scales, part.sentence, part.mismatched, part.mismatch_weights
+                    real_scales, scales, batch.sentence, batch.mismatched, batch.mismatch_weights
                 ),
             )
         times("heads' loss, backward", lambda: _backward(heads.total))
         projected.heads.requires_grad_(False)
     model.discriminator.requires_grad_(False)
     cut = [t.detach().requires_grad_() for t in (features, embedding, *scales)]
-    with trainer._autocast():
+    with precision():
         adversarial = times(
             "generator's loss",
             lambda: (
                 generator_loss(
-                    model.discriminator, cut[0], cut[1], part.sentence, config.loss
+                    model.discriminator, cut[0], cut[1], batch.sentence, config.loss
                 ).total
-                + (projected.adversarial(cut[2:], part.sentence) if projected else 0)
+                + (projected.adversarial(cut[2:], batch.sentence) if projected else 0)
             ),
         )
     times("generator's loss, backward", lambda: _backward(adversarial))

@@ -123,8 +123,8 @@ def measure_loop(task: Task) -> dict[str, Any]:
                 "threads": task.threads,
                 "clip": "random",
                 "text_cache": str(Path(task.folder) / "cache"),
-                "checkpoint": {"every": 1_000_000, "minutes": 0},
-                "log": {"every": 1, "samples_every": 0},
+                "checkpoint": {"interval": 1_000_000, "minutes": 0},
+                "log": {"interval": 1, "samples_interval": 0},
             }
         )
         train(config)

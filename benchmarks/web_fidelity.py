@@ -18,9 +18,9 @@ import numpy as np
 import onnxruntime
 import torch
 from environment import environment
-from galip_edge.checkpoint import load_checkpoint
 
 from convert.web.export import onnx_model
+from galip_edge.checkpoints.format import load_checkpoint
 from runtime import Pipeline, Tokenizer, draw_noise
 from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, default_bundle
 
