@@ -108,11 +108,28 @@ class Log:
 
 
 def galip_edge(
-    log: Log, out: Path, stage: str, arguments: list[str], limit: float, metrics: Path | None = None
+    log: Log,
+    out: Path,
+    stage: str,
+    arguments: list[str],
+    limit: float,
+    metrics: Path | None = None,
+    *,
+    may_stop: bool = False,
 ) -> bool:
-    """Run a command of the package; SIGTERM after `limit` seconds. Whether it succeeded.
+    """Run a command of the package; SIGTERM after `limit` seconds.
 
-    New lines of `metrics` are logged as they come.
+    Args:
+        log: of the stage.
+        out: folder of messages.log.
+        stage: its name in the log.
+        arguments: of the command.
+        limit: in seconds.
+        metrics: file whose new lines are logged as they come.
+        may_stop: the command's result is usable if it was stopped at the limit.
+
+    Returns:
+        True if the command succeeded, or was stopped and may be.
     """
     start = time.monotonic()
     read = metrics.stat().st_size if metrics and metrics.exists() else 0
@@ -143,6 +160,9 @@ def galip_edge(
                 child.wait()
     seconds = round(time.monotonic() - start, 1)
     log(stage=stage, exit_code=child.returncode, seconds=seconds, stopped=stopped)
+    if stopped and not may_stop:
+        log(stage=stage, error=f"stopped at its limit of {limit:.0f} s: give it more time")
+        return False
     return child.returncode == 0 or (stopped and child.returncode == -signal.SIGTERM)
 
 
@@ -192,7 +212,7 @@ def run(args: argparse.Namespace, log: Log) -> bool:
         command += settings({**chosen.clip, **data, "output": str(clip.parent)})
         metrics = clip.parent / "metrics.jsonl"
         limit = chosen.clip_seconds * budget / chosen.budget
-        if not galip_edge(log, out, "clip", command, limit, metrics):
+        if not galip_edge(log, out, "clip", command, limit, metrics, may_stop=True):
             return False
         if not clip.exists():
             log(stage="clip", error="stopped before the first checkpoint: give it more time")
@@ -217,7 +237,8 @@ def run(args: argparse.Namespace, log: Log) -> bool:
     }
     command = ["train", "aviary", "--device", args.device, *settings(values)]
     left = budget - log.elapsed - chosen.reserve
-    if not galip_edge(log, out, "train", command, left, folder / "metrics.jsonl"):
+    metrics = folder / "metrics.jsonl"
+    if not galip_edge(log, out, "train", command, left, metrics, may_stop=True):
         return False
     return _export(log, out, folder)
 

@@ -100,6 +100,39 @@ def test_a_part_that_hangs_costs_only_itself(tmp_path, capfd, monkeypatch):
     assert records[1]["ended"] == "stopped after 5 s"
 
 
+@pytest.mark.parametrize("may_stop", [False, True])
+def test_a_stage_stopped_at_its_limit_succeeds_only_if_it_may(may_stop, tmp_path, monkeypatch):
+    """Half of the images to draw are a failure; adversarial training without an end is not."""
+    import gpu_train
+
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(gpu_train.sys, "executable", str(slow))
+    log = gpu_train.Log(tmp_path)
+    assert gpu_train.galip_edge(log, tmp_path, "x", [], 0.1, may_stop=may_stop) == may_stop
+    ended, *errors = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert ended["stopped"]
+    assert len(errors) == (not may_stop)
+
+
+def test_a_stage_stopped_while_drawing_ends_the_training(tmp_path, monkeypatch):
+    import gpu_train
+
+    stages = []
+
+    def stage(log, out, name, arguments, limit, metrics=None, *, may_stop=False):
+        stages.append((name, may_stop))
+        return may_stop
+
+    monkeypatch.setattr(gpu_train, "galip_edge", stage)
+    monkeypatch.setattr("sys.argv", ["gpu_train.py", str(tmp_path), "--device", "cpu"])
+    (tmp_path / "messages.log").touch()
+    with pytest.raises(SystemExit, match="a stage failed"):
+        gpu_train.main()
+    assert stages == [("draw", False)]
+
+
 def test_the_whole_training_runs_and_resumes_without_openvino_nncf_and_onnx(tmp_path):
     out = tmp_path / "out"
     arguments = [str(out), "--preset", "small", "--steps", "3", "--minutes", "60"]
