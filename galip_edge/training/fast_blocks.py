@@ -2,7 +2,8 @@
 
     use_fast_blocks(model.generator)
 
-The functions are those of `galip_edge.models.blocks` up to rounding. Export reads the originals.
+The functions are those of `galip_edge.models.blocks` up to rounding, with first derivatives only.
+Checkpoints hold only tensors: a model loaded from one has the original blocks.
 """
 
 from __future__ import annotations
@@ -53,15 +54,21 @@ class FastConv2d(nn.Conv2d):
     """A convolution of stride 1 with the parameters of `conv`; see `convolve`."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        nn.Module.__init__(self)
         assert conv.stride == (1, 1)
         assert conv.padding[0] == conv.padding[1]
-        self.weight, self.bias, self.width = conv.weight, conv.bias, int(conv.padding[0])
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            padding=conv.padding,
+            device="meta",
+        )
+        self.weight, self.bias = conv.weight, conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C_in,H,W) -> (B,C_out,H,W)."""
         assert self.bias is not None
-        return convolve(x, self.weight, self.bias, padding=self.width)
+        return convolve(x, self.weight, self.bias, padding=int(self.padding[0]))
 
 
 class FastUpsamplingBlock(UpsamplingBlock):

@@ -20,9 +20,10 @@ def model():
     return model
 
 
-def gradients(model, noise, sentence):
-    image = model.generator(noise, sentence)
-    image.square().sum().backward()
+def gradients(model, noise, sentence, dtype=torch.float32):
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        image = model.generator(noise, sentence)
+    image.float().square().mean().backward()
     return image.detach(), {k: p.grad for k, p in model.generator.named_parameters()}
 
 
@@ -41,11 +42,31 @@ def test_fast_blocks_have_the_same_images_and_gradients(model):
             assert error <= 1e-4 * gradient.abs().max(), name
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fast_blocks_are_as_exact_in_16_bits_as_the_originals(model, dtype):
+    """Under autocast activations have 16 bits, gradients of parameters 32."""
+    noise, sentence = torch.randn(3, 16), torch.randn(3, 32)
+    _, wanted = gradients(copy.deepcopy(model), noise, sentence)
+    names = [name for name, gradient in wanted.items() if gradient is not None]
+    errors = []
+    for fast in (False, True):
+        network = copy.deepcopy(model)
+        if fast:
+            use_fast_blocks(network.generator)
+        image, found = gradients(network, noise, sentence, dtype)
+        assert image.dtype == dtype
+        assert {found[name].dtype for name in names} == {torch.float32}
+        difference = torch.cat([(found[name] - wanted[name]).flatten() for name in names])
+        errors.append(difference.norm().item())
+    assert errors[1] < 1.1 * errors[0]
+
+
 def test_names_and_parameters_stay(model):
     before = dict(model.generator.named_parameters())
     names = list(model.state_dict())
     use_fast_blocks(model.generator)
     assert list(model.state_dict()) == names
+    assert "FastConv2d(8, 3, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))" in str(model)
     assert all(p is before[name] for name, p in model.generator.named_parameters())
 
 
