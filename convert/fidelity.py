@@ -11,10 +11,9 @@ import numpy.typing as npt
 import torch
 
 from galip_edge.models import GALIP
+from runtime.arrays import Floats, Images
 from runtime.noise import draw_noise
 from runtime.tokenizer import Tokenizer
-
-Floats = npt.NDArray[np.float32]
 
 # Different lengths and subjects; none is a calibration caption.
 PROMPTS = (
@@ -93,9 +92,7 @@ def psnr_db(image: Floats, reference: Floats) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(4 / error))
 
 
-def compare(
-    step: str, reference: Reference, sentence: Floats, image: npt.NDArray[np.uint8]
-) -> Fidelity:
+def compare(step: str, reference: Reference, sentence: Floats, image: Images) -> Fidelity:
     """Compare an implementation with the reference, end to end.
 
     Args:

@@ -22,9 +22,8 @@ import openvino.opset13 as ops
 
 from convert.calibration import Sample
 from convert.statistics import Statistics, Tensor, collect_statistics
+from runtime.arrays import Floats
 from runtime.passes import int8_weight
-
-Floats = npt.NDArray[np.float32]
 
 # Largest magnitude of an INT8 weight. CPUs without VNNI halve it (`runtime/passes.py`).
 WEIGHT_LEVELS = 127

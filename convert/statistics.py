@@ -17,11 +17,10 @@ import openvino as ov
 import openvino.opset13 as ops
 
 from convert.calibration import Sample
+from runtime.arrays import Floats
 from runtime.compiled import supported_precision
 from runtime.cpu import available_cores
 from runtime.openvino_core import openvino_core
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

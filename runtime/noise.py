@@ -8,12 +8,13 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from runtime.arrays import Floats
 from runtime.checks import checked_integer, checked_share
 
 MAX_SEED = 2**63 - 1
 
 
-def draw_noise(seed: int, prompt: str, index: int, size: int) -> npt.NDArray[np.float32]:
+def draw_noise(seed: int, prompt: str, index: int, size: int) -> Floats:
     """Noise of image `index` of `prompt`, from N(0,1).
 
     It depends on the arguments alone, never on batch size, threads, order or resume point: a
@@ -37,9 +38,7 @@ def draw_noise(seed: int, prompt: str, index: int, size: int) -> npt.NDArray[np.
     return draw_noise_rows(seed, prompt, [index], size)[0]
 
 
-def draw_noise_rows(
-    seed: int, prompt: str, indices: Iterable[int], size: int
-) -> npt.NDArray[np.float32]:
+def draw_noise_rows(seed: int, prompt: str, indices: Iterable[int], size: int) -> Floats:
     """Noise of several images of `prompt`, (len(indices),size): each row as `draw_noise` gives it.
 
     Raises ValueError as `draw_noise` does.
@@ -64,7 +63,7 @@ def _integers(seed: int, text: bytes, index: int, count: int) -> npt.NDArray[np.
     return np.random.Philox(key=key).random_raw(count)
 
 
-def truncate(noise: npt.NDArray[np.float32], psi: float) -> npt.NDArray[np.float32]:
+def truncate(noise: Floats, psi: float) -> Floats:
     """Truncation trick: noise scaled toward its mean, for more typical, less diverse images.
 
     Args:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -19,6 +18,7 @@ from galip_edge.aviary.data import ATTRIBUTES, AviarySource, Caption
 from galip_edge.config import build
 from galip_edge.errors import CheckpointError
 from galip_edge.training.precision import Precision, autocast
+from runtime.arrays import Images
 from runtime.files import atomic_path
 
 # Weight of the squared error of the bird's place, relative to the cross entropies.
@@ -203,7 +203,7 @@ def _pixels(
     source: AviarySource,
     count: int,
     report: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> npt.NDArray[np.uint8]:
+) -> Images:
     first = np.asarray(source.image(0))
     pixels = np.empty((count, *first.shape), np.uint8)
     for index in range(count):

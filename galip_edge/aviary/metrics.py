@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from galip_edge.aviary.classifier import FACING, AttributeClassifier, agreement, load_classifier
 from galip_edge.aviary.data import ATTRIBUTES, NOISE_DIM, AviarySource, Caption
 from galip_edge.evaluation.clip_space import CLIPScorer, diversity
+from runtime.arrays import Floats, Images
 from runtime.errors import GalipEdgeError
 
-Images = npt.NDArray[np.uint8]
-Probabilities = Mapping[str, npt.NDArray[np.float32]]
+Probabilities = Mapping[str, Floats]
 
 # Images with a lower top probability of body or background count as mixtures.
 _CLEAR = 0.8

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from galip_edge.models import GALIP
 from galip_edge.models.clip import CLIPImageEncoder
 from galip_edge.models.config import CLIPInput
 from galip_edge.tokenizer import build_tokenizer
-
-Floats = npt.NDArray[np.float32]
+from runtime.arrays import Floats, Images
 
 
 class CLIPScorer:
@@ -33,7 +31,7 @@ class CLIPScorer:
         }
 
     @torch.inference_mode()
-    def images(self, pixels: npt.NDArray[np.uint8], form: CLIPInput = "standard") -> Floats:
+    def images(self, pixels: Images, form: CLIPInput = "standard") -> Floats:
         """(N,H,W,3) uint8 -> normalized image embeddings (N,E)."""
         images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
         _, embedding = self._encoders[form](images)
@@ -87,7 +85,7 @@ def r_precision(
     return right / len(captions)
 
 
-def diversity(groups: Sequence[npt.NDArray[np.uint8]], scorer: CLIPScorer) -> tuple[float, float]:
+def diversity(groups: Sequence[Images], scorer: CLIPScorer) -> tuple[float, float]:
     """Difference between images of one caption, mean over captions and pairs.
 
     Args:

@@ -6,11 +6,10 @@ training uses Lite1.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from galip_edge.models.efficientnet import EfficientNetLite
+from runtime.arrays import Floats, Images
 
 VARIANT = 1
 NAME = f"lite{VARIANT}"
@@ -26,7 +25,7 @@ class EfficientNetFeatures:
         self._device = device or torch.device("cpu")
         self._network = EfficientNetLite(VARIANT).to(self._device)
 
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def __call__(self, pixels: Images) -> Floats:
         """uint8 images (N,H,W,3) -> (N,1280)."""
         images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
         return self._network.pooled(images).cpu().numpy()

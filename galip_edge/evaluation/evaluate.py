@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from galip_edge.config import check_integers
 from galip_edge.evaluation.clip_space import CLIPScorer, clip_score, diversity, r_precision
@@ -20,11 +19,9 @@ from galip_edge.evaluation.manifold import manifold_metrics
 from galip_edge.evaluation.mmd import cmmd, squared_mmd_polynomial
 from galip_edge.evaluation.models import EvaluatedModel
 from galip_edge.evaluation.two_sample import two_sample_accuracy
+from runtime.arrays import Floats, Images
 from runtime.errors import GalipEdgeError
 from runtime.version import __version__
-
-Images = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 # k of precision, recall, density and coverage.
 _NEIGHBOURS = 3

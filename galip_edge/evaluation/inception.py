@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torchvision
 from platformdirs import user_cache_path
@@ -21,10 +19,8 @@ from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from galip_edge.errors import CheckpointError
+from runtime.arrays import Floats, Images
 from runtime.errors import GalipEdgeError
-
-Images = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 FEATURES = 2048
 _INPUT_SIZE = 299

@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from galip_edge.checkpoints.clip_weights import Activation
 from galip_edge.checkpoints.format import load_checkpoint
 from galip_edge.tokenizer import build_tokenizer
+from runtime.arrays import Floats, Images
 from runtime.noise import draw_noise
-
-Images = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 
 class EvaluatedModel(Protocol):

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from galip_edge.evaluation.fid import FeatureStatistics, frechet_distance
 from galip_edge.evaluation.models import EvaluatedModel
+from runtime.arrays import Floats
 from runtime.errors import GalipEdgeError
 
 Doubles = npt.NDArray[np.float64]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ means that it cannot.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Images = npt.NDArray[np.uint8]
+from runtime.arrays import Images
+
 _WIDTHS = (24, 48, 96, 128)
 
 

@@ -10,8 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -33,9 +31,9 @@ from galip_edge.evaluation.models import halfway, noises, to_pixels
 from galip_edge.training.config import TrainConfig
 from galip_edge.training.text_cache import SentenceEncoder
 from galip_edge.training.trainer import Trainer
+from runtime.arrays import Floats, Images
 from runtime.errors import install_hint
 
-Images = npt.NDArray[np.uint8]
 _log = logging.getLogger(__name__)
 
 
@@ -105,7 +103,7 @@ class TrainedModel:
         )
         return to_pixels(self._sample(noise, torch.from_numpy(sentence)))
 
-    def _sample(self, noise: npt.NDArray[np.float32], sentence: Tensor) -> Tensor:
+    def _sample(self, noise: Floats, sentence: Tensor) -> Tensor:
         device = self._trainer.world.device
         return self._trainer.sample(torch.from_numpy(noise).to(device), sentence.to(device))
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -42,11 +41,11 @@ from galip_edge.training.resume import (
 from galip_edge.training.run_log import RunLog
 from galip_edge.training.text_cache import SentenceEncoder, clip_hash
 from galip_edge.training.trainer import Trainer
+from runtime.arrays import Images
 from runtime.errors import GalipEdgeError
 from runtime.files import atomic_path, cache_folder
 from runtime.noise import draw_noise
 
-Images = npt.NDArray[np.uint8]
 _log = logging.getLogger(__name__)
 
 

@@ -16,8 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,12 +25,12 @@ from galip_edge.errors import ConfigError
 from galip_edge.training.config import TrainConfig
 from galip_edge.training.distributed import World
 from galip_edge.training.optimized_module import StepReport
+from runtime.arrays import Images
 from runtime.cpu import available_cores, cpu_name
 from runtime.errors import install_hint
 from runtime.files import atomic_path
 from runtime.images import contact_sheet, save_png
 
-Images = npt.NDArray[np.uint8]
 _log = logging.getLogger(__name__)
 
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
 from galip_edge.aviary.data.attributes import ATTRIBUTES, PERCHES
+from runtime.arrays import Floats
 
-Noise = npt.NDArray[np.float32]
+Noise = Floats
 
 # Number of entries by property. Attributes have one for each value, and the largest wins; a perch
 # has as many as the values of one pose.
