@@ -349,6 +349,7 @@ def _extra_metrics(
 
 def _data_config(data: str, size: int, count: int) -> DataConfig:
     from galip_edge import extensions
+    from galip_edge.config import build
     from galip_edge.data import DataConfig
     from galip_edge.training.config import load_config
 
@@ -357,7 +358,8 @@ def _data_config(data: str, size: int, count: int) -> DataConfig:
         drawn: DataConfig = settings(split="test", image_size=size, augment=False)
         return drawn.first(count or _UNLIMITED)
     if equals:
-        given = DataConfig(kind=kind, root=root, image_size=size, augment=False)
+        values = {"kind": kind, "root": root, "image_size": size, "augment": False}
+        given = build(DataConfig, values)
         return replace(given, split="test") if given.has_test_split else given
     config = load_config(data)
     return replace(config.held_out_data or config.data, augment=False, image_size=size, resize=None)

@@ -120,6 +120,8 @@ class EvaluationConfig:
         check_integers(self, 1, "batch_size")
         check_integers(self, 2, "count", "diversity_images")
         check_not_negative(self, "minutes")
+        if self.minutes and not self.interval:
+            raise ValueError(f"minutes = {self.minutes} has no effect without interval: set both")
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ def test_data_takes_the_seed_unless_it_has_its_own(file):
         ("model.tap_blocks=[]", "data.image_size 256 must be the model's 224"),
         ("ema_decay=1.0", "ema_decay must be in .* got 1.0"),
         ("batch_size=1", "batch_size must be an integer of at least 2"),
+        ("evaluation.minutes=5", "evaluation: minutes = 5.0 has no effect without interval"),
         ("output.x=1", "--set output.x: output is a value"),
         ("steps", "--set needs NAME=VALUE, got 'steps'"),
     ],
