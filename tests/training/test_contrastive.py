@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from clip_runs import SETTINGS, steps_of, train_killed, write_images
 from open_clip.loss import ClipLoss
 from safetensors.torch import load_file
 
-from galip_edge.aviary.data import AviaryConfig
-from galip_edge.aviary.text_pretraining import WordTraining
 from galip_edge.checkpoints.format import read_clip
 from galip_edge.cli import main
 from galip_edge.errors import CheckpointError, ConfigError
@@ -18,8 +17,6 @@ from galip_edge.models.clip import build_clip
 from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.contrastive import (
     ContrastiveConfig,
-    _comparable,
-    _ContrastiveRun,
     contrastive_loss,
     equal_captions,
     load_contrastive_config,
@@ -30,17 +27,13 @@ from galip_edge.training.text_cache import sentence_embeddings
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = [
-    "batch_size=8", "steps=6", "save_interval=3", "log_interval=2", "warmup=2", "words.steps=0",
-    "data.image_size=32", "data.resize=32", "data.samples=64", "data.workers=0",
-    "clip.embedding_dim=16", "clip.image_size=32", "clip.patch_size=16", "clip.vision_width=64",
-    "clip.vision_heads=1", "clip.text_width=64", "clip.text_heads=1", "clip.vocabulary_size=1000",
-]  # fmt: skip
 
-
-def config(folder, *changes) -> ContrastiveConfig:
-    settings = [*SETTINGS, f"output={folder}", f"data.cache={folder.parent / 'cache'}", *changes]
-    return load_contrastive_config("aviary-narrow", settings)
+def config(folder, *changes, images=64) -> ContrastiveConfig:
+    root = folder.parent / f"images-{images}"
+    if not root.exists():
+        write_images(root, images)
+    settings = [*SETTINGS, f"output={folder}", f"data.root={root}", *changes]
+    return load_contrastive_config("own", settings)
 
 
 @pytest.fixture
@@ -51,8 +44,10 @@ def small() -> CLIPConfig:
         patch_size=16,
         vision_width=64,
         vision_heads=1,
+        vision_layers=2,
         text_width=64,
         text_heads=1,
+        text_layers=2,
         vocabulary_size=1000,
     )
 
@@ -74,10 +69,10 @@ def test_the_fast_form_is_the_clip_itself(small):
 
 
 def test_it_learns_to_tell_captions_apart(tmp_path):
-    changes = ("steps=80", "batch_size=8", "data.samples=8", "learning_rate=5e-4", "warmup=10",
+    changes = ("steps=80", "batch_size=8", "learning_rate=5e-4", "warmup=10",
                "patch_dropout=0", "save_interval=80", "log_interval=2",
                "data.augment=false")  # fmt: skip
-    train_clip(config(tmp_path / "run", *changes))
+    train_clip(config(tmp_path / "run", *changes, images=8))
     log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert log[0]["top1"] < 0.3
     assert log[-1]["top1"] > 0.6
@@ -103,81 +98,15 @@ def test_an_equal_caption_is_no_wrong_answer():
     assert ClipLoss()(image, text, scale) > 0.4
 
 
-class Killed(BaseException):
-    """Ends a run as SIGKILL would: nothing handles it."""
-
-
-def train_killed(config: ContrastiveConfig, record: dict[str, int]) -> None:
-    """Train until the metrics of `record`, a step or words_step, are about to be logged."""
-    append = _ContrastiveRun._append
-
-    def kill(self: _ContrastiveRun, values: dict[str, float]) -> None:
-        if record.items() <= values.items():
-            raise Killed
-        append(self, values)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_ContrastiveRun, "_append", kill)
-        with pytest.raises(Killed):
-            train_clip(config)
-
-
-@pytest.mark.parametrize("killed_at", [{"step": 4}, {"words_step": 2}, {"words_step": 6}])
-def test_killed_anywhere_it_ends_where_an_unbroken_run_ends(killed_at, tmp_path):
-    changes = ("patch_dropout=0.5", "words.steps=7", "words.batch_size=4", "words.warmup=2")
-    whole = train_clip(config(tmp_path / "whole", *changes))
-    broken = config(tmp_path / "broken", *changes)
-    train_killed(broken, killed_at)
+def test_killed_anywhere_it_ends_where_an_unbroken_run_ends(tmp_path):
+    whole = train_clip(config(tmp_path / "whole", "patch_dropout=0.5"))
+    broken = config(tmp_path / "broken", "patch_dropout=0.5")
+    train_killed(broken, {"step": 4})
     a, b = load_file(whole), load_file(train_clip(broken))
     for name, tensor in a.items():
         assert torch.equal(tensor, b[name]), name
     logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "broken")]
-    assert [steps_of(log) for log in logs] == [[2, 4, 6, 2, 4, 6, 7]] * 2
-    if "words_step" in killed_at:
-        assert logs[0] == logs[1]
-
-
-def steps_of(log: str) -> list[int]:
-    records = map(json.loads, log.splitlines())
-    return [record.get("step") or record["words_step"] for record in records]
-
-
-def test_the_word_phase_continues_and_does_not_start_over(tmp_path):
-    changes = ("words.steps=9", "words.batch_size=4", "words.warmup=2")
-    train_killed(config(tmp_path / "run", *changes), {"words_step": 8})
-    state = torch.load(tmp_path / "run/state.pt", weights_only=True)
-    assert state["words"]["steps_done"] == 6
-    steps = []
-    with pytest.MonkeyPatch.context() as patch:
-        step = WordTraining.step
-        patch.setattr(
-            WordTraining, "step", lambda self: (steps.append(self.steps_done), step(self))[1]
-        )
-        train_clip(config(tmp_path / "run", *changes))
-    assert steps == [6, 7, 8]
-
-
-def test_more_contrast_after_the_words_teaches_them_again(tmp_path):
-    changes = ("words.steps=9", "words.batch_size=4", "words.warmup=2")
-    train_killed(config(tmp_path / "run", *changes), {"words_step": 8})
-    before = load_file(tmp_path / "run/clip.safetensors")
-    after = load_file(train_clip(config(tmp_path / "run", *changes, "steps=8")))
-    assert not torch.equal(before["visual.proj"], after["visual.proj"])
-    log = (tmp_path / "run/metrics.jsonl").read_text()
-    assert steps_of(log)[-5:] == [2, 4, 6, 8, 9]
-
-
-def test_words_are_taught_at_last_and_once(tmp_path):
-    changes = ("words.steps=6", "words.batch_size=4", "words.warmup=2")
-    path = train_clip(config(tmp_path / "run", *changes))
-    plain, taught = load_file(train_clip(config(tmp_path / "plain"))), load_file(path)
-    for name, tensor in plain.items():
-        same = torch.equal(tensor, taught[name])
-        assert same == (name.startswith("visual.") or name == "logit_scale"), name
-    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line).get("words_step") for line in lines][-3:] == [2, 4, 6]
-    assert load_file(train_clip(config(tmp_path / "run", *changes))).keys() == taught.keys()
-    assert (tmp_path / "run/metrics.jsonl").read_text().splitlines() == lines
+    assert [steps_of(log) for log in logs] == [[2, 4, 6]] * 2
 
 
 def test_its_weights_serve_galip(tmp_path, small):
@@ -210,8 +139,6 @@ def test_a_damaged_state_is_named(tmp_path):
         ("learning_rate=0", "learning_rate.*0"),
         ("patch_dropout=1", "patch_dropout.*1"),
         ("weight_decay=-1", "weight_decay.*-1"),
-        ("words.steps=-1", "words.*steps.*-1"),
-        ("words.learning_rate=0", "learning_rate.*0"),
         ("steps=0", "steps.*0"),
         ("speed=3", "speed"),
     ],
@@ -222,14 +149,15 @@ def test_bad_settings_are_named(setting, message, tmp_path):
 
 
 def test_an_unknown_configuration_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="aviary"):
+    with pytest.raises(ConfigError, match="own"):
         load_contrastive_config("none-such")
 
 
 def test_the_command_prints_where_the_weights_are(tmp_path, capsys):
-    settings = [*SETTINGS, f"output={tmp_path}/run", f"data.cache={tmp_path}/cache"]
+    images = write_images(tmp_path / "images", 64)
+    settings = [*SETTINGS, f"output={tmp_path}/run", f"data.root={images}"]
     with pytest.raises(SystemExit) as exit_:
-        main(["train-clip", "aviary-narrow", *(f"--set={s}" for s in settings)])
+        main(["train-clip", "own", *(f"--set={s}" for s in settings)])
     assert exit_.value.code == 0
     assert capsys.readouterr().out.strip() == f"{tmp_path}/run/clip.safetensors"
 
@@ -250,7 +178,6 @@ def test_it_starts_from_other_weights(tmp_path, small):
 def test_words_are_read_off_image_embeddings_too(tmp_path):
     changes = (
         "steps=60",
-        "data.samples=8",
         "learning_rate=2e-3",
         "warmup=5",
         "log_interval=1",
@@ -259,23 +186,10 @@ def test_words_are_read_off_image_embeddings_too(tmp_path):
         "data.augment=false",
         "image_words_weight=1",
     )
-    train_clip(config(tmp_path / "run", *changes))
+    train_clip(config(tmp_path / "run", *changes, images=8))
     log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     contrast = np.log(8)  # what undecided embeddings have
     assert log[0]["loss"] > contrast + 3  # words, of which none is known
     assert log[-1]["loss"] < 0.6 * log[0]["loss"]
     with pytest.raises(ConfigError, match="image_words_weight"):
         config(tmp_path / "x", "image_words_weight=-1")
-
-
-def test_states_of_earlier_versions_are_of_the_same_run():
-    data = {"kind": "aviary", "samples": 64, "seed": 0}
-    before = json.dumps([{"vision_width": 64}, data, 8])
-
-    def now(**changes):
-        settings = AviaryConfig(samples=64, **changes).to_dict()
-        return _comparable(json.dumps([{"vision_width": 64}, settings, 8]))
-
-    assert _comparable(before) == now(variety="narrow")
-    assert _comparable(before) != now()
-    assert _comparable(before) != now(variety="narrow", seed=1)
