@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from clip_runs import write_images
 
 from galip_edge.checkpoints.format import load_checkpoint, model_tensors, save_sharded_checkpoint
 from galip_edge.checkpoints.sharded import INDEX, read_sharded, save_sharded
@@ -104,12 +105,13 @@ def run(*arguments):
 def test_a_run_is_exported_and_continued_with_its_heads(tmp_path, capsys):
     settings = [
         "model.preset=tiny", "data.image_size=64", "data.resize=64", "data.workers=0",
-        "data.samples=8", "precision=float32", "clip=random", "text_cache=none", "batch_size=4",
+        f"data.root={write_images(tmp_path / 'images', 8)}", "precision=float32", "clip=random",
+        "text_cache=none", "batch_size=4",
         "log.tensorboard=false", "log.samples_interval=0", "projected.width=8",
         "projected.projection=4", "steps=2",
     ]  # fmt: skip
     config = tmp_path / "run.toml"
-    config.write_text('[model]\n[data]\nkind = "aviary"\n[projected]\nweight = 1.0\n')
+    config.write_text('[model]\n[data]\nkind = "folder"\n[projected]\nweight = 1.0\n')
     sets = [part for s in settings for part in ("--set", s)]
     assert run("train", config, *sets, "--set", f"output={tmp_path}/run") == 0
     capsys.readouterr()

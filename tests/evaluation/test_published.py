@@ -154,6 +154,6 @@ def test_options_that_do_not_go_together(checkpoint, tmp_path, capsys, options, 
     (tmp_path / "x.npz").touch()
     options = [str(tmp_path / "x.npz") if option == "x.npz" else option for option in options]
     with pytest.raises(SystemExit) as exit_:
-        main(["evaluate", str(checkpoint), "--data", "aviary", *options])
+        main(["evaluate", str(checkpoint), "--data", "folder=images", *options])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err

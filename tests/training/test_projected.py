@@ -251,9 +251,8 @@ def test_draws_belong_to_the_sample():
 
 def test_the_best_model_by_features_apart_from_training_is_kept(make_config, tmp_path):
     config = make_config(
-        **PROJECTED, steps=2, evaluation={
+        **PROJECTED, steps=2, data={"held_out": 0.3}, evaluation={
             "interval": 1, "count": 6, "diversity_captions": 0, "efficientnet": True,
-            "data": {"kind": "aviary", "split": "test"},
         }, checkpoint={"best": "fd_lite1"},
     )  # fmt: skip
     train(config)
@@ -262,5 +261,5 @@ def test_the_best_model_by_features_apart_from_training_is_kept(make_config, tmp
     assert "fd_lite1" in log
     assert "coverage_lite1" in log
     with pytest.raises(ValueError, match=r"set evaluation\.efficientnet"):
-        make_config(evaluation={"interval": 1, "data": {"kind": "aviary"}},
+        make_config(data={"held_out": 0.3}, evaluation={"interval": 1},
                     checkpoint={"best": "fd_lite1"})  # fmt: skip
