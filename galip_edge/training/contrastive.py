@@ -360,7 +360,7 @@ class _ContrastiveRun:
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
             self.text_finished |= state["taught"]
-            if "words" in state and state["step"] >= self.config.steps:
+            if "words" in state and not self.text_finished and state["step"] >= self.config.steps:
                 self.text_pretraining = self._text_pretraining()
                 self.text_pretraining.load_state_dict(state["words"])
         except (KeyError, RuntimeError, EOFError) as error:

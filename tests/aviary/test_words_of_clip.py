@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from clip_runs import SETTINGS, steps_of, train_killed
+from clip_runs import SETTINGS, steps_of, train_killed, write_images
 from safetensors.torch import load_file
 
 from galip_edge.aviary.data import AviaryConfig
@@ -54,6 +54,16 @@ def test_the_word_phase_continues_and_does_not_start_over(tmp_path):
         )
         train_clip(config(tmp_path / "run", *changes))
     assert steps == [6, 7, 8]
+
+
+def test_a_run_killed_at_its_words_may_end_without_them(tmp_path):
+    """The section [words] is deleted."""
+    settings = [*SETTINGS, f"output={tmp_path}/run", "steps=3"]
+    settings.append(f"data.root={write_images(tmp_path / 'images', 16)}")
+    words = ("words.steps=6", "words.batch_size=4", "words.warmup=2")
+    train_killed(load_contrastive_config("own", [*settings, *words]), {"words_step": 4})
+    before = (tmp_path / "run/clip.safetensors").read_bytes()
+    assert train_clip(load_contrastive_config("own", settings)).read_bytes() == before
 
 
 def test_more_contrast_after_the_words_teaches_them_again(tmp_path):
