@@ -249,7 +249,7 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 
 # Kinds of data whose root is a folder or file of this machine.
-_LOCAL_KINDS = ("folder", "table", "cub", "coco")
+_LOCAL_KINDS = ("folder", "table", "cub", "coco", "cc3m", "cc12m")
 
 
 def require_config(config: str, assignments: tuple[str, ...], folder: str = "") -> None:

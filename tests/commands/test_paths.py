@@ -47,6 +47,7 @@ def test_mistyped_paths_are_reported_before_torch_is_imported(tmp_path):
         ("init", "-o", "galip.safetensors"): "galip.safetensors exists",
         ("train", "cubs"): "did you mean cub? give a TOML file or one of ",
         ("train", "cub", "--set", "data.root=nowhere"): "data.root = nowhere: no such",
+        ("train", "cub", "--set", "data.kind=cc3m", "--set", "data.root=x"): "data.root = x: no",
         ("train", "cub", "--set", "data.root=.", "--set", "clip=c.pt"): "clip = c.pt: no such",
         ("train", "cub", "--set", "data.root=.", "--set", "start=s.pth"): "start = s.pth: no",
         ("train-clip", "nothing.toml"): "cannot read nothing.toml",
