@@ -20,7 +20,7 @@ PACKAGES = ("aviary",)
 #   data settings: subclass of galip_edge.data.DataConfig
 #   data source: function of those settings that returns a galip_edge.data.records.Source
 #   metrics: implementation of galip_edge.evaluation.evaluate.ExtraMetrics
-#   pretraining: subclass of galip_edge.training.config.PretrainingConfig
+#   pretraining: subclass of galip_edge.training.pretraining.PretrainingConfig
 #   text pretraining: subclass of galip_edge.training.contrastive.TextPretrainingConfig
 _EXTENSIONS = {
     ("data settings", "aviary"): "galip_edge.aviary.data.config:AviaryConfig",
@@ -34,9 +34,10 @@ _EXTENSIONS = {
 def installed(package: str) -> bool:
     """True if this installation has `galip_edge/<package>`."""
     try:
-        return find_spec(f"galip_edge.{package}") is not None
+        spec = find_spec(f"galip_edge.{package}")
     except ModuleNotFoundError:
         return False
+    return spec is not None and spec.origin is not None  # not a folder of leftovers
 
 
 def names(interface: str) -> list[str]:

@@ -173,3 +173,21 @@ def test_the_train_extra_has_every_package_that_data_sets_name():
     distributions = packages_distributions()
     for module in sorted(modules):
         assert {canonicalize_name(name) for name in distributions[module]} & installed, module
+
+
+def test_a_folder_of_leftovers_is_no_extension(tmp_path, monkeypatch):
+    """Deleting a package with git leaves its compiled files."""
+    from galip_edge import extensions
+
+    (tmp_path / "deleted/data/__pycache__").mkdir(parents=True)
+    package(tmp_path, "kept")
+    monkeypatch.setattr(galip_edge, "__path__", [*galip_edge.__path__, str(tmp_path)])
+    assert not extensions.installed("deleted")
+    assert extensions.installed("kept")
+    assert not extensions.installed("never_there")
+
+
+def test_every_folder_of_modules_is_a_regular_package():
+    for name in ("galip_edge", "convert", "runtime"):
+        folders = {path.parent for path in (ROOT / name).rglob("*.py")}
+        assert [str(f) for f in sorted(folders) if not (f / "__init__.py").exists()] == []

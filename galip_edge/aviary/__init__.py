@@ -1,0 +1,1 @@
+"""Drawn birds, and what only they need: see README.md."""

@@ -1,0 +1,1 @@
+"""Metrics of image quality, and the evaluation of checkpoints and bundles."""
