@@ -56,12 +56,9 @@ class FastConv2d(nn.Conv2d):
     def __init__(self, conv: nn.Conv2d) -> None:
         assert conv.stride == (1, 1)
         assert conv.padding[0] == conv.padding[1]
+        kernel, padding = (cast("tuple[int, int]", v) for v in (conv.kernel_size, conv.padding))
         super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            padding=conv.padding,
-            device="meta",
+            conv.in_channels, conv.out_channels, kernel, padding=padding, device="meta"
         )
         self.weight, self.bias = conv.weight, conv.bias
 
