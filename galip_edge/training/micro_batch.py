@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +31,6 @@ class MicroBatch:
         noise: (N,Z).
         shifts: (N,2,2) translations in pixels of real and generated image, down and right.
         draws: (N,2,5) random numbers for the augmentation of real and generated image.
-        keys: names of the images in their data set.
         share: fraction of the whole batch.
         first: position of the first sample in the whole batch.
     """
@@ -44,7 +42,6 @@ class MicroBatch:
     noise: Tensor
     shifts: Tensor
     draws: Tensor
-    keys: Sequence[str]
     share: float
     first: int
 
@@ -74,7 +71,6 @@ class BatchDivision:
         number: int,
         images: Tensor,
         sentence: Tensor,
-        keys: Sequence[str] = (),
         noise: Tensor | None = None,
         stream: int = STREAM,
     ) -> list[MicroBatch]:
@@ -87,7 +83,6 @@ class BatchDivision:
             number: step, from 0.
             images: (B,3,H,W) in [-1,1].
             sentence: (B,E) embeddings of their captions.
-            keys: names of the images.
             noise: (B,Z); drawn from N(0,1) by default.
             stream: version of the random streams.
         """
@@ -115,7 +110,6 @@ class BatchDivision:
                 noise[some],
                 shifts[some],
                 draws[some],
-                keys[some],
                 share=min(size, count - some.start) / total,
                 first=first + some.start,
             )

@@ -167,7 +167,7 @@ class Trainer:
             keys: names of the images, for pretraining.
         """
         noise = self.pretraining.noise(keys) if self.pretraining else None
-        micro_batches = self._divide(number, images, sentence, keys, noise, self.stream)
+        micro_batches = self._divide(number, images, sentence, noise, self.stream)
         if self.pretraining and (done := self.pretraining.step(number, micro_batches)):
             return self._with_average(done)
         settings = self.config.optimizer
