@@ -65,12 +65,20 @@ from runtime.reproduce import SeriesRecipe
     type=click.IntRange(1, 10_000),
     default=24,
     show_default=True,
-    help="From each keyframe to the next.",
+    help="Steps from each keyframe to the next.",
 )
 @click.option("--loop", is_flag=True, help="Return to the first keyframe.")
-@click.option("--fps", type=click.FloatRange(0.1, 100), default=24, show_default=True)
+@click.option(
+    "--fps",
+    type=click.FloatRange(0.1, 100),
+    default=24,
+    show_default=True,
+    help="Frames per second.",
+)
 @truncation_option
-@click.option("--grid", metavar="ROWSxCOLUMNS", help="A grid between four images, as PNG.")
+@click.option(
+    "--grid", metavar="ROWSxCOLUMNS", help="Interpolate between four images on a grid (PNG)."
+)
 @overwrite_option
 @threads_option
 @cache_option
@@ -96,10 +104,10 @@ def command(
     as_json: bool,
     signer: Signer | None,
 ) -> None:
-    """Interpolate from image to image: between prompts, seeds, or both.
+    """Interpolate between images: between prompts, seeds, or both.
 
-    One prompt and many seeds, many prompts and one seed, or as many of both. The images
-    themselves are those of `galip-edge generate`. `galip-edge info` prints the command that is
+    Pass one prompt and many seeds, many prompts and one seed, or equal numbers of both. Keyframes
+    equal the images of `galip-edge generate`. `galip-edge info` prints the command that is
     stored in the file.
     """
     keyframes = _keyframes(prompts, seeds)

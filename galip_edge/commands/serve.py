@@ -106,7 +106,7 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
     multiple=True,
     metavar="[NAME=]PATH",
     help="Bundle folder or hf:owner/name; default: the embedded model. May be repeated: requests "
-    "choose by name, the first one is the default.",
+    "select one by name; the first is the default.",
 )
 @click.option(
     "--memory",
@@ -114,7 +114,13 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
     help="Memory for models, such as 2GB; the least recently used are unloaded. Default: no limit.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 for any free port.",
+)
 @click.option(
     "--api-key",
     envvar=["GALIP_EDGE_API_KEY", "GALIP_EDGE_SERVE_API_KEY"],
