@@ -199,7 +199,7 @@ def _found_instead(content: object) -> str:
         )
     clips = {name.rpartition("visual.")[1] + name.rpartition("visual.")[2] for name in tensors}
     if {"visual.conv1.weight", "visual.proj"} <= clips or "logit_scale" in tensors:
-        return "it is a CLIP: give it with --clip, and the GALIP checkpoint as the argument"
+        return "it is a CLIP: pass it as --clip, and the GALIP checkpoint as the argument"
     if not tensors:
         return "it holds no named tensors"
     return (

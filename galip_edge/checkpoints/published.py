@@ -71,7 +71,7 @@ def original_config(tensors: Mapping[str, Tensor], clip: CLIPConfig) -> ModelCon
     try:
         return replace(_PUBLISHED, clip=clip, **values)
     except ValueError as error:
-        raise CheckpointError(f"has dimensions that no GALIP has: {error}") from error
+        raise CheckpointError(f"has invalid GALIP dimensions: {error}") from error
 
 
 def _check_clip(grid_squared: float, embedding_dim: int, clip: CLIPConfig) -> None:

@@ -150,7 +150,7 @@ def _all_prompts(prompts: tuple[str, ...]) -> Iterator[str]:
             except PromptError as error:
                 raise PromptError(f"line {number} of standard input: {error}") from error
         if not lines:
-            raise PromptError("standard input has no prompts: give one per line")
+            raise PromptError("standard input has no prompts: write one per line")
 
 
 def _lines_of_stdin() -> list[tuple[int, str]]:
@@ -179,16 +179,16 @@ def _check_single(out: Path, count: int, grid: bool, as_json: bool) -> None:
     where = "standard output" if str(out) == "-" else str(out)
     if count > 1:
         raise GalipEdgeError(
-            f"{where} takes one image, {count:,} were requested: give a folder with --out"
+            f"{where} takes one image, {count:,} were requested: pass a folder as --out"
         )
     if grid:
-        raise GalipEdgeError(f"{where} takes one image: give a folder with --out for --grid")
+        raise GalipEdgeError(f"{where} takes one image: pass a folder as --out for --grid")
     if str(out) == "-":
         if as_json:
             raise GalipEdgeError("--out - writes the image to standard output: omit --json")
         if sys.stdout.isatty():
             raise GalipEdgeError(
-                "standard output is a terminal: redirect it to a file, or give one with --out"
+                "standard output is a terminal: redirect it to a file, or name one with --out"
             )
 
 

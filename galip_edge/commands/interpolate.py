@@ -153,7 +153,8 @@ def _keyframes(prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Keyfram
     count = max(len(prompts), len(seeds))
     if {len(prompts), len(seeds)} - {1, count}:
         raise click.UsageError(
-            f"{len(prompts)} prompts and {len(seeds)} seeds: give one of either, or as many of both"
+            f"{len(prompts)} prompts and {len(seeds)} seeds: pass one of either, or equal numbers "
+            "of both"
         )
     pairs = zip(prompts * (count // len(prompts)), seeds * (count // len(seeds)))
     return [Keyframe(prompt, seed) for prompt, seed in pairs]
@@ -170,7 +171,9 @@ def _refuse_existing(out: Path, force: bool) -> None:
     if out.suffix:
         refuse_existing(out, force)
     elif not force and any(out.glob("[0-9]*.png")):
-        raise GalipEdgeError(f"{out} has frames: give another --out, or --force to replace them")
+        raise GalipEdgeError(
+            f"{out} has frames: choose another --out, or pass --force to replace them"
+        )
 
 
 def _save(

@@ -246,7 +246,7 @@ overwrite_option = click.option("--force", is_flag=True, help="Replace existing 
 def refuse_existing(path: Path, force: bool) -> None:
     """Raise GalipEdgeError if there is something at `path` that is not to be replaced."""
     if not force and path.exists():
-        raise GalipEdgeError(f"{path} exists: give another --out, or --force to replace it")
+        raise GalipEdgeError(f"{path} exists: choose another --out, or pass --force to replace it")
 
 
 # Kinds of data whose root is a folder or file of this machine.
@@ -268,7 +268,7 @@ def require_config(config: str, assignments: tuple[str, ...], folder: str = "") 
             similar = get_close_matches(config, names, 1)
             hint = f"did you mean {similar[0]}? " if similar else ""
             raise GalipEdgeError(
-                f"cannot read {config} (No such file or directory); {hint}give a TOML file or one "
+                f"cannot read {config} (No such file or directory); {hint}pass a TOML file or one "
                 f"of {', '.join(names)}"
             )
         path = built_in

@@ -222,7 +222,7 @@ def command(
     """
     if settings["api_key"] is None and not is_loopback(host):
         raise GalipEdgeError(
-            f"{host} is not a loopback address: give --api-key or GALIP_EDGE_API_KEY, or omit "
+            f"{host} is not a loopback address: pass --api-key, set GALIP_EDGE_API_KEY, or omit "
             "--host"
         )
     options = ServerOptions(
@@ -255,7 +255,7 @@ def model_sources(models: tuple[str, ...], options: PipelineOptions) -> dict[str
         source = ModelSource.of_bundle(model_path(path) or Path(path), options)
         name = name.strip() or source.manifest.name
         if name in found:
-            raise GalipEdgeError(f"two models are named {name!r}: give --model NAME=PATH")
+            raise GalipEdgeError(f"two models are named {name!r}: pass --model NAME=PATH")
         found[name] = source
     return found
 

@@ -87,8 +87,8 @@ class Loader:
             if "DataLoader worker" not in str(error):
                 raise
             raise DataError(
-                f"a data-loading process died ({error}), usually as memory or /dev/shm is full: "
-                "reduce workers or the batch size"
+                f"a data-loading process died ({error}), usually because memory or /dev/shm is "
+                "full: reduce workers or the batch size"
             ) from error
         if isinstance(batch, DataError):
             self.close()

@@ -170,7 +170,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             f"{path} is not a file of Inception weights, or is damaged: download it again"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} holds more than weights, and is refused")
+        raise CheckpointError(f"{path} contains more than weights and is refused")
     return state
 
 
