@@ -325,7 +325,7 @@ def _inputs(data: str | None, captions_file: Path | None, size: int, count: int)
     config = _data_config(str(data), size, count)
     dataset = build_dataset(config)
     if not isinstance(dataset, CaptionedImages):
-        raise GalipEdgeError("web shards have no random access: evaluate on another kind of data")
+        raise GalipEdgeError("WebDataset shards have no random access: evaluate on other data")
     source = dataset.source
     rows = range(min(count or len(source), len(source)))
 
