@@ -54,9 +54,9 @@ class Loader:
     def resume(self, position: Position) -> None:
         """Continue at the `position` of another loader.
 
-        With WebDataset shards, this is exact if the number of processes, the number of workers and
-        the batch size are unchanged; otherwise the rest of the epoch is distributed differently, and
-        some of its samples are repeated or missed.
+        With WebDataset shards, this is exact if the number of processes, the number of workers
+        and the batch size are unchanged; otherwise the rest of the epoch is distributed
+        differently, and some of its samples are repeated or missed.
         """
         self.close()
         if isinstance(self.dataset, WebShards):  # streams have whole batches only
