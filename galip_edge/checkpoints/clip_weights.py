@@ -123,7 +123,7 @@ class CLIPWeights:
                 f"{self.path} is a {self.architecture} but not OpenAI's, and does not state its "
                 "activation: state gelu for CLIPs by LAION and DataComp, quick_gelu for MetaCLIP, "
                 "DFN and fine-tuned CLIPs of OpenAI (--clip-activation, or clip_activation in a "
-                "training configuration), or give the folder that holds its config.json as well"
+                "training configuration), or pass the folder that contains its config.json"
             )
         _log.warning(
             "%s does not state its activation: reading it as OpenAI's (quick_gelu)", self.path

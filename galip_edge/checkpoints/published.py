@@ -78,7 +78,7 @@ def _check_clip(grid_squared: float, embedding_dim: int, clip: CLIPConfig) -> No
     if (grid_squared, embedding_dim) != (clip.grid**2, clip.embedding_dim):
         raise CheckpointError(
             f"was trained with a CLIP of embedding {embedding_dim} and {grid_squared:g} patches; "
-            f"the given one has embedding {clip.embedding_dim} and {clip.grid**2} patches: give "
+            f"the given one has embedding {clip.embedding_dim} and {clip.grid**2} patches: use "
             "the CLIP that it was trained with"
         )
 

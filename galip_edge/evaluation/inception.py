@@ -77,7 +77,7 @@ def fetch_weights(variant: str, folder: Path | None = None) -> Path:
     except (OSError, RuntimeError) as error:
         raise GalipEdgeError(
             f"cannot download the Inception weights from {weights.url} ({error}): "
-            f"get the file on another machine, and give it as --inception-{variant} FILE"
+            f"get the file on another machine, and pass it as --inception-{variant} FILE"
         ) from error
     return path
 
