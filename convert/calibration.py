@@ -47,7 +47,7 @@ def read_captions(path: Path | None, limit: int) -> list[str]:
             except PromptError as error:
                 raise GalipEdgeError(f"line {number} of {path}: {error}") from error
     if not prompts:
-        raise GalipEdgeError(f"{path} holds no prompts: write one per line")
+        raise GalipEdgeError(f"{path} contains no prompts: write one per line")
     count = min(limit, len(prompts))
     return [prompts[i * len(prompts) // count] for i in range(count)]
 

@@ -16,8 +16,8 @@ def check_paths(checkpoint: Path, out: Path, options: ConvertOptions, clip: Path
     """
     if is_bundle(checkpoint) or checkpoint.name.endswith((".xml", ".xml.gz", ".onnx")):
         raise ConversionError(
-            f"{checkpoint} is converted already, and quantizing twice only loses quality: give "
-            "the PyTorch checkpoint it was made from"
+            f"{checkpoint} is already converted, and quantizing twice only loses quality: use "
+            "the PyTorch checkpoint it was converted from"
         )
     for path in (checkpoint, clip):
         if path is not None and not path.exists():
@@ -31,9 +31,9 @@ def _refuse_overwriting(out: Path, force: bool) -> None:
     if not out.exists():
         return
     if not force:
-        raise ConversionError(f"{out} exists: choose another folder with -o, or give --force")
+        raise ConversionError(f"{out} exists: choose another folder with -o, or pass --force")
     if not is_bundle(out):
-        raise ConversionError(f"{out} exists and is no bundle, so --force does not replace it")
+        raise ConversionError(f"{out} exists and is not a bundle, so --force does not replace it")
 
 
 def _refuse_overwriting_onnx(folder: Path, force: bool) -> None:
@@ -45,5 +45,5 @@ def _refuse_overwriting_onnx(folder: Path, force: bool) -> None:
         )
     if not force and any(folder.iterdir()):
         raise ConversionError(
-            f"{folder} exists: choose another folder for --keep-onnx, or give --force"
+            f"{folder} exists: choose another folder for --keep-onnx, or pass --force"
         )

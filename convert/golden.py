@@ -64,7 +64,7 @@ def add_golden_numbers(file: Path, folder: Path, clip: Path | None = None) -> Ma
     made_from = bundle.manifest.checkpoint.get("sha256")
     if made_from != checkpoint.sha256:
         raise ConversionError(
-            f"{folder} was made from another checkpoint than {file}: SHA-256 {made_from}, not "
+            f"{folder} was converted from another checkpoint than {file}: SHA-256 {made_from}, not "
             f"{checkpoint.sha256}"
         )
     reference = make_reference(checkpoint.model, build_tokenizer(checkpoint.model.config.clip))

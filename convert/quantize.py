@@ -70,7 +70,7 @@ def quantize(
     """
     tensors = quantized_tensors(model, keep_float)
     if not tensors:
-        raise ValueError("there is nothing to quantize: the model multiplies by no weights")
+        raise ValueError("nothing to quantize: the model has no layers with weights")
     statistics, outputs = collect_statistics(model, tensors, samples, on_sample)
     apply_statistics(model, statistics, keep_float)
     return outputs

@@ -26,13 +26,13 @@ from runtime.version import __version__
 COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "generate": ("generate", None, "Generate images from prompts, as PNG files."),
     "serve": ("serve", "serve", "Serve a studio page, OpenAI's images API and A1111's."),
-    "mcp": ("mcp", "mcp", "Serve a tool for assistants (Model Context Protocol)."),
+    "mcp": ("mcp", "mcp", "Serve a tool for AI assistants (Model Context Protocol)."),
     "interpolate": (
         "interpolate",
         None,
         "Interpolate between images: animation, frames or grid.",
     ),
-    "explore": ("explore", None, "One prompt, many seeds, on a labelled sheet."),
+    "explore": ("explore", None, "Generate many seeds of one prompt on a labelled sheet."),
     "batch": ("batch", "batch", "Generate images for a file of prompts, in a resumable job."),
     "convert": (
         "convert",
@@ -40,13 +40,13 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
         "Convert a checkpoint to a bundle that runs without torch.",
     ),
     "info": ("info", None, "Show the contents of a bundle or the recipe of an image."),
-    "models": ("models", None, "List the models that are available here."),
+    "models": ("models", None, "List the models available on this machine."),
     "pull": ("pull", "hub", "Download a model from a hub."),
     "push": ("push", "hub", "Upload a bundle to a hub, with a model card."),
-    "verify": ("verify", None, "Check a bundle: hashes, loading, one inference."),
+    "verify": ("verify", None, "Check a bundle: hashes, graphs, golden numbers."),
     "benchmark": ("benchmark", None, "Measure speed and memory of a model on this machine."),
     "completion": ("completion", None, "Print a script for shell completion."),
-    "doctor": ("doctor", None, "Examine this machine: CPU, extras, cache, models."),
+    "doctor": ("doctor", None, "Check this machine: CPU, extras, cache, models."),
     "devices": ("devices", None, "List the devices that can run a model."),
     "export-ovms": ("export_ovms", None, "Write a bundle for OpenVINO Model Server."),
     "export-openvino": (
@@ -62,16 +62,16 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "export-web": (
         "export_web",
         "convert",
-        "Export a bundle as a web page.",
+        "Export a bundle as a static web page.",
     ),
     "train": ("train", "train", "Train a model, or resume a run."),
     "train-clip": ("train_clip", "train", "Train a small CLIP on captioned images."),
     "export-checkpoint": (
         "export_checkpoint",
         "train",
-        "Write the model of a run in one file or several, optionally float16.",
+        "Write the model of a run to one or more files, optionally in float16.",
     ),
-    "data": ("data", "train", "Validate a data set before training."),
+    "data": ("data", "train", "Validate a data set, or draw one."),
     "evaluate": ("evaluate", "evaluate", "Measure the quality of a checkpoint or a bundle."),
     "train-classifier": (
         "galip_edge.aviary.commands.train_classifier",
@@ -238,7 +238,7 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, (GalipEdgeError, ForeignPackageError)):
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full: free some space and run the command again"
+        return "the disk is full: free some space and rerun the command"
     if isinstance(error, OSError) and error.filename:
         return f"cannot use {error.filename}: {error.strerror}"
     if isinstance(error, ValueError):
@@ -246,7 +246,7 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory"
     kind = type(error).__name__
-    return f"unexpected {kind}: {error}; run again with --debug and report the traceback"
+    return f"unexpected {kind}: {error}; rerun with --debug and report the traceback"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -45,7 +45,7 @@ def read_config(
         return build_from(override(parse_toml(path.read_text(encoding="utf-8")), assignments))
     except OSError as error:
         raise ConfigError(
-            f"cannot read {config} ({error.strerror}); give a TOML file or one of "
+            f"cannot read {config} ({error.strerror}); pass a TOML file or one of "
             f"{', '.join(known)}"
         ) from error
     except ValueError as error:  # includes UTF-8 decoding errors

@@ -26,7 +26,7 @@ from runtime.cpu import (
     memory_limit,
 )
 from runtime.devices import is_x86, total_memory
-from runtime.errors import BundleError, GalipEdgeError
+from runtime.errors import BundleError, GalipEdgeError, install_hint
 from runtime.files import cache_folder
 from runtime.pipeline import Pipeline
 
@@ -136,7 +136,7 @@ def _extras() -> Finding:
     parts = [extra for extra, modules in missing.items() if not modules]
     text = f"installed: {', '.join(parts) or 'none'}"
     if absent := [extra for extra, modules in missing.items() if modules]:
-        text += f"; not installed: {', '.join(absent)} (pip install 'galip-edge[EXTRA]')"
+        text += f"; not installed: {', '.join(absent)} ({install_hint('EXTRA')})"
     return Finding("extras", OK, text)
 
 

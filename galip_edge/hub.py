@@ -24,7 +24,7 @@ from rich.filesize import decimal
 
 from runtime.bundle import MANIFEST, Bundle, Manifest, read_manifest
 from runtime.compiled_cache import private_folder
-from runtime.errors import BundleError, GalipEdgeError
+from runtime.errors import BundleError, GalipEdgeError, install_hint
 from runtime.files import cache_folder, read_regular, write_whole
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class HubModel:
         valid = _REPOSITORY.fullmatch(repository) and "--" not in repository
         if not valid or ".." in text or (at and not _REVISION.fullmatch(revision)):
             raise GalipEdgeError(
-                f"{text[:200]!r} is no model of a hub: give hf:owner/name or hf:owner/name@revision"
+                f"{text[:200]!r} is not a hub model: use hf:owner/name or hf:owner/name@revision"
             )
         return cls(repository, revision or _MAIN)
 
@@ -99,7 +99,7 @@ def resolve(text: str, report: Report) -> Path:
 
     Raises:
         GalipEdgeError: it can be neither found here nor downloaded.
-        BundleError: what was downloaded is no intact bundle.
+        BundleError: what was downloaded is not an intact bundle.
     """
     model = HubModel.parse(text)
     pulled = _pinned(model)
@@ -119,7 +119,7 @@ def pull(model: HubModel, report: Report, force: bool = False) -> Pulled:
     with _errors_of_hub(model):
         commit = hub.HfApi().model_info(model.repository, revision=model.revision).sha
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-        raise GalipEdgeError(f"the hub states no commit for {model}")
+        raise GalipEdgeError(f"the hub reports no commit for {model}")
     return _download(model, commit, report, force)
 
 
@@ -160,7 +160,7 @@ def _download(model: HubModel, commit: str, report: Report, force: bool = False)
         Bundle.open(folder)
     except BundleError as error:
         raise BundleError(
-            f"{model} is no intact bundle: {error}; or run galip-edge pull --force {model}"
+            f"{model} is not an intact bundle: {error}; or run galip-edge pull --force {model}"
         ) from error
     pulled = Pulled(model, commit, folder)
     _write_pin(pulled)
@@ -227,8 +227,8 @@ def _library() -> Any:
         import huggingface_hub
     except ImportError as error:
         raise GalipEdgeError(
-            "models of a hub need huggingface_hub, which is not installed: "
-            "pip install 'galip-edge[hub]', or copy the bundle's folder and give its path"
+            "models from a hub need huggingface_hub, which is not installed: "
+            f"{install_hint('hub')}, or copy the bundle's folder and pass its path"
         ) from error
     return huggingface_hub
 
@@ -242,14 +242,14 @@ def _errors_of_hub(model: HubModel | str) -> Iterator[None]:
         yield
     except errors.GatedRepoError as error:
         raise GalipEdgeError(
-            f"{model} asks for consent: accept its terms on the hub, then run hf auth login"
+            f"{model} is gated: accept its terms on the hub, then run hf auth login"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise GalipEdgeError(f"{model} has no such revision") from error
     except errors.EntryNotFoundError as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
             raise GalipEdgeError(_unreachable(model, error)) from error
-        raise BundleError(f"{model} is no bundle of galip-edge: a file is missing") from error
+        raise BundleError(f"{model} is not a galip-edge bundle: a file is missing") from error
     except errors.RepositoryNotFoundError as error:
         raise GalipEdgeError(
             f"{model} does not exist on the hub, or is private: check the name, or log in "
@@ -260,8 +260,8 @@ def _errors_of_hub(model: HubModel | str) -> Iterator[None]:
     except Exception as error:  # httpx, requests, hf_xet: by version
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise GalipEdgeError(
-                f"the hub refuses this for {model}: log in with hf auth login, or set HF_TOKEN to "
-                "a token that has the right"
+                f"the hub denies access to {model}: run hf auth login, or set HF_TOKEN to "
+                "a token with that permission"
             ) from error
         raise GalipEdgeError(_unreachable(model, error)) from error
 

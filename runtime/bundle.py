@@ -105,7 +105,7 @@ class GoldenEntry:
         if not 1 <= len(self.prompts) <= 8 or not all(
             isinstance(prompt, str) and 0 < len(prompt) <= 200 for prompt in self.prompts
         ):
-            raise ValueError(f"golden prompts must be texts, got {_short(self.prompts)}")
+            raise ValueError(f"golden prompts must be strings, got {_short(self.prompts)}")
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 32:
             raise ValueError(f"the golden seed must be an integer, got {_short(self.seed)}")
         for name in ("sentence_cosine", "image_psnr_db"):
@@ -151,7 +151,7 @@ class Manifest:
     def __post_init__(self) -> None:
         _check_plain([self.name, self.checkpoint, self.tools, self.fidelity, self.quantization])
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 200:
-            raise ValueError(f"name must be a text, got {_short(self.name)}")
+            raise ValueError(f"name must be a string, got {_short(self.name)}")
         for name, most in _MOST_DIMENSIONS.items():
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -287,7 +287,7 @@ def _check_plain(value: Any) -> None:
                 following += item
             elif isinstance(item, str):
                 if len(item) > _LONGEST_TEXT or not item.isprintable():
-                    raise ValueError(f"a text has characters that no bundle has: {_short(item)}")
+                    raise ValueError(f"a string has invalid characters: {_short(item)}")
             elif item is not None and not isinstance(item, (bool, int, float)):
                 raise ValueError(f"unexpected value {_short(item)}")
         if not following:
@@ -330,7 +330,7 @@ def default_bundle() -> Path:
     folder = Path(__file__).with_name("default_model")
     if not (folder / MANIFEST).is_file():
         raise BundleError(
-            "this installation has no embedded model: give a bundle with --model "
+            "this installation has no embedded model: pass a bundle as --model "
             "(galip-edge convert creates one from a checkpoint)"
         )
     return folder

@@ -92,7 +92,7 @@ def has_bf16() -> bool:
 def supported_precision(wanted: str) -> str:
     """`wanted`, f32 or bf16, or f32 where the CPU has no bf16."""
     if wanted == "bf16" and not has_bf16():
-        _log.info("this CPU has no bf16: calculating in f32, slower and a little different")
+        _log.info("this CPU has no bf16: running in f32, which is slower and slightly different")
         return "f32"
     return wanted
 
@@ -189,7 +189,7 @@ class ModelFile:
                 return compiled
         if self._refused is None:
             self._refused = reason
-            _log.warning("%s: calculating in f32, which is slower", reason)
+            _log.warning("%s: running in f32, which is slower", reason)
             if mark:
                 _remember(mark, reason)
         return None
@@ -249,7 +249,7 @@ def _remember(mark: Path, reason: str) -> None:
     try:
         write_whole(mark, reason.encode())
     except GalipEdgeError as error:
-        _log.info("it will be found again: %s", error)
+        _log.info("it will be searched again: %s", error)
 
 
 def _with_static_shapes(model: ov.Model, columns: int | None) -> ov.Model:

@@ -76,7 +76,7 @@ def private_folder(root: Path, *names: str) -> Path | None:
                 _warn(f"the cache {folder} is not used: {reason}")
                 return None
     except OSError as error:
-        _log.info("nothing is kept in the cache: %s", error)
+        _log.info("nothing is cached: %s", error)
         return None
     return folder
 
@@ -195,12 +195,12 @@ def load_blob(blob: Path, weights: Path, properties: dict[str, Any]) -> ov.Compi
     content = memoryview(read)
     digest, data = content[:32], content[32:]
     if hashlib.sha256(data).digest() != digest:
-        _log.info("%s is damaged: compiling again", blob)
+        _log.info("%s is damaged: recompiling", blob)
         return None
     try:
         return _import(data, weights, properties)
     except RuntimeError as error:
-        _log.info("%s cannot be used: compiling again: %s", blob, error)
+        _log.info("%s cannot be used: recompiling: %s", blob, error)
         return None
 
 
@@ -229,7 +229,7 @@ def compile_and_keep(
         data, row, expected = _export(read(), properties, probe)
         kept = _import(data, weights, properties)
         if not np.array_equal(outputs(kept, [row])[0], expected):
-            _log.info("%s would give other numbers: it is not kept", blob)
+            _log.info("%s produces different numbers: not cached", blob)
             return None
         write_whole(blob, hashlib.sha256(data).digest() + data)
     except (RuntimeError, GalipEdgeError) as error:

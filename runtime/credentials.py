@@ -141,13 +141,15 @@ def _algorithm(pem: bytes, path: Path) -> str:
     try:
         key = load_pem_private_key(pem, password=None)
     except TypeError as error:
-        raise GalipEdgeError(f"{path} is encrypted: give an unencrypted PEM key") from error
+        raise GalipEdgeError(f"{path} is encrypted: use an unencrypted PEM key") from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise GalipEdgeError(f"{path} is no private key in PEM form") from error
+        raise GalipEdgeError(f"{path} is not a PEM private key") from error
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES:
         return _CURVES[key.curve.name]
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return "ed25519"
     if isinstance(key, rsa.RSAPrivateKey):
         return "ps256"
-    raise GalipEdgeError(f"{path} has no kind of key that C2PA has: take P-256, RSA or Ed25519")
+    raise GalipEdgeError(
+        f"{path} has a key type that C2PA does not support: use P-256, RSA or Ed25519"
+    )

@@ -217,9 +217,9 @@ def _sections(text: bytes) -> bytes:
     if len(text) > MAX_TEXT:
         raise GraphError(f"it is larger than {MAX_TEXT:,} bytes")
     if not text.startswith(_PROLOG) or text.count(b"<?") != 1:
-        raise GraphError("it does not begin as a graph of OpenVINO does")
+        raise GraphError("it does not start like an OpenVINO graph")
     if b"<!" in text or b"\0" in text or not text.isascii():
-        raise GraphError("it has a document type, a comment or characters that no graph has")
+        raise GraphError("it has a document type, a comment or invalid characters")
     if text.count(b"<") > _MAX_TAGS:
         raise GraphError(f"it has more than {_MAX_TAGS:,} tags")
     end = text.find(_END_OF_EDGES)

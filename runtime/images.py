@@ -67,7 +67,7 @@ class ImageMetadata:
         blend = Interpolation(start, end, shares, found.noise_share, found.psi)
         for text in (found.model, found.model_hash, found.version):
             if not isinstance(text, str) or len(text) > _LONGEST_NAME:
-                raise ValueError("no recipe of an image: model and version must be short texts")
+                raise ValueError("no recipe of an image: model and version must be short strings")
         return replace(
             cls.of_interpolation(blend, found.model, found.model_hash), version=found.version
         )

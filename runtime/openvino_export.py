@@ -60,9 +60,9 @@ def export_openvino(
     manifest = opened.manifest
     if folder.exists() and not (force and (folder / DESCRIPTION).is_file()):
         raise BundleError(
-            f"{folder} exists and is no export, so --force does not replace it"
+            f"{folder} exists and is not an export, so --force does not replace it"
             if force
-            else f"{folder} exists: choose another folder, or give --force"
+            else f"{folder} exists: choose another folder, or pass --force"
         )
     settings = _settings(manifest)
     with keep_locale(), atomic_folder(folder, replace=force) as temporary:

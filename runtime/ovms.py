@@ -62,9 +62,9 @@ def export_model_server(
     manifest = opened.manifest
     if folder.exists() and not (force and (folder / CONFIG).is_file()):
         raise BundleError(
-            f"{folder} exists and is no model repository, so --force does not replace it"
+            f"{folder} exists and is not a model repository, so --force does not replace it"
             if force
-            else f"{folder} exists: choose another folder, or give --force"
+            else f"{folder} exists: choose another folder, or pass --force"
         )
     name = model_name(manifest)
     with keep_locale(), atomic_folder(folder, replace=force) as temporary:

@@ -21,7 +21,7 @@ def checked_prompts(prompts: str | Iterable[str]) -> list[str]:
         raise PromptError(f"prompts must be text or a list of texts, got {_shown(values)}")
     checked = [checked_prompt(prompt) for prompt in values]
     if not checked:
-        raise PromptError("there are no prompts: give at least one")
+        raise PromptError("no prompts: pass at least one")
     return checked
 
 
@@ -42,7 +42,7 @@ def checked_prompt(prompt: str) -> str:
     if len(prompt) > MAX_CHARACTERS:
         raise PromptError(
             f"the prompt has {len(prompt):,} characters, at most {MAX_CHARACTERS:,} are accepted "
-            f"(the model reads the first 75 words or so): {prompt[:40]!r}..."
+            f"(the model reads the first 75 tokens): {prompt[:40]!r}..."
         )
     try:
         prompt.encode("utf-8")

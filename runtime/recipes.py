@@ -181,7 +181,7 @@ def recipe_in(content: bytes) -> StoredRecipe:
             if name in ("JPEG", "WEBP"):
                 comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
     except Exception as error:
-        raise ValueError("it is no PNG, JPEG, WebP, GIF or MP4, or damaged") from error
+        raise ValueError("not a PNG, JPEG, WebP, GIF or MP4, or damaged") from error
     parameters = info.get(PARAMETERS) if name == "PNG" else _user_comment(comment)
     packet = info.get("xmp", b"")
     if name == "GIF":

@@ -66,7 +66,7 @@ class SeriesRecipe:
             checked_integer(seed, "seed", 0, MAX_SEED)
         for text in (self.model, self.model_hash, self.version):
             if not isinstance(text, str) or len(text) > 200:
-                raise ValueError("model and version must be short texts")
+                raise ValueError("model and version must be short strings")
         for name, value in self.options.items():
             _check_option(name, value, _OPTIONS[self.command].get(name))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import openvino as ov
 
-from runtime.errors import GalipEdgeError
+from runtime.errors import GalipEdgeError, install_hint
 from runtime.tokenizer import END, START, WORD_END, WORDS, Tokenizer
 
 # What `runtime.tokenizer.clean` does, in its order, as far as it can be written as replacements.
@@ -80,7 +80,7 @@ def _package() -> Any:
     except ImportError as error:
         raise GalipEdgeError(
             "a tokenizer as an OpenVINO model needs openvino-tokenizers, which is not installed: "
-            "pip install 'galip-edge[export]'"
+            f"{install_hint('export')}"
         ) from error
     return openvino_tokenizers
 

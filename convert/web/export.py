@@ -67,9 +67,9 @@ def export_web(bundle: Path, folder: Path, force: bool = False) -> Manifest:
     manifest = opened.manifest
     if folder.exists() and not (force and (folder / MARK).is_file()):
         raise ConversionError(
-            f"{folder} exists and is no web export, so --force does not replace it"
+            f"{folder} exists and is not a web export, so --force does not replace it"
             if force
-            else f"{folder} exists: choose another folder, or give --force"
+            else f"{folder} exists: choose another folder, or pass --force"
         )
     with keep_locale(), atomic_folder(folder, replace=force) as temporary:
         _write_page(temporary)

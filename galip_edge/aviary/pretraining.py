@@ -105,7 +105,7 @@ class RegressionConfig(PretrainingConfig):
         if not isinstance(data, AviaryConfig):
             raise ValueError(
                 f"regression needs images whose noise is known, and data of kind {data.kind!r} "
-                "has none: omit regression.weight"
+                "has none: omit pretraining.weight"
             )
         if model.noise_dim != NOISE_DIM:
             raise ValueError(

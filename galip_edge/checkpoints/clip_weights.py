@@ -123,7 +123,7 @@ class CLIPWeights:
                 f"{self.path} is a {self.architecture} but not OpenAI's, and does not state its "
                 "activation: state gelu for CLIPs by LAION and DataComp, quick_gelu for MetaCLIP, "
                 "DFN and fine-tuned CLIPs of OpenAI (--clip-activation, or clip_activation in a "
-                "training configuration), or give the folder that holds its config.json as well"
+                "training configuration), or pass the folder that contains its config.json"
             )
         _log.warning(
             "%s does not state its activation: reading it as OpenAI's (quick_gelu)", self.path
@@ -155,7 +155,7 @@ class CLIPWeights:
         try:
             return CLIPConfig(**shapes, quick_gelu=self.resolve_activation(stated) == "quick_gelu")
         except ValueError as error:
-            raise CheckpointError(f"{self.path} has dimensions that no CLIP has: {error}") from None
+            raise CheckpointError(f"{self.path} has invalid CLIP dimensions: {error}") from None
 
 
 def dimensions(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
@@ -168,7 +168,7 @@ def dimensions(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
         tensor = tensors.get(name)
         if tensor is None or tensor.ndim != rank:
             found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
-            raise CheckpointError(f"{path} does not hold a whole CLIP: {name} {found}")
+            raise CheckpointError(f"{path} does not contain a complete CLIP: {name} {found}")
         return tuple(tensor.shape)
 
     vocabulary, text_width = shape(_TOKENS, 2)
@@ -261,9 +261,9 @@ def _file_in(path: Path) -> Path:
             return path / name
     if any(path.glob("*.index.json")):
         raise CheckpointError(
-            f"{path} holds a CLIP in shards, which is not supported: give one file"
+            f"{path} is a sharded CLIP, which is not supported: save it as one file"
         )
-    raise CheckpointError(f"{path} holds no CLIP weights: expected one of {', '.join(_FILES)}")
+    raise CheckpointError(f"{path} contains no CLIP weights: expected one of {', '.join(_FILES)}")
 
 
 def _unwrapped(name: str) -> str:

@@ -190,16 +190,16 @@ def _original_tensors(path: Path, content: object) -> tuple[dict[str, Tensor], s
 def _found_instead(content: object) -> str:
     """Description of a file without a generator, and the file to use instead."""
     if looks_like_training_state(content):
-        return "it is the training state of a run: give model.safetensors in the run's folder"
+        return "it is the training state of a run: use model.safetensors in the run's folder"
     tensors = flatten(content)
     if any(name.startswith("generator.") for name in tensors):
         return (
-            "its tensors are those of one, but the configuration in its metadata is missing: give "
+            "its tensors are those of one, but the configuration in its metadata is missing: pass "
             "the file that galip-edge wrote"
         )
     clips = {name.rpartition("visual.")[1] + name.rpartition("visual.")[2] for name in tensors}
     if {"visual.conv1.weight", "visual.proj"} <= clips or "logit_scale" in tensors:
-        return "it is a CLIP: give it with --clip, and the GALIP checkpoint as the argument"
+        return "it is a CLIP: pass it as --clip, and the GALIP checkpoint as the argument"
     if not tensors:
         return "it holds no named tensors"
     return (
@@ -395,6 +395,6 @@ def _cached_or_downloaded_clip() -> Path:
         raise CheckpointError(
             "CLIP's text transformer is needed, is not in open_clip's cache, and could not be "
             f"downloaded; get ViT-B/32 by OpenAI from {hub} or {settings['url']} on a machine "
-            "with a network, and give the file with --clip PATH, in training with "
+            "with a network, and pass it as --clip PATH, in training as "
             "--set clip=PATH; galip-edge train-clip own trains a small CLIP without a network"
         ) from error

@@ -71,14 +71,14 @@ def original_config(tensors: Mapping[str, Tensor], clip: CLIPConfig) -> ModelCon
     try:
         return replace(_PUBLISHED, clip=clip, **values)
     except ValueError as error:
-        raise CheckpointError(f"has dimensions that no GALIP has: {error}") from error
+        raise CheckpointError(f"has invalid GALIP dimensions: {error}") from error
 
 
 def _check_clip(grid_squared: float, embedding_dim: int, clip: CLIPConfig) -> None:
     if (grid_squared, embedding_dim) != (clip.grid**2, clip.embedding_dim):
         raise CheckpointError(
             f"was trained with a CLIP of embedding {embedding_dim} and {grid_squared:g} patches; "
-            f"the given one has embedding {clip.embedding_dim} and {clip.grid**2} patches: give "
+            f"the given one has embedding {clip.embedding_dim} and {clip.grid**2} patches: use "
             "the CLIP that it was trained with"
         )
 

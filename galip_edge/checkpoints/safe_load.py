@@ -82,7 +82,7 @@ def _size_and_head(path: Path) -> tuple[int, bytes]:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise CheckpointError(f"cannot read {path}: it is a directory, give a file in it")
+            raise CheckpointError(f"cannot read {path}: it is a folder: pass a file in it")
         if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device never ends
             raise CheckpointError(f"cannot read {path}: it is not a regular file")
         with path.open("rb") as file:
@@ -316,7 +316,7 @@ def _read_torchscript(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise _damaged(path, error) from error
         raise CheckpointError(
             f"{path} contains more than a scripted model ({error}) and is refused, because "
-            "loading it could run code hidden in it"
+            "loading it could execute code in it"
         ) from error
     except Exception as error:  # damaged pickles raise many types of exception
         raise _damaged(path, error) from error

@@ -1,4 +1,4 @@
-"""`galip-edge benchmark`: how fast a model is on this machine."""
+"""`galip-edge benchmark`: speed and memory of a model on this machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from runtime.pipeline import PipelineOptions
     type=click.IntRange(5, 10_000),
     default=30,
     show_default=True,
-    help="Prompts for p50 and p95.",
+    help="Number of prompts for p50 and p95.",
 )
 @threads_option
 @precision_option
@@ -36,10 +36,10 @@ from runtime.pipeline import PipelineOptions
 def command(
     model: Path | None, runs: int, threads: int, precision: str, device: str, as_json: bool
 ) -> None:
-    """Measure latency, throughput, start and memory of a model on this machine.
+    """Measure latency, throughput, startup and memory of a model on this machine.
 
-    p50 and p95 are from a new prompt to its image. Stop other programs first. The last line is
-    made to be pasted into an issue.
+    p50 and p95 are latencies from a new prompt to its image. Stop other programs first. The last
+    line is meant to be pasted into an issue.
     """
     options = PipelineOptions(threads, precision=precision, device=device)
     with StepReporter() as reporter:

@@ -1,4 +1,4 @@
-"""`galip-edge doctor`: what this machine can do, and what is wrong."""
+"""`galip-edge doctor`: diagnose this machine and installation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from galip_edge.doctor import OK, examine, is_healthy
 @click.command("doctor")
 @json_option
 def command(as_json: bool) -> None:
-    """Examine CPU, memory, extras, cache and models; exit with 1 if something is wrong.
+    """Check CPU, memory, extras, cache and models; exit with 1 if there is a problem.
 
-    A `note` works, though not as well as it could; a `problem` says what to do.
+    A `note` is a limitation; a `problem` states its remedy.
     """
     found = []
     with console().status("examining"):

@@ -45,7 +45,7 @@ _UNLIMITED = 1000
     "configuration: its held-out images if there are any, otherwise its [data].",
 )
 @click.option(
-    "--captions", "captions_file", type=input_path, help="Captions, one per line, without images."
+    "--captions", "captions_file", type=input_path, help="Captions, one per line; no real images."
 )
 @click.option("--scorer", type=input_path, help="Checkpoint with the CLIP for scores.")
 @click.option("--clip", type=input_path, help="CLIP weights, for an original checkpoint.")
@@ -54,7 +54,7 @@ _UNLIMITED = 1000
 @click.option(
     "--inception-torchvision",
     metavar="FILE|download",
-    help="Weights of torchvision's Inception, used by GALIP's paper; adds FID and KID.",
+    help="Weights of torchvision's Inception, as used in the GALIP paper; adds FID and KID.",
 )
 @click.option(
     "--inception-tf",
@@ -64,7 +64,7 @@ _UNLIMITED = 1000
 @click.option(
     "--efficientnet",
     is_flag=True,
-    help="Add distances, precision, recall, density and coverage by EfficientNet-Lite1.",
+    help="Add distances, precision, recall, density and coverage in EfficientNet-Lite1's features.",
 )
 @click.option(
     "--midpoints",
@@ -104,7 +104,9 @@ _UNLIMITED = 1000
     show_default=True,
     help="Number of captions and generated images; 0 for all.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise."
+)
 @click.option(
     "--diversity-captions",
     type=click.IntRange(min=0),
@@ -112,10 +114,16 @@ _UNLIMITED = 1000
     show_default=True,
     help="Captions whose images are compared with each other; 0 for none.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Images per batch.",
+)
 @evaluation_device_option
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Append to this JSON lines file."
+    "-o", "--out", type=click.Path(path_type=Path), help="Append to this JSON Lines file."
 )
 @json_option
 def command(
@@ -145,18 +153,20 @@ def command(
 ) -> None:
     """Evaluate MODEL, a checkpoint or a bundle, and with --reference compare it with another."""
     if (data is None) == (captions_file is None):
-        raise click.UsageError("give either --data or --captions")
+        raise click.UsageError("pass either --data or --captions")
     extractors = inception_tf or inception_torchvision or efficientnet
     if captions_file and (extractors or two_sample):
-        raise click.UsageError("distances and two-sample tests need real images: give --data")
+        raise click.UsageError("distances and two-sample tests need real images: add --data")
     if midpoints and not extractors:
-        raise click.UsageError("--midpoints are measured by features: add --efficientnet")
+        raise click.UsageError("--midpoints needs features of EfficientNet: add --efficientnet")
     if statistics and not inception_torchvision:
         raise click.UsageError("--statistics needs --inception-torchvision")
     if not statistics and (passes or per_caption):
-        raise click.UsageError("--passes and --per-caption belong to fid_published: --statistics")
+        raise click.UsageError(
+            "--passes and --per-caption apply only to fid_published: add --statistics"
+        )
     if passes and per_caption:
-        raise click.UsageError("give either --passes or --per-caption")
+        raise click.UsageError("pass either --passes or --per-caption, not both")
     from galip_edge.devices import choose_device
     from galip_edge.evaluation.evaluate import (
         EvaluationOptions,
@@ -248,7 +258,7 @@ def _scorer(
         if isinstance(candidate, CheckpointModel):
             return CLIPScorer(candidate.model)
     raise GalipEdgeError(
-        "a bundle has no image encoder for scores: give the checkpoint that it was converted from "
+        "a bundle has no image encoder for scores: pass the checkpoint that it was converted from "
         "with --scorer or --reference"
     )
 
@@ -315,7 +325,7 @@ def _inputs(data: str | None, captions_file: Path | None, size: int, count: int)
     config = _data_config(str(data), size, count)
     dataset = build_dataset(config)
     if not isinstance(dataset, CaptionedImages):
-        raise GalipEdgeError("web shards have no random access: evaluate on another kind of data")
+        raise GalipEdgeError("WebDataset shards have no random access: evaluate on other data")
     source = dataset.source
     rows = range(min(count or len(source), len(source)))
 

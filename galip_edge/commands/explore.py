@@ -1,4 +1,4 @@
-"""`galip-edge explore`: one prompt, many seeds, side by side."""
+"""`galip-edge explore`: one prompt, many seeds, on one sheet."""
 
 from __future__ import annotations
 
@@ -36,10 +36,23 @@ from runtime.reproduce import SeriesRecipe
     type=click.IntRange(0, MAX_SEED),
     default=0,
     show_default=True,
-    help="The first one.",
+    help="First seed.",
 )
-@click.option("-n", "count", type=click.IntRange(1, 10_000), default=32, show_default=True)
-@click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option(
+    "-n",
+    "count",
+    type=click.IntRange(1, 10_000),
+    default=32,
+    show_default=True,
+    help="Number of seeds.",
+)
+@click.option(
+    "--columns",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Columns of the sheet.",
+)
 @truncation_option
 @model_option
 @click.option(
@@ -48,6 +61,7 @@ from runtime.reproduce import SeriesRecipe
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("seeds.png"),
     show_default=True,
+    help="Sheet to write, as PNG.",
 )
 @overwrite_option
 @threads_option
@@ -72,10 +86,10 @@ def command(
     as_json: bool,
     signer: Signer | None,
 ) -> None:
-    """Write a sheet of PROMPT's images for `-n` seeds, labelled with their seeds.
+    """Write a sheet of images of PROMPT for consecutive seeds, labelled with the seeds.
 
-    Each is what `galip-edge generate PROMPT --seed SEED` makes first. `galip-edge info` prints the
-    command that is stored in the sheet.
+    Each equals the first image of `galip-edge generate PROMPT --seed SEED`. `galip-edge info`
+    prints the command that is stored in the sheet.
     """
     refuse_existing(out, force)
     seeds = range(seed, seed + count)

@@ -28,7 +28,7 @@ def command(checkpoint: Path, out: Path | None, force: bool) -> None:
     """
     path = out or checkpoint.with_suffix(".pth")
     if path.exists() and not force:
-        raise GalipEdgeError(f"{path} exists: choose another file with -o, or give --force")
+        raise GalipEdgeError(f"{path} exists: choose another file with -o, or pass --force")
     from galip_edge.checkpoints.format import load_checkpoint
     from galip_edge.checkpoints.published import save_published
 

@@ -19,8 +19,8 @@ from runtime.ovms import export_model_server
 @click.option(
     "--text",
     is_flag=True,
-    help="Let clients send text instead of tokens; needs the extra `export`, and the server its "
-    "tokenizer extension (docs/serving.md).",
+    help="Accept text instead of tokens; needs the extra `export`, and the tokenizer extension in "
+    "the server (docs/openvino-models.md).",
 )
 @vnni_option
 def command(
@@ -29,8 +29,8 @@ def command(
     """Write BUNDLE as a model repository of OpenVINO Model Server to FOLDER.
 
     Text encoder and generator become one model: tokens (1,77), or with --text a string, and noise
-    (1,Z) to an image (1,H,W,3). `runtime.Tokenizer` and `runtime.draw_noise` make what a request
-    holds.
+    (1,Z) to an image (1,H,W,3). `runtime.Tokenizer` and `runtime.draw_noise` generate the inputs of
+    a request.
     """
     folder = one_output(folder, out)
     with console().status("exporting"):

@@ -48,7 +48,7 @@ _FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg":
 
 @click.command("generate")
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
-@click.option("-n", "count", type=click.IntRange(min=1), default=1, help="Images of each prompt.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=1, help="Images per prompt.")
 @click.option(
     "--seed",
     type=click.IntRange(0, MAX_SEED),
@@ -64,16 +64,16 @@ _FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg":
     type=click.Path(path_type=Path, allow_dash=True),
     default=Path("images"),
     show_default=True,
-    help="Folder for the PNG files; or the file of a single image (.png, .jpg, .webp); - writes it "
+    help="Folder for the PNG files, file for a single image (.png, .jpg, .webp), or - to write it "
     "to standard output.",
 )
-@click.option("--grid", is_flag=True, help="Also write a contact sheet, one row for each prompt.")
+@click.option("--grid", is_flag=True, help="Also write a contact sheet with one row per prompt.")
 @threads_option
 @click.option(
     "--streams",
     type=click.IntRange(min=0),
     default=0,
-    help="Images in parallel; default: one, or with many images one for each core.",
+    help="Images in parallel; default: one, or one per core for many images.",
 )
 @cache_option
 @precision_option
@@ -98,9 +98,9 @@ def command(
 ) -> None:
     """Generate images from prompts, as PNG files whose paths are printed.
 
-    PROMPT - reads prompts from standard input, one per line. A given model, prompt, seed and index
-    produce the same image, regardless of other options. Each file contains its recipe, which
-    `galip-edge info` prints, and a mark that a model generated it (IPTC, XMP).
+    PROMPT - reads prompts from standard input, one per line. On a given machine, model, prompt,
+    seed, index and --psi determine the image. Each file contains its recipe, which
+    `galip-edge info` prints, and a label for AI-generated media (IPTC, XMP).
     """
     prompts = tuple(_all_prompts(prompts))
     single = _single_format(out, signer)
@@ -150,7 +150,7 @@ def _all_prompts(prompts: tuple[str, ...]) -> Iterator[str]:
             except PromptError as error:
                 raise PromptError(f"line {number} of standard input: {error}") from error
         if not lines:
-            raise PromptError("standard input has no prompts: give one per line")
+            raise PromptError("standard input has no prompts: write one per line")
 
 
 def _lines_of_stdin() -> list[tuple[int, str]]:
@@ -179,16 +179,16 @@ def _check_single(out: Path, count: int, grid: bool, as_json: bool) -> None:
     where = "standard output" if str(out) == "-" else str(out)
     if count > 1:
         raise GalipEdgeError(
-            f"{where} takes one image, {count:,} were requested: give a folder with --out"
+            f"{where} takes one image, {count:,} were requested: pass a folder as --out"
         )
     if grid:
-        raise GalipEdgeError(f"{where} takes one image: give a folder with --out for --grid")
+        raise GalipEdgeError(f"{where} takes one image: pass a folder as --out for --grid")
     if str(out) == "-":
         if as_json:
             raise GalipEdgeError("--out - writes the image to standard output: omit --json")
         if sys.stdout.isatty():
             raise GalipEdgeError(
-                "standard output is a terminal: redirect it to a file, or give one with --out"
+                "standard output is a terminal: redirect it to a file, or name one with --out"
             )
 
 

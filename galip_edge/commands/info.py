@@ -1,4 +1,4 @@
-"""`galip-edge info`: what a bundle or an image holds."""
+"""`galip-edge info`: the contents of a bundle, or the recipe of an image."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from runtime.errors import BundleError
 @click.argument("path", type=bundle_path, required=False)
 @json_option
 def command(path: Path | None, as_json: bool) -> None:
-    """Show what a bundle or an image holds. PATH is by default the embedded model.
+    """Show the contents of a bundle or the recipe of an image. PATH defaults to the embedded model.
 
-    Of a bundle: model, precision, provenance and measured fidelity. Of an image (.png, .jpg, .webp,
-    .gif, .mp4): its recipe, and the command that makes it again.
+    For a bundle: model, precision, provenance and measured fidelity. For an image (.png, .jpg,
+    .webp, .gif, .mp4): its recipe, and the command that reproduces it.
     """
     folder = path or default_bundle()
     if folder.is_file() and folder.suffix.lower() in MEDIA_TYPES:

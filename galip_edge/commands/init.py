@@ -31,7 +31,7 @@ def command(checkpoint: Path | None, out: Path | None, preset: str, seed: int, f
     if checkpoint.suffix != ".safetensors":
         raise GalipEdgeError(f"a checkpoint's name ends in .safetensors, got {checkpoint.name}")
     if checkpoint.exists() and not force:
-        raise GalipEdgeError(f"{checkpoint} exists: choose another name or give --force")
+        raise GalipEdgeError(f"{checkpoint} exists: choose another name or pass --force")
     import torch
 
     from galip_edge.checkpoints.format import save_checkpoint

@@ -65,12 +65,20 @@ from runtime.reproduce import SeriesRecipe
     type=click.IntRange(1, 10_000),
     default=24,
     show_default=True,
-    help="From each keyframe to the next.",
+    help="Steps from each keyframe to the next.",
 )
 @click.option("--loop", is_flag=True, help="Return to the first keyframe.")
-@click.option("--fps", type=click.FloatRange(0.1, 100), default=24, show_default=True)
+@click.option(
+    "--fps",
+    type=click.FloatRange(0.1, 100),
+    default=24,
+    show_default=True,
+    help="Frames per second.",
+)
 @truncation_option
-@click.option("--grid", metavar="ROWSxCOLUMNS", help="A grid between four images, as PNG.")
+@click.option(
+    "--grid", metavar="ROWSxCOLUMNS", help="Interpolate between four images on a grid (PNG)."
+)
 @overwrite_option
 @threads_option
 @cache_option
@@ -96,10 +104,10 @@ def command(
     as_json: bool,
     signer: Signer | None,
 ) -> None:
-    """Interpolate from image to image: between prompts, seeds, or both.
+    """Interpolate between images: between prompts, seeds, or both.
 
-    One prompt and many seeds, many prompts and one seed, or as many of both. The images
-    themselves are those of `galip-edge generate`. `galip-edge info` prints the command that is
+    Pass one prompt and many seeds, many prompts and one seed, or equal numbers of both. Keyframes
+    equal the images of `galip-edge generate`. `galip-edge info` prints the command that is
     stored in the file.
     """
     keyframes = _keyframes(prompts, seeds)
@@ -145,7 +153,8 @@ def _keyframes(prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Keyfram
     count = max(len(prompts), len(seeds))
     if {len(prompts), len(seeds)} - {1, count}:
         raise click.UsageError(
-            f"{len(prompts)} prompts and {len(seeds)} seeds: give one of either, or as many of both"
+            f"{len(prompts)} prompts and {len(seeds)} seeds: pass one of either, or equal numbers "
+            "of both"
         )
     pairs = zip(prompts * (count // len(prompts)), seeds * (count // len(seeds)))
     return [Keyframe(prompt, seed) for prompt, seed in pairs]
@@ -162,7 +171,9 @@ def _refuse_existing(out: Path, force: bool) -> None:
     if out.suffix:
         refuse_existing(out, force)
     elif not force and any(out.glob("[0-9]*.png")):
-        raise GalipEdgeError(f"{out} has frames: give another --out, or --force to replace them")
+        raise GalipEdgeError(
+            f"{out} has frames: choose another --out, or pass --force to replace them"
+        )
 
 
 def _save(

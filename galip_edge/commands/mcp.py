@@ -39,7 +39,7 @@ from runtime.version import __version__
 def command(
     model: Path | None, threads: int, cache: bool, device: str, signer: Signer | None
 ) -> None:
-    """Serve one tool, generate_image, by the Model Context Protocol (standard input and output).
+    """Serve a tool, generate_image, over the Model Context Protocol (standard input and output).
 
     Assistants start this command themselves; see docs/serving.md for their settings.
     """
@@ -77,7 +77,7 @@ def server_of(pipeline: Pipeline, signer: Signer | None = None) -> MCPServer[Any
             Field(ge=0, le=MAX_SIDE, description="Width and height; 0 for the model's own."),
         ] = 0,
     ) -> list[Any]:
-        """A PNG and what it was made from."""
+        """A PNG and its recipe."""
         try:
             checked_prompt(prompt)
         except PromptError as error:

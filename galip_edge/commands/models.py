@@ -1,4 +1,4 @@
-"""`galip-edge models`: what is available here."""
+"""`galip-edge models`: the models available on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from galip_edge.commands.options import json_option
 @click.command("models")
 @json_option
 def command(as_json: bool) -> None:
-    """List the embedded model and those that were pulled from a hub."""
+    """List the embedded model and models pulled from a hub."""
     found = list(available_models())
     if as_json:
         click.echo(json.dumps([_values(model) for model in found], indent=1))

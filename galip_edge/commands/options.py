@@ -47,7 +47,7 @@ existing_path = click.Path(path_type=Path)
 
 
 def model_path(text: str, ctx: click.Context | None = None) -> Path | None:
-    """The folder of a model that `hf:owner/name` names, which may be downloaded; None of a path.
+    """The folder of a model named `hf:owner/name`, downloaded if necessary; None for a path.
 
     Raises GalipEdgeError if it cannot be found or downloaded.
     """
@@ -61,13 +61,13 @@ def model_path(text: str, ctx: click.Context | None = None) -> Path | None:
 
 
 class BundlePath(click.Path):
-    """Folder of a bundle, or a model of a hub."""
+    """Folder of a bundle, or a model from a hub."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The folder. Raises GalipEdgeError if a model of a hub is not to be had."""
+        """The folder. Raises GalipEdgeError if a hub model cannot be obtained."""
         return model_path(str(value), ctx) or Path(str(super().convert(value, param, ctx)))
 
 
@@ -108,7 +108,7 @@ def require_path(path: Path, what: str = "") -> None:
 clip_activation_option = click.option(
     "--clip-activation",
     type=click.Choice(["quick_gelu", "gelu"]),
-    help="Activation of CLIP, if its file does not state it: OpenAI's CLIPs have quick_gelu.",
+    help="Activation of CLIP, if its file does not state it: quick_gelu for OpenAI's CLIPs.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -175,7 +175,7 @@ device_option = click.option(
     type=_DEVICES,
     default="auto",
     show_default=True,
-    help="Where PyTorch computes; auto: CUDA where it is available.",
+    help="Device for PyTorch; auto: CUDA if available.",
 )
 
 evaluation_device_option = click.option(
@@ -186,7 +186,7 @@ evaluation_device_option = click.option(
 )
 
 device_setting_option = click.option(
-    "--device", type=_DEVICES, help="Short for --set device=...; default: as CONFIG says."
+    "--device", type=_DEVICES, help="Short for --set device=...; default: the setting in CONFIG."
 )
 
 cache_option = click.option(
@@ -200,8 +200,8 @@ vnni_option = click.option(
     "--vnni/--no-vnni",
     default=True,
     show_default=True,
-    help="Whether the target machine's CPU has VNNI (since 2019); INT8 weights would overflow "
-    "without.",
+    help="VNNI on the CPU of the target machine (2019 and later); --no-vnni halves INT8 weights, "
+    "which would overflow there.",
 )
 
 precision_option = click.option(
@@ -209,7 +209,8 @@ precision_option = click.option(
     type=click.Choice(RUN_PRECISIONS),
     default="auto",
     show_default=True,
-    help="Arithmetic of what is not INT8; auto: the bundle's own where it is right here, else f32.",
+    help="Precision of layers that are not INT8; auto: the bundle's own if this machine computes "
+    "it correctly, else f32.",
 )
 
 
@@ -221,12 +222,12 @@ def signing_options(function: Callable[..., None]) -> Callable[..., None]:
         function(**options, signer=_signer(sign_key, sign_cert))
 
     file = click.Path(path_type=Path, dir_okay=False)
-    for name, what in (("cert", "certificate and its issuers', as PEM"), ("key", "key, as PEM")):
+    for name, what in (("cert", "certificate chain (PEM)"), ("key", "private key (PEM)")):
         command = click.option(
             f"--sign-{name}",
             type=file,
             metavar="FILE",
-            help=f"Sign images by C2PA: {what} (extra c2pa).",
+            help=f"Sign images with C2PA: {what}; needs the extra c2pa.",
         )(command)
     return command
 
@@ -235,7 +236,7 @@ def _signer(key: Path | None, certificates: Path | None) -> Signer | None:
     if key is None and certificates is None:
         return None
     if key is None or certificates is None:
-        raise click.UsageError("--sign-key and --sign-cert belong together: give both")
+        raise click.UsageError("--sign-key and --sign-cert belong together: pass both")
     return Signer.from_files(key, certificates)
 
 
@@ -245,7 +246,7 @@ overwrite_option = click.option("--force", is_flag=True, help="Replace existing 
 def refuse_existing(path: Path, force: bool) -> None:
     """Raise GalipEdgeError if there is something at `path` that is not to be replaced."""
     if not force and path.exists():
-        raise GalipEdgeError(f"{path} exists: give another --out, or --force to replace it")
+        raise GalipEdgeError(f"{path} exists: choose another --out, or pass --force to replace it")
 
 
 # Kinds of data whose root is a folder or file of this machine.
@@ -267,7 +268,7 @@ def require_config(config: str, assignments: tuple[str, ...], folder: str = "") 
             similar = get_close_matches(config, names, 1)
             hint = f"did you mean {similar[0]}? " if similar else ""
             raise GalipEdgeError(
-                f"cannot read {config} (No such file or directory); {hint}give a TOML file or one "
+                f"cannot read {config} (No such file or directory); {hint}pass a TOML file or one "
                 f"of {', '.join(names)}"
             )
         path = built_in
@@ -303,7 +304,7 @@ output_setting_option = click.option(
 def one_output(argument: Path | None, option: Path | None) -> Path:
     """The output given as argument or with `-o`. Raises UsageError unless it is one of them."""
     if (argument is None) == (option is None):
-        raise click.UsageError("give one output, with -o")
+        raise click.UsageError("pass exactly one output, with -o")
     return argument or option or Path()
 
 

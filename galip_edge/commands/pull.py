@@ -1,4 +1,4 @@
-"""`galip-edge pull`: a model of a hub onto this machine."""
+"""`galip-edge pull`: download a model from a hub."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from runtime.files import atomic_folder
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help="Also copy the bundle to this new folder, as for a machine without a network.",
+    help="Also copy the bundle to this new folder, for a machine without a network.",
 )
-@click.option("--force", is_flag=True, help="Download files again that are here.")
+@click.option("--force", is_flag=True, help="Download cached files again.")
 def command(model: str, out: Path | None, force: bool) -> None:
     """Download a model's newest revision, verify it, and print its folder.
 
     Later runs with `--model hf:OWNER/NAME` use this revision, offline, until the next pull. Files
-    lie in huggingface_hub's cache (HF_HOME); its token (`hf auth login`, HF_TOKEN) opens private
-    repositories, and HF_ENDPOINT names another hub.
+    are in huggingface_hub's cache (HF_HOME); its token (`hf auth login`, HF_TOKEN) gives access to
+    private repositories, and HF_ENDPOINT selects another hub.
     """
     if out is not None and out.exists():
-        raise click.UsageError(f"{out} exists: give a new folder")
+        raise click.UsageError(f"{out} exists: choose a new folder")
     pulled = pull(HubModel.parse(model), notice, force)
     notice(f"{pulled.model} is at commit {pulled.commit}")
     if out is not None:

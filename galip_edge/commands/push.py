@@ -1,4 +1,4 @@
-"""`galip-edge push`: a bundle to a hub."""
+"""`galip-edge push`: upload a bundle to a hub."""
 
 from __future__ import annotations
 
@@ -21,18 +21,23 @@ from runtime.pipeline import Pipeline
     "--license",
     "licence",
     metavar="ID",
-    help="The hub's name of the weights' licence, such as apache-2.0 or cc-by-nc-sa-4.0.",
+    help="Licence of the weights, as the hub's identifier, such as apache-2.0 or cc-by-nc-sa-4.0.",
 )
 @click.option(
     "--prompt",
     "prompts",
     multiple=True,
-    help="Of the card's sample images; may be repeated. Default: the bundle's golden prompts.",
+    help="Prompt of sample images; may be repeated. Default: the bundle's golden prompts.",
 )
-@click.option("--private", is_flag=True, help="A repository that is made is private.")
-@click.option("--message", default="Upload with galip-edge push", show_default=True)
-@click.option("--force", is_flag=True, help="Replace the card of a repository that has one.")
-@click.option("--dry-run", is_flag=True, help="Print the card and the files, and upload nothing.")
+@click.option("--private", is_flag=True, help="Create the repository as private.")
+@click.option(
+    "--message",
+    default="Upload with galip-edge push",
+    show_default=True,
+    help="Commit message.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing model card.")
+@click.option("--dry-run", is_flag=True, help="Print the card and the list of files, then exit.")
 def command(
     bundle: Path,
     repository: str,

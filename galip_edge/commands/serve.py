@@ -106,7 +106,7 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
     multiple=True,
     metavar="[NAME=]PATH",
     help="Bundle folder or hf:owner/name; default: the embedded model. May be repeated: requests "
-    "choose by name, the first one is the default.",
+    "select one by name; the first is the default.",
 )
 @click.option(
     "--memory",
@@ -114,7 +114,13 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
     help="Memory for models, such as 2GB; the least recently used are unloaded. Default: no limit.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 for any free port.",
+)
 @click.option(
     "--api-key",
     envvar=["GALIP_EDGE_API_KEY", "GALIP_EDGE_SERVE_API_KEY"],
@@ -216,7 +222,7 @@ def command(
     """
     if settings["api_key"] is None and not is_loopback(host):
         raise GalipEdgeError(
-            f"{host} is not a loopback address: give --api-key or GALIP_EDGE_API_KEY, or omit "
+            f"{host} is not a loopback address: pass --api-key, set GALIP_EDGE_API_KEY, or omit "
             "--host"
         )
     options = ServerOptions(
@@ -249,7 +255,7 @@ def model_sources(models: tuple[str, ...], options: PipelineOptions) -> dict[str
         source = ModelSource.of_bundle(model_path(path) or Path(path), options)
         name = name.strip() or source.manifest.name
         if name in found:
-            raise GalipEdgeError(f"two models are named {name!r}: give --model NAME=PATH")
+            raise GalipEdgeError(f"two models are named {name!r}: pass --model NAME=PATH")
         found[name] = source
     return found
 

@@ -1,4 +1,4 @@
-"""`galip-edge train`: a training run, started or resumed."""
+"""`galip-edge train`: start or resume a training run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def command(
     """Train a model as configured by CONFIG, or resume the run if its folder holds checkpoints.
 
     CONFIG is a TOML file, or the name of a configuration in the package, such as cub or coco.
-    Under torchrun, processes share each batch. Ctrl-C ends the run with a checkpoint.
+    Under torchrun, each batch is divided among the processes. Ctrl-C saves a checkpoint and ends
+    the run.
     """
     assignments = with_setting(with_device(assignments, device), "output", output)
     require_config(config, assignments)

@@ -1,4 +1,4 @@
-"""Captioned images for training: CUB, COCO, web shards, folders and tables."""
+"""Captioned images for training: CUB, COCO, WebDataset shards, folders and tables."""
 
 from galip_edge.data.check import Report, check
 from galip_edge.data.config import DataConfig

@@ -34,7 +34,7 @@ class DataConfig:
     Attributes:
         kind: `cub`, `coco`, `cc3m` or `cc12m` (in the layout of DF-GAN and GALIP), `folder`,
             `table`, `webdataset`, or a kind of an extension.
-        root: the data set's folder; for web shards also an http(s), gs or hf URL.
+        root: the data set's folder; for WebDataset shards also an http(s), gs or hf URL.
         split: `train` or `test`, where the data set has splits.
         held_out: for folder and table, the share of images in the `test` split, excluded from
             training, such as 0.05. A hash of an image's key decides, so adding images moves none.

@@ -160,7 +160,7 @@ def _read_json(path: Path, missing: Any = None) -> Any:
         if missing is not None:
             return missing
         raise DataError(
-            f"cannot read {path}: no such file; give the folder of an npm package, such as "
+            f"cannot read {path}: no such file; pass the folder of an npm package, such as "
             "node_modules/@iconify-json/noto"
         ) from error
     except (OSError, ValueError) as error:

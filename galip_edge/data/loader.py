@@ -54,9 +54,9 @@ class Loader:
     def resume(self, position: Position) -> None:
         """Continue at the `position` of another loader.
 
-        With web shards this is exact for the same number of processes, workers and batch size;
-        otherwise the rest of the epoch is distributed differently, and some of its samples are
-        repeated or missed.
+        With WebDataset shards, this is exact if the number of processes, the number of workers
+        and the batch size are unchanged; otherwise the rest of the epoch is distributed
+        differently, and some of its samples are repeated or missed.
         """
         self.close()
         if isinstance(self.dataset, WebShards):  # streams have whole batches only
@@ -87,8 +87,8 @@ class Loader:
             if "DataLoader worker" not in str(error):
                 raise
             raise DataError(
-                f"a data-loading process died ({error}), usually as memory or /dev/shm is full: "
-                "reduce workers or the batch size"
+                f"a data-loading process died ({error}), usually because memory or /dev/shm is "
+                "full: reduce workers or the batch size"
             ) from error
         if isinstance(batch, DataError):
             self.close()
@@ -169,7 +169,7 @@ class _Draws:
 
 
 class _StreamBatches(IterableDataset["Batch | DataError"]):
-    """Whole batches of web shards.
+    """Whole batches of WebDataset shards.
 
     The batches of a process are numbered across epochs; reader n modulo the number of readers makes
     batch n. DataLoader asks its workers in turn, so worker w is reader (start + w) modulo their

@@ -82,7 +82,7 @@ def read_plain_pickle(path: Path) -> Any:
             return _PlainUnpickler(io.BytesIO(content), encoding="latin-1").load()
     except _RefusedError as error:
         raise DataError(
-            f"{path} is unsafe: it would load {error}, where a list of file names holds only "
+            f"{path} is unsafe: it would load {error}, but a list of file names contains only "
             "text; nothing was run. Get the file from a source you trust"
         ) from error
     except Exception as error:
@@ -100,7 +100,7 @@ def read_keys(path: Path) -> list[str]:
     keys = read_plain_pickle(path)
     if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
         raise DataError(
-            f"{path} must hold a list of file names, but it holds a {type(keys).__name__}"
+            f"{path} must contain a list of file names, but contains a {type(keys).__name__}"
             + (" of other values" if isinstance(keys, (list, tuple)) else "")
         )
     if not keys:

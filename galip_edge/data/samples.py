@@ -29,7 +29,7 @@ class Sample:
         key: the image's name in its data set.
         image: (3,S,S) float32 in [-1,1].
         caption: never empty.
-        index: the image's position in its data set; -1 in web shards, which are streamed.
+        index: the image's position in its data set; -1 in WebDataset shards, which are streamed.
         skipped: problems of the images that this sample replaces.
     """
 

@@ -28,7 +28,7 @@ def list_shards(config: DataConfig) -> list[str]:
 
     Raises DataError if there are none, or for an unsupported URL.
     """
-    require("webdataset", "reading web shards")  # here, not later in a worker
+    require("webdataset", "reading WebDataset shards")  # here, not later in a worker
     if "://" in config.root or config.root.startswith("pipe:"):
         if not config.root.startswith(_SCHEMES):
             raise DataError(
@@ -85,7 +85,7 @@ def read_shard(shard: str, report: Callable[[Problem], None]) -> Iterator[RawSam
     A truncated shard yields the samples before the break. `report` is called once with it, and
     with every sample in another format.
     """
-    webdataset = require("webdataset", "reading web shards")
+    webdataset = require("webdataset", "reading WebDataset shards")
     broken = False
 
     def handle(error: Exception) -> bool:

@@ -73,7 +73,7 @@ def fetch_weights(variant: str, folder: Path | None = None) -> Path:
     except (OSError, RuntimeError) as error:
         raise GalipEdgeError(
             f"cannot download the Inception weights from {weights.url} ({error}): "
-            f"get the file on another machine, and give it as --inception-{variant} FILE"
+            f"get the file on another machine, and pass it as --inception-{variant} FILE"
         ) from error
     return path
 
@@ -166,7 +166,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             f"{path} is not a file of Inception weights, or is damaged: download it again"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} holds more than weights, and is refused")
+        raise CheckpointError(f"{path} contains more than weights and is refused")
     return state
 
 

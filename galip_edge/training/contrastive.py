@@ -151,7 +151,7 @@ class ContrastiveConfig:
         check_fractions(self, "patch_dropout")
         check_not_negative(self, "weight_decay", "image_words_weight")
         if self.words.steps and self.data.kind == "webdataset":
-            raise ValueError("words.steps needs data with random access, not web shards")
+            raise ValueError("words.steps needs data with random access, not WebDataset shards")
 
 
 def load_contrastive_config(config: str, assignments: Iterable[str] = ()) -> ContrastiveConfig:

@@ -44,7 +44,7 @@ class HeldOut:
     Attributes:
         captions: one for each image.
         pixels: (N,H,W,3), in the size of generated images.
-        source: of the images, without web shards.
+        source: of the images, without WebDataset shards.
     """
 
     captions: list[str]

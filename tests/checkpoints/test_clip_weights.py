@@ -271,8 +271,8 @@ def test_other_content_is_named(content, message, clip, tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "holds no CLIP weights: expected one of model.safetensors"),
-        (["model.safetensors.index.json"], "in shards"),
+        ([], "contains no CLIP weights: expected one of model.safetensors"),
+        (["model.safetensors.index.json"], "is a sharded CLIP"),
     ],
 )
 def test_other_folders_are_named(files, message, tmp_path):

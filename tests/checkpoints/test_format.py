@@ -254,7 +254,7 @@ def test_pickled_code_is_refused_and_does_not_run(how, tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", pickle.dumps(Bomb(proof), protocol=2))
             archive.writestr("archive/constants.pkl", b"")
-    with pytest.raises(CheckpointError, match="could run code hidden in it"):
+    with pytest.raises(CheckpointError, match="could execute code in it"):
         load_checkpoint(path)
     assert not proof.exists()
 

@@ -195,9 +195,9 @@ def test_sizes_that_shapes_do_not_show_are_named(tmp_path):
 
 def test_files_of_ours_that_are_no_checkpoint_are_named(tiny_model, clip, tmp_path):
     torch.save({"version": 1, "parameters": {}, "moments": {}}, tmp_path / "state.pt")
-    with pytest.raises(CheckpointError, match=r"training state of a run.*give model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"training state of a run.*use model\.safetensors"):
         load_checkpoint(tmp_path / "state.pt", clip)
-    with pytest.raises(CheckpointError, match="it is a CLIP: give it with --clip"):
+    with pytest.raises(CheckpointError, match="it is a CLIP: pass it as --clip"):
         load_checkpoint(clip)
     save_file(model_tensors(tiny_model), tmp_path / "lost.safetensors")
     with pytest.raises(CheckpointError, match="configuration in its metadata is missing"):

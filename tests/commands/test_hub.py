@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -185,7 +186,7 @@ def test_damaged_and_hostile_repositories(hub, published, bundle, tmp_path):
 
     command = ("generate", "a", "--model", "hf:me/tiny", "--out", tmp_path / "o")
     hub.damage = lambda name, it: it[:-1] + b"?" if name == "generator.bin" else it
-    assert "hf:me/tiny is no intact bundle" in refused(*command)
+    assert "hf:me/tiny is not an intact bundle" in refused(*command)
     assert "galip-edge pull --force hf:me/tiny" in refused(*command)
     hub.damage = lambda name, it: it
     assert galip_edge("pull", "--force", "me/tiny").returncode == 0
@@ -194,7 +195,7 @@ def test_damaged_and_hostile_repositories(hub, published, bundle, tmp_path):
     hub.commit("me/big", {MANIFEST: b" " * (5 << 20)})
     assert "is larger than 4,194,304 bytes" in refused("pull", "me/big")
     hub.commit("me/other", {"README.md": b"text"})
-    assert "is no bundle of galip-edge" in refused("pull", "me/other")
+    assert "is not a galip-edge bundle" in refused("pull", "me/other")
     hub.commit("me/text", {MANIFEST: b"text"})
     assert "damaged or not a bundle's manifest" in refused("pull", "me/text")
     hub.commit("me/half", {MANIFEST: (bundle / MANIFEST).read_bytes()})
@@ -202,7 +203,7 @@ def test_damaged_and_hostile_repositories(hub, published, bundle, tmp_path):
     assert "does not exist on the hub, or is private" in refused("pull", "me/none")
     assert "has no such revision" in refused("pull", "me/tiny@v9")
     for text in ("hf:tiny", "hf:../tiny", "hf:a/b@", "hf:a/b@../../x", "hf:a/b/c", "hf:a--b/c"):
-        assert "is no model of a hub" in refused("info", text)
+        assert "is not a hub model" in refused("info", text)
 
 
 def test_without_a_hub_or_the_library(hub, monkeypatch, tmp_path):
@@ -213,7 +214,7 @@ def test_without_a_hub_or_the_library(hub, monkeypatch, tmp_path):
     assert "copy the bundle's folder" in done.stderr
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     done = galip_edge("info", "hf:me/tiny")
-    assert "pip install 'galip-edge[hub]'" in done.stderr
+    assert re.search(r"pip install .*\[hub\]", done.stderr)
 
 
 @pytest.mark.parametrize("step", [{}, {"image_psnr_db": "x", "sentence_cosine": 1}, "text"])

@@ -91,7 +91,7 @@ def test_explore_and_interpolate_keep_theirs_and_overwrite_nothing(tmp_path):
         content = file.read_bytes()
         again = galip_edge(*arguments, "--out", out)
         assert again.returncode == 1
-        assert "give another --out, or --force to replace" in again.stderr
+        assert "choose another --out, or pass --force to replace" in again.stderr
         assert file.read_bytes() == content
         _, *command = shlex.split(info(file)["command"])
         assert command.count("--out") == (command[0] == "interpolate")
@@ -179,7 +179,7 @@ def test_images_of_strangers(tmp_path):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\xff" * 1000)
     done = galip_edge("info", path)
     assert done.returncode == 1
-    assert "it is no PNG, JPEG, WebP, GIF or MP4, or damaged" in done.stderr
+    assert "not a PNG, JPEG, WebP, GIF or MP4, or damaged" in done.stderr
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
     done = galip_edge("info", path)
     assert done.returncode == 0

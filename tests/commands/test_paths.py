@@ -45,7 +45,7 @@ def test_mistyped_paths_are_reported_before_torch_is_imported(tmp_path):
         ("export-original", "no.safetensors"): "cannot read no.safetensors: no such file",
         ("init", "x.pth"): "ends in .safetensors",
         ("init", "-o", "galip.safetensors"): "galip.safetensors exists",
-        ("train", "cubs"): "did you mean cub? give a TOML file or one of ",
+        ("train", "cubs"): "did you mean cub? pass a TOML file or one of ",
         ("train", "cub", "--set", "data.root=nowhere"): "data.root = nowhere: no such",
         ("train", "cub", "--set", "data.kind=cc3m", "--set", "data.root=x"): "data.root = x: no",
         ("train", "cub", "--set", "data.root=.", "--set", "clip=c.pt"): "clip = c.pt: no such",

@@ -155,7 +155,7 @@ def test_others_need_a_key(tiny_bundles):
     command = [sys.executable, "-m", "galip_edge", "serve", "--host", "0.0.0.0"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "0.0.0.0 is not a loopback address: give --api-key" in done.stderr
+    assert "0.0.0.0 is not a loopback address: pass --api-key" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -228,7 +228,7 @@ def test_two_models_of_one_name_are_refused(bundle, capsys):
 
     with pytest.raises(SystemExit):
         main(["serve", "--port", "0", "--model", str(bundle), "--model", str(bundle)])
-    assert "give --model NAME=PATH" in capsys.readouterr().err
+    assert "pass --model NAME=PATH" in capsys.readouterr().err
 
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")

@@ -185,8 +185,8 @@ def test_fewer_captions_are_spread_over_the_file():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no prompts"),
-        (b"\n \n", "holds no prompts"),
+        (b"", "contains no prompts"),
+        (b"\n \n", "contains no prompts"),
         (b"a bird\n" + b"x" * 5000, "line 2 of .*5,000 characters"),
         (b"a \xff", "is not UTF-8 text"),
     ],
@@ -202,10 +202,10 @@ def test_bad_calibration_file_is_explained(content, message, tiny_checkpoint, tm
 
 def test_nothing_is_overwritten_unasked(tiny_checkpoint, tiny_bundle, tmp_path):
     options = ConvertOptions(precision="fp32")
-    with pytest.raises(ConversionError, match="exists: choose another folder .* or give --force"):
+    with pytest.raises(ConversionError, match="exists: choose another folder .* or pass --force"):
         convert(tiny_checkpoint, tiny_bundle, options)
     (tmp_path / "photos").mkdir()
-    with pytest.raises(ConversionError, match="is no bundle, so --force does not replace it"):
+    with pytest.raises(ConversionError, match="is not a bundle, so --force does not replace it"):
         convert(tiny_checkpoint, tmp_path / "photos", ConvertOptions(precision="fp32", force=True))
     manifest = convert(tiny_checkpoint, tiny_bundle, ConvertOptions(precision="fp32", force=True))
     assert read_manifest(tiny_bundle) == manifest
@@ -214,7 +214,7 @@ def test_nothing_is_overwritten_unasked(tiny_checkpoint, tiny_bundle, tmp_path):
 
 def test_a_bundle_is_not_quantized_again(tiny_bundle, tmp_path):
     for source in (tiny_bundle, tiny_bundle / "generator.xml.gz"):
-        with pytest.raises(ConversionError, match="converted already, and quantizing twice"):
+        with pytest.raises(ConversionError, match="already converted, and quantizing twice"):
             convert(source, tmp_path / "again")
 
 

@@ -96,9 +96,9 @@ def test_a_layer_without_translation_is_named():
 
 def test_an_export_replaces_only_an_export(tiny_bundles, tmp_path):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ConversionError, match="exists: choose another folder, or give --force"):
+    with pytest.raises(ConversionError, match="exists: choose another folder, or pass --force"):
         export_web(tiny_bundles["int8"], tmp_path / "mine")
-    with pytest.raises(ConversionError, match="is no web export, so --force does not replace it"):
+    with pytest.raises(ConversionError, match="is not a web export, so --force does not replace"):
         export_web(tiny_bundles["int8"], tmp_path / "mine", force=True)
     export_web(tiny_bundles["int8"], tmp_path / "site")
     export_web(tiny_bundles["int8"], tmp_path / "site", force=True)

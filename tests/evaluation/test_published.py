@@ -142,7 +142,7 @@ def test_files_that_are_no_statistics_are_refused(tmp_path, content, message):
     ("options", "message"),
     [
         (["--statistics", "x.npz"], "needs --inception-torchvision"),
-        (["--passes", "2"], "belong to fid_published"),
+        (["--passes", "2"], "apply only to fid_published"),
         (
             ["--statistics", "x.npz", "--inception-torchvision", "y", "--passes", "2",
              "--per-caption"],

@@ -65,8 +65,8 @@ def test_numbers(name, value, pipeline):
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ([], "there are no prompts: give at least one"),
-        (iter(()), "there are no prompts"),
+        ([], "no prompts: pass at least one"),
+        (iter(()), "no prompts"),
         ([None], "a prompt must be text, got NoneType"),
         (["a bird", 5], "a prompt must be text, got int '5'"),
         (None, "prompts must be text or a list of texts, got NoneType"),

@@ -153,7 +153,7 @@ def test_bf16_that_is_too_far_falls_back_and_says_so(bundle, cache, caplog):
         np.testing.assert_array_equal(found, wanted)
         (said,) = [record.getMessage() for record in caplog.records]
         assert "computes wrong numbers in bf16 on this CPU (" in said
-        assert said.endswith("calculating in f32, which is slower")
+        assert said.endswith("running in f32, which is slower")
     assert (len(list(cache.rglob("text_encoder-bf16.refused")))) == 1
     with pytest.raises(BundleError, match="in bf16 .*: use --precision f32"):
         Pipeline.from_bundle(bundle, PipelineOptions(precision="bf16")).encode([PROMPT])
@@ -195,5 +195,5 @@ def test_golden_numbers_of_another_checkpoint_are_refused(tiny_checkpoint, bundl
     from convert.errors import ConversionError
     from convert.golden import add_golden_numbers
 
-    with pytest.raises(ConversionError, match="was made from another checkpoint"):
+    with pytest.raises(ConversionError, match="was converted from another checkpoint"):
         add_golden_numbers(tiny_checkpoint, bundle)

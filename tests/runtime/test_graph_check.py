@@ -94,7 +94,7 @@ def test_element_types_that_no_bundle_has_are_refused(kind):
         ("<layers>", "<pre/><layers>", "other sections"),
         ("<layers>", "<layers><!-- hello -->", "comment"),
         ("<layers>", "<layers><?run x?>", "does not begin"),
-        ("onnx_Frontend_IR", "\u00e9", "characters that no graph has"),
+        ("onnx_Frontend_IR", "\u00e9", "invalid characters"),
         ('<net name="onnx_Frontend_IR" version="11"', '<net name="x" version="99"', "format 11"),
         ("</layer>", "</later>", "not XML"),
         # inputs and output

@@ -98,16 +98,16 @@ def test_the_models_give_the_pipelines_images(exported, tokenizer):
 
 def test_without_the_package_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino_tokenizers", None)
-    with pytest.raises(GalipEdgeError, match=r"pip install 'galip-edge\[export\]'"):
+    with pytest.raises(GalipEdgeError, match=r"pip install .*\[export\]'"):
         export_openvino(default_bundle(), tmp_path / "models")
     assert not list(tmp_path.iterdir())
     export_openvino(default_bundle(), tmp_path / "models", tokenizer=False)
     assert not (tmp_path / "models" / "tokenizer.xml").exists()
-    with pytest.raises(BundleError, match="exists: choose another folder, or give --force"):
+    with pytest.raises(BundleError, match="exists: choose another folder, or pass --force"):
         export_openvino(default_bundle(), tmp_path / "models", tokenizer=False)
     export_openvino(default_bundle(), tmp_path / "models", force=True, tokenizer=False)
     (tmp_path / "other").mkdir()
-    with pytest.raises(BundleError, match="is no export"):
+    with pytest.raises(BundleError, match="is not an export"):
         export_openvino(default_bundle(), tmp_path / "other", force=True, tokenizer=False)
 
 

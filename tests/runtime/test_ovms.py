@@ -65,9 +65,9 @@ def largest_weight(model: ov.Model) -> int:
 def test_what_is_there_is_not_replaced_unless_asked_for(tiny_bundles, tmp_path):
     folder = tmp_path / "repository"
     export_model_server(tiny_bundles["int8"], folder)
-    with pytest.raises(BundleError, match="exists: choose another folder, or give --force"):
+    with pytest.raises(BundleError, match="exists: choose another folder, or pass --force"):
         export_model_server(tiny_bundles["int8"], folder)
     export_model_server(tiny_bundles["fp32"], folder, force=True)
     (tmp_path / "other").mkdir()
-    with pytest.raises(BundleError, match="is no model repository"):
+    with pytest.raises(BundleError, match="is not a model repository"):
         export_model_server(tiny_bundles["fp32"], tmp_path / "other", force=True)

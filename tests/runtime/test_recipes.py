@@ -184,7 +184,7 @@ PACKED_BOMB = chunk(b"zTXt", b"galip-edge\0\0" + zlib.compress(b"a" * 100_000_00
 )
 def test_odd_files_are_one_sentence(content, tmp_path):
     (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(GalipEdgeError, match="it is no PNG, JPEG, WebP, GIF or MP4, or damaged"):
+    with pytest.raises(GalipEdgeError, match="not a PNG, JPEG, WebP, GIF or MP4, or damaged"):
         read_recipe(tmp_path / "x.png")
 
 

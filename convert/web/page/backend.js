@@ -1,4 +1,4 @@
-// What makes images for the studio page: a model in this browser. Same interface as the server's backend.
+// Backend of the studio page: a model in this browser. Same interface as the server's backend.
 
 const RELOADED = "galip-edge-reloaded";
 

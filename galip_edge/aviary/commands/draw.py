@@ -15,14 +15,50 @@ from runtime.cpu import available_cores
 
 @click.command("draw")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--samples", type=click.IntRange(min=1), default=20_000, show_default=True)
-@click.option("--size", type=click.IntRange(min=16), default=128, show_default=True)
-@click.option("--captions", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--variety", type=click.Choice(["wide", "narrow"]), default="wide", show_default=True)
-@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
-    "--processes", type=click.IntRange(min=1), default=None, show_default="one per CPU core"
+    "--samples",
+    type=click.IntRange(min=1),
+    default=20_000,
+    show_default=True,
+    help="Number of images.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(min=16),
+    default=128,
+    show_default=True,
+    help="Width and height in pixels.",
+)
+@click.option(
+    "--captions",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Captions per image.",
+)
+@click.option(
+    "--variety",
+    type=click.Choice(["wide", "narrow"]),
+    default="wide",
+    show_default=True,
+    help="Variation of attributes that a caption does not state.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "test"]),
+    default="train",
+    show_default=True,
+    help="Training or held-out images.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the images."
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=None,
+    show_default="one per CPU core",
+    help="Processes that draw in parallel.",
 )
 @json_option
 def command(

@@ -27,13 +27,33 @@ _IMAGE_SIZE = 128
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write (.safetensors).",
 )
-@click.option("--samples", type=click.IntRange(min=64), default=20000, show_default=True)
-@click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True)
-@click.option("--held-out", type=click.IntRange(min=1), default=2000, show_default=True)
 @click.option(
-    "--cache", help="Folder for drawn images, or one that `data draw` filled (wide, seed 0)."
+    "--samples",
+    type=click.IntRange(min=64),
+    default=20000,
+    show_default=True,
+    help="Number of training images.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=6,
+    show_default=True,
+    help="Passes over the training images.",
+)
+@click.option(
+    "--held-out",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="Number of test images.",
+)
+@click.option(
+    "--cache", help="Folder for drawn images, or the output of `data draw` (wide, seed 0)."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the training."
+)
 @device_option
 @json_option
 def command(

@@ -1,3 +1,3 @@
-// What makes images for this page: the server that it came from. An export for browsers has another.
+// Backend of this page: the server it was loaded from. A web export has another backend.
 
 export { fetchImage, ServerError, servedModel, useKey } from "./server.js";

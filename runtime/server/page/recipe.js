@@ -43,7 +43,7 @@ export function requestOf({ prompt, seed, index, end, sentence_share, noise_shar
   return withNumbers(JSON.stringify({ start, end, sentence_share, noise_share, psi }));
 }
 
-/** Whether a file is a PNG. */
+/** Test for a PNG file. */
 export async function isPng(blob) {
   return (await blob.slice(1, 4).text()) === "PNG";
 }
