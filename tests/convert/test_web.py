@@ -1,7 +1,9 @@
 """Bundles as pages that generate in the browser: the models in ONNX, and the page in Chromium."""
 
+import html
 import http.server
 import json
+import re
 import shutil
 import threading
 from functools import partial
@@ -27,6 +29,7 @@ from runtime.bundle import GENERATOR, TEXT_ENCODER, Bundle
 from runtime.graph_io import read_graph
 from runtime.images import read_metadata
 from runtime.noise import MAX_SEED, draw_noise
+from runtime.recipes import TRAINED_ALGORITHMIC_MEDIA, read_recipe, xmp_packet
 
 pytestmark = pytest.mark.slow
 
@@ -181,6 +184,19 @@ def test_large_seeds_and_other_scripts_survive(page, tmp_path):
     downloaded(page, "un oiseau – 鳥", MAX_SEED, tmp_path / "image.png")
     recipe = read_metadata(tmp_path / "image.png")
     assert (recipe.prompt, recipe.seed) == ("un oiseau – 鳥", MAX_SEED)
+
+
+@needs_chromium
+def test_images_carry_the_label_of_generated_media(page, tmp_path):
+    downloaded(page, "a <bird> & “鳥”", 7, tmp_path / "image.png")
+    found = read_recipe(tmp_path / "image.png")
+    assert found.source_type == TRAINED_ALGORITHMIC_MEDIA
+    with Image.open(tmp_path / "image.png") as image:
+        packet = image.info["XML:com.adobe.xmp"]
+    expected = xmp_packet(read_metadata(tmp_path / "image.png")).decode()
+    stored = re.compile("<galip:recipe>(.*)</galip:recipe>")
+    assert stored.sub("", packet) == stored.sub("", expected)
+    assert json.loads(html.unescape(stored.search(packet)[1])) == found.recorded
 
 
 @needs_chromium

@@ -1,6 +1,7 @@
 // PNG files with the recipe inside, as `galip-edge generate` writes them.
 
 const SIGNATURE = Uint8Array.of(0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a);
+export const XMP = "XML:com.adobe.xmp";
 const CRC = Uint32Array.from({ length: 256 }, (_, n) => {
   for (let bit = 0; bit < 8; bit += 1) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
   return n;
@@ -18,10 +19,10 @@ function chunk(kind, data) {
   return bytes;
 }
 
-/** tEXt where Latin-1 will do, else iTXt. */
+/** tEXt where Latin-1 will do, else iTXt, as always for XMP. */
 function textChunk(key, value) {
   const head = new TextEncoder().encode(`${key}\0`);
-  const isLatin1 = /^[\0-\xff]*$/.test(value);
+  const isLatin1 = key !== XMP && /^[\0-\xff]*$/.test(value);
   const body = isLatin1
     ? Uint8Array.from(value, (character) => character.charCodeAt(0))
     : new TextEncoder().encode(`\0\0\0\0${value}`);

@@ -3,7 +3,7 @@
 import * as ort from "../vendor/onnxruntime/ort.wasm.min.mjs";
 import { slerp } from "./latent.js";
 import { drawNoise, truncate } from "./noise.js";
-import { png } from "./png.js";
+import { png, XMP } from "./png.js";
 import { Tokenizer } from "./tokenizer.js";
 
 const MODEL = new URL("../model/", import.meta.url);
@@ -157,10 +157,42 @@ function texts(config, { start, end, sentence_share = 0, noise_share = 0 }, psi)
     /[\u0080-\uffff]/g,
     (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
+  const caption = end ? `${start.prompt}\n${end.prompt}` : start.prompt;
   return {
     parameters: `${start.prompt}\n${settings.join(", ")}`,
     "galip-edge": withNumbers(json),
+    [XMP]: xmpPacket(caption, version, withNumbers(json)),
   };
+}
+
+/** Recipe, and IPTC's label for generated media, as in `runtime/recipes.py`. */
+function xmpPacket(caption, version, recipe) {
+  return (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n' +
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">' +
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">' +
+    '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" ' +
+    'xmlns:xmp="http://ns.adobe.com/xap/1.0/" ' +
+    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" ' +
+    'xmlns:galip="urn:galip-edge:recipe:1.0:">' +
+    "<Iptc4xmpExt:DigitalSourceType>" +
+    "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia" +
+    "</Iptc4xmpExt:DigitalSourceType>" +
+    `<xmp:CreatorTool>galip-edge ${escaped(version)}</xmp:CreatorTool>` +
+    `<dc:description><rdf:Alt><rdf:li xml:lang="x-default">${escaped(caption)}</rdf:li></rdf:Alt>` +
+    `</dc:description><galip:recipe>${escaped(recipe)}</galip:recipe>` +
+    '</rdf:Description></rdf:RDF></x:xmpmeta>\n<?xpacket end="w"?>'
+  );
+}
+
+/** Text for XML; characters that it cannot express are replaced. */
+function escaped(text) {
+  return text
+    .toWellFormed()
+    .replace(/[^\t\n\r\x20-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/gu, "\ufffd")
+    .replaceAll("&", "&amp;")
+    .replaceAll("<", "&lt;")
+    .replaceAll(">", "&gt;");
 }
 
 async function answer({ kind, body }) {
