@@ -114,6 +114,10 @@ def _export(
             assert program is not None
             program.optimize()
             program.save(path, external_data=True)
+            # The graph outlives the program, and must not keep the weights.
+            for value in program.model.graph.initializers.values():
+                value.const_value = None
+            del program
         onnx.checker.check_model(path, full_check=True)
     except OSError:
         raise

@@ -131,7 +131,7 @@ def test_onnx_files_are_kept_and_valid(tiny_checkpoint, tmp_path):
     for path in (tmp_path / "onnx").glob("*.onnx"):
         onnx.checker.check_model(path, full_check=True)
     forced = ConvertOptions(precision="fp32", keep_onnx=tmp_path / "onnx", force=True)
-    with pytest.raises(ConversionError, match="choose another folder for --keep-onnx, or give"):
+    with pytest.raises(ConversionError, match="choose another folder for --keep-onnx, or pass"):
         convert(tiny_checkpoint, tmp_path / "other", options)
     check_paths(tiny_checkpoint, tmp_path / "other", forced, None)
 

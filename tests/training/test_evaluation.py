@@ -88,7 +88,7 @@ def test_figures_the_best_model_and_grids(evaluated):
 def test_an_interrupted_run_repeats_the_figures_of_a_whole_one(evaluated, make_config, tmp_path):
     """Killed after step 5 (state of step 3, figures of step 4), and stopped after step 3."""
     config = make_config(steps=5, output=str(tmp_path / "resumed"), **SETTINGS)
-    config = replace(config, checkpoint=replace(config.checkpoint, every=3))
+    config = replace(config, checkpoint=replace(config.checkpoint, interval=3))
     train(config)
     folder = Path(config.output)
     for path in (folder / "checkpoints").glob("step-*"):
