@@ -254,7 +254,7 @@ def test_pickled_code_is_refused_and_does_not_run(how, tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", pickle.dumps(Bomb(proof), protocol=2))
             archive.writestr("archive/constants.pkl", b"")
-    with pytest.raises(CheckpointError, match="could execute code in it"):
+    with pytest.raises(CheckpointError, match="could run code hidden in it"):
         load_checkpoint(path)
     assert not proof.exists()
 
@@ -275,7 +275,7 @@ def test_truncated_file_is_one_clear_sentence(kind, share, tiny_model, tmp_path)
     ("make", "message"),
     [
         (lambda p: None, "cannot read .*No such file"),
-        (lambda p: p.mkdir(), "cannot read .*directory"),
+        (lambda p: p.mkdir(), "cannot read .*folder"),
         (lambda p: p.write_text("hello " * 99), "is text, not a PyTorch or safetensors checkpoint"),
         (lambda p: torch.save({"weights": torch.zeros(2)}, p), "is not a GALIP checkpoint"),
         (lambda p: save_file({"a": torch.zeros(2)}, p), "is not a GALIP checkpoint"),
