@@ -44,6 +44,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "train": ("open_clip", "pyarrow", "resvg_py", "safetensors", "torch", "webdataset"),
     "video": ("av",),
+    "export": ("openvino_tokenizers",),
 }
 # As pyproject.toml has it.
 _LEAST_OPENVINO = (2026, 3)

@@ -316,7 +316,7 @@ def _read_torchscript(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise _damaged(path, error) from error
         raise CheckpointError(
             f"{path} contains more than a scripted model ({error}) and is refused, because "
-            "loading it could execute code in it"
+            "loading it could run code hidden in it"
         ) from error
     except Exception as error:  # damaged pickles raise many types of exception
         raise _damaged(path, error) from error

@@ -154,7 +154,7 @@ def test_a_damaged_model_is_a_problem(monkeypatch, tmp_path):
 def test_the_doctors_extras_are_those_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    assert set(doctor.EXTRAS) == set(extras) - {"dev", "bench"}
+    assert set(doctor.EXTRAS) == set(extras) - {"dev", "bench", "docs"}
     least = next(it for it in project["project"]["dependencies"] if it.startswith("openvino"))
     assert least == f"openvino>={'.'.join(map(str, doctor._LEAST_OPENVINO))}"
 
