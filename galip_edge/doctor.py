@@ -38,13 +38,13 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "c2pa": ("c2pa",),
     "convert": ("nncf", "onnx", "onnxruntime", "onnxscript", "open_clip", "safetensors", "torch"),
     "evaluate": ("torch_fidelity", "torchvision"),
+    "export": ("openvino_tokenizers",),
     "hub": ("huggingface_hub",),
     "mcp": ("mcp",),
     "ray": ("fsspec", "ray"),
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "train": ("open_clip", "pyarrow", "resvg_py", "safetensors", "torch", "webdataset"),
     "video": ("av",),
-    "export": ("openvino_tokenizers",),
 }
 # As pyproject.toml has it.
 _LEAST_OPENVINO = (2026, 3)

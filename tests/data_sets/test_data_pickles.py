@@ -76,7 +76,11 @@ def test_damaged_pickle(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [([], "lists no files"), ({"a": 1}, "contains a dict"), ([1, 2], "contains a list of other values")],
+    [
+        ([], "lists no files"),
+        ({"a": 1}, "contains a dict"),
+        ([1, 2], "contains a list of other values"),
+    ],
 )
 def test_pickle_of_something_else(tmp_path: Path, value: object, message: str) -> None:
     with pytest.raises(DataError, match=message):

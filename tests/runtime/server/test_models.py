@@ -39,7 +39,7 @@ def test_requests_choose_their_model(tiny_bundles):
         assert answer.status_code == 404
         error = answer.json()["error"]
         assert (error["code"], error["param"]) == ("model_not_found", "model")
-        assert "this server has fp32, int8" in error["message"]
+        assert "available: fp32, int8" in error["message"]
         # A1111's clients choose by title, for all requests after it.
         title = client.get("/sdapi/v1/sd-models").json()[1]["title"]
         client.post("/sdapi/v1/options", json={"sd_model_checkpoint": title})
