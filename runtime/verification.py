@@ -79,7 +79,8 @@ def _in_child(folder: Path, precision: str, device: str) -> Iterator[Step]:
             child.wait()
         finally:
             timer.cancel()
-            child.kill()
+            if child.poll() is None:
+                child.kill()
     if late.is_set():
         raise BundleError(f"{folder} did not load within {_SECONDS} seconds: do not use the bundle")
     if child.returncode:

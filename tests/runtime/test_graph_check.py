@@ -93,7 +93,7 @@ def test_element_types_that_no_bundle_has_are_refused(kind):
         ("<edges>", "<edges><edge/>", "edges are not as"),
         ("<layers>", "<pre/><layers>", "other sections"),
         ("<layers>", "<layers><!-- hello -->", "comment"),
-        ("<layers>", "<layers><?run x?>", "does not begin"),
+        ("<layers>", "<layers><?run x?>", "does not start"),
         ("onnx_Frontend_IR", "\u00e9", "invalid characters"),
         ('<net name="onnx_Frontend_IR" version="11"', '<net name="x" version="99"', "format 11"),
         ("</layer>", "</later>", "not XML"),
