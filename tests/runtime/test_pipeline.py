@@ -234,7 +234,7 @@ def test_works_where_the_cache_cannot_be_written(tiny_bundles, tmp_path, monkeyp
 def test_old_compiled_models_are_removed(tmp_path, monkeypatch):
     import os
 
-    from runtime import cache
+    from runtime import compiled_cache as cache
 
     monkeypatch.setattr(cache, "MAX_COMPILED_BYTES", 250)
     for i, name in enumerate("abc"):
