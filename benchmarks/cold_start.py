@@ -3,7 +3,7 @@
     python benchmarks/cold_start.py [BUNDLE] [--golden] [--json]
 
 Without a bundle it is the untrained one of the published size that cpu_latency.py makes. Every
-measurement is a process of its own. Cold: nothing has been verified or compiled before. Warm: a
+measurement is a separate process. Cold: nothing has been verified or compiled before. Warm: a
 process before it has. The file system's cache is warm in both. With --golden, a copy of the bundle
 without golden numbers takes turns with it: the difference is what comparing them costs.
 """

@@ -1,6 +1,6 @@
 """Contenders: each turns a prompt into a sentence embedding, and that into images.
 
-Every function `make_…` is called in a process of its own, which then holds one of them.
+Every function `make_…` is called in a separate process, which then holds one of them.
 """
 
 from __future__ import annotations

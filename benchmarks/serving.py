@@ -50,7 +50,7 @@ def generating(bundle: str) -> Callable[[int], float]:
 
 
 class Server:
-    """`galip-edge serve` in a process of its own."""
+    """`galip-edge serve` in a separate process."""
 
     def __init__(self, bundle: Path) -> None:
         command = [sys.executable, "-m", "galip_edge", "serve", "--model", str(bundle)]

@@ -138,7 +138,7 @@ def measure_loop(task: Task) -> dict[str, Any]:
 
 
 def run(task: Task, results: Any) -> None:
-    """In a process of its own: measure, and add the peak of its memory."""
+    """In a separate process: measure, and add the peak of its memory."""
     torch.set_num_threads(task.threads)
     measured = measure_plain(task) if task.variant == "plain" else measure_loop(task)
     if task.device == "cuda":

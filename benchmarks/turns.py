@@ -1,4 +1,4 @@
-"""Variants that take turns, each in a process of its own.
+"""Variants that take turns, each in a separate process.
 
 So the peak memory of each is its own, and a slow moment of the machine hits all of them.
 """

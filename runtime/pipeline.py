@@ -364,7 +364,7 @@ class Pipeline:
             prompts: one or many.
             n: images of each.
             seed: of their noise.
-            psi: in [0,1]; below 1 images are more usual and less various, see `truncate`.
+            psi: in [0,1]; below 1, more typical and less diverse images, see `truncate`.
 
         Returns:
             (len(prompts)·n,H,W,3) uint8, RGB.

@@ -140,7 +140,7 @@ def convolve(
     """A convolution in the autocast precision.
 
     oneDNN's 16-bit gradient of a bias takes longer than that of input and weight together; a sum
-    of its own does not.
+    over the output gradient does not.
     """
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own, with its exit code."""
+"""The command line as a user meets it: in a separate process, with its exit code."""
 
 import json
 import os

@@ -31,7 +31,7 @@ def _load_once(monkeypatch):
 
 
 def galip_edge(*arguments) -> subprocess.CompletedProcess:
-    """The command in this process, which is faster than one of its own."""
+    """The command in this process, which is faster than a separate one."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as done:
         main([*map(str, arguments)])

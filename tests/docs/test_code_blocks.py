@@ -101,7 +101,7 @@ def commands_of(block: Block) -> list[list[str]]:
         waiting += re.sub(r"\{[\w,-]+\}", "one", line)
         try:
             words = shlex.split(waiting, comments=True)
-        except ValueError:  # a quotation that goes on
+        except ValueError:  # an unfinished quotation
             continue
         waiting = ""
         for is_end, command in groupby(words, lambda word: word in ("&&", "|")):

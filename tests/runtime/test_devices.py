@@ -53,7 +53,7 @@ class FakeCore:
     """OpenVINO's core with more devices; all of them compute on the CPU in float32.
 
     Attributes:
-        cpu_capabilities: what the CPU has instead of its own.
+        cpu_capabilities: replaces the capabilities of the CPU.
         compiled: device and properties of each compilation.
         imported: devices that blobs were imported for.
     """

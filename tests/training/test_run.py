@@ -60,7 +60,7 @@ def state_of(config: TrainConfig) -> dict:
 
 
 def start(config: TrainConfig, file: Path) -> subprocess.Popen[bytes]:
-    """`train` in a process of its own, with as many threads as this one."""
+    """`train` in a separate process, with as many threads as this one."""
     file.write_text(json.dumps(config.to_dict()))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), *sys.path])
