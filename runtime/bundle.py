@@ -498,3 +498,24 @@ class Bundle:
 
     def _changed(self, name: str) -> str:
         return f"{self.folder / name} was changed while it was in use: load the bundle again"
+
+
+def check_export_folder(folder: Path, force: bool, mark: str, kind: str) -> None:
+    """Refuse to write an export over anything but an earlier one.
+
+    Args:
+        folder: folder to write.
+        force: replace an earlier export.
+        mark: file by which an export is recognized.
+        kind: the export in words, such as "a model repository".
+
+    Raises:
+        BundleError: `folder` exists and may not be replaced.
+    """
+    if not folder.exists() or (force and (folder / mark).is_file()):
+        return
+    raise BundleError(
+        f"{folder} exists and is not {kind}, so --force does not replace it"
+        if force
+        else f"{folder} exists: choose another folder, or pass --force"
+    )

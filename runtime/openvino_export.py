@@ -17,8 +17,7 @@ from typing import Any
 
 import openvino as ov
 
-from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest
-from runtime.errors import BundleError
+from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest, check_export_folder
 from runtime.files import atomic_folder
 from runtime.graph_io import read_graph
 from runtime.openvino_core import keep_locale
@@ -58,12 +57,7 @@ def export_openvino(
     """
     folder, opened = Path(folder), Bundle.open(Path(bundle))
     manifest = opened.manifest
-    if folder.exists() and not (force and (folder / DESCRIPTION).is_file()):
-        raise BundleError(
-            f"{folder} exists and is not an export, so --force does not replace it"
-            if force
-            else f"{folder} exists: choose another folder, or pass --force"
-        )
+    check_export_folder(folder, force, DESCRIPTION, "an export")
     settings = _settings(manifest)
     with keep_locale(), atomic_folder(folder, replace=force) as temporary:
         for name in (TEXT_ENCODER, GENERATOR):

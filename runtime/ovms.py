@@ -19,8 +19,7 @@ from typing import Any
 
 import openvino as ov
 
-from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest
-from runtime.errors import BundleError
+from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest, check_export_folder
 from runtime.files import atomic_folder
 from runtime.graph_io import read_graph
 from runtime.openvino_core import keep_locale
@@ -60,12 +59,7 @@ def export_model_server(
     bundle, folder = Path(bundle), Path(folder)
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    if folder.exists() and not (force and (folder / CONFIG).is_file()):
-        raise BundleError(
-            f"{folder} exists and is not a model repository, so --force does not replace it"
-            if force
-            else f"{folder} exists: choose another folder, or pass --force"
-        )
+    check_export_folder(folder, force, CONFIG, "a model repository")
     name = model_name(manifest)
     with keep_locale(), atomic_folder(folder, replace=force) as temporary:
         version = temporary / name / _VERSION
