@@ -18,7 +18,6 @@ import functools
 import hashlib
 import json
 import logging
-import mmap
 import os
 import shutil
 import time
@@ -298,6 +297,11 @@ def _arbitrary_row(compiled: ov.CompiledModel) -> tuple[Any, ...]:
     )
 
 
+# Not MADV_DONTNEED: if another thread reuses the addresses of a map that ended meanwhile, its memory
+# would be lost. Linux 5.4 and later.
+_MADV_PAGEOUT = 21
+
+
 def release_pages(file: Path) -> None:
     """Release the memory of read-only maps of `file`; pages are read again on access.
 
@@ -314,4 +318,4 @@ def release_pages(file: Path) -> None:
         addresses, permissions, *_, name = line.split(maxsplit=5)
         if name == path and "w" not in permissions:
             start, end = (int(address, 16) for address in addresses.split("-"))
-            advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
