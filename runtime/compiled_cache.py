@@ -297,8 +297,8 @@ def _arbitrary_row(compiled: ov.CompiledModel) -> tuple[Any, ...]:
     )
 
 
-# Not MADV_DONTNEED: if another thread reuses the addresses of a map that ended meanwhile, its memory
-# would be lost. Linux 5.4 and later.
+# Not MADV_DONTNEED: another thread may reuse the addresses of a map that ended meanwhile, and its
+# memory would be lost. Linux 5.4 and later.
 _MADV_PAGEOUT = 21
 
 
