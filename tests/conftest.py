@@ -1,8 +1,11 @@
 """What many tests need: a cache of their own, small models, and the reference weights."""
 
 import os
+import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from workers import built_once, default_workers, share_cores
 
@@ -10,6 +13,7 @@ share_cores()  # before the libraries start their threads
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from _pytest.faulthandler import fault_handler_stderr_fd_key  # noqa: E402
 
 DATA = Path(__file__).parent / "data"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -33,6 +37,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # that of `--dist loadfile`: by number of tests
+    if getattr(config.option, "maxworkerrestart", None) is None:
+        config.option.maxworkerrestart = "0"  # xdist waits forever for a lost worker's last tests
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Workers write the stacks of a crash to a file: their stderr is lost."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run:
+        with _stacks_file(run, os.environ["PYTEST_XDIST_WORKER"]).open("w") as file:
+            os.dup2(file.fileno(), session.config.stash[fault_handler_stderr_fd_key])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    file = _stacks_file(node.workerinput["testrunuid"], node.workerinput["workerid"])
+    if file.is_file():
+        sys.stderr.write(file.read_text())
+        file.unlink()
+
+
+def _stacks_file(run: str, worker: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"galip-edge-tests-{run}-{worker}.txt"
 
 
 @pytest.fixture(scope="session", autouse=True)
