@@ -16,13 +16,13 @@ from runtime import Pipeline
 pytestmark = pytest.mark.slow
 
 
-def session(bundle, use):
+def session(bundle, use, *options):
     """What `use` returns for a session with the command as a process."""
     from mcp import ClientSession, StdioServerParameters
     from mcp.client.stdio import stdio_client
 
     async def run():
-        command = ["-m", "galip_edge", "mcp", "--model", str(bundle)]
+        command = ["-m", "galip_edge", "mcp", "--model", str(bundle), *options]
         server = StdioServerParameters(command=sys.executable, args=command, env=dict(os.environ))
         async with stdio_client(server) as streams, ClientSession(*streams) as client:
             await client.initialize()
@@ -61,6 +61,19 @@ def test_the_official_client_gets_an_image(tiny_bundles):
     for failed, message in ((empty, "the prompt is empty"), (wrong, "seed")):
         assert failed.model_dump(by_alias=True)["isError"]
         assert message in failed.content[0].text
+
+
+def test_its_images_are_signed(tiny_bundles, tmp_path):
+    pytest.importorskip("c2pa")
+    from certificates import check_signed, write_pair
+
+    async def use(client):
+        return await client.call_tool("generate_image", {"prompt": "a bird", "seed": 7})
+
+    key, chain = map(str, write_pair(tmp_path))
+    options = ("--sign-key", key, "--sign-cert", chain)
+    image, _ = session(tiny_bundles["int8"], use, *options).content
+    check_signed(base64.b64decode(image.data), "image/png")
 
 
 def test_a_missing_sdk_is_named(monkeypatch, capsys):
