@@ -59,7 +59,7 @@ class FakeCore:
     """
 
     def __init__(self, *names: str) -> None:
-        self._core = ov.Core()
+        self._core = openvino_core.openvino_core()
         self.available_devices = ["CPU", *names]
         self.cpu_capabilities: list[str] | None = None
         self.compiled: list[tuple[str, dict]] = []

@@ -17,6 +17,7 @@ from runtime import BundleError, GalipEdgeError, Pipeline, PipelineOptions, Toke
 from runtime.bundle import MERGES, Bundle, default_bundle
 from runtime.compiled import has_bf16
 from runtime.cpu import available_cores
+from runtime.openvino_core import openvino_core
 from runtime.openvino_export import export_openvino
 from runtime.ovms import export_model_server
 from runtime.tokenizer_graph import add_tokenizer_operations, extension_library
@@ -41,7 +42,7 @@ def tokenizer() -> Tokenizer:
 
 
 def test_tokens_are_the_same(exported, tokenizer):
-    core = ov.Core()
+    core = openvino_core()
     add_tokenizer_operations(core)
     model = core.compile_model(exported / "tokenizer.xml", "CPU")
     texts = [each["text"] for each in json.loads((ROOT / "tests/data/tokens.json").read_text())]
@@ -77,7 +78,7 @@ def properties(model: ov.Model) -> dict:
 
 
 def test_the_models_give_the_pipelines_images(exported, tokenizer):
-    core = ov.Core()
+    core = openvino_core()
     described = json.loads((exported / "model.json").read_text())
     assert described["text_lengths"] == [20, 32, 77]
     encoder, generator = (
@@ -121,7 +122,7 @@ def test_a_model_server_can_read_text(tmp_path, tokenizer):
             *(["--text"] if text else []),
         ]
         assert CliRunner().invoke(galip_edge, arguments, obj={}).exit_code == 0
-    core = ov.Core()
+    core = openvino_core()
     add_tokenizer_operations(core)  # as the server's --cpu_extension does
     noise = draw_noise(7, PROMPTS[0], 0, 100)[None]
     images = []

@@ -8,6 +8,7 @@ import pytest
 from runtime import BundleError, Pipeline, Tokenizer, draw_noise
 from runtime.bundle import GENERATOR, TEXT_ENCODER, Bundle
 from runtime.graph_io import read_graph
+from runtime.openvino_core import openvino_core
 from runtime.ovms import export_model_server
 from runtime.passes import int8_weight
 
@@ -19,7 +20,7 @@ def test_the_server_gives_the_runtimes_pictures(precision, tiny_bundles, tmp_pat
     listed = json.loads((tmp_path / "repository" / "config.json").read_text())
     (config,) = (entry["config"] for entry in listed["model_config_list"])
     folder = tmp_path / "repository" / config["base_path"] / "1"
-    compiled = ov.Core().compile_model(folder / "model.xml", "CPU", config["plugin_config"])
+    compiled = openvino_core().compile_model(folder / "model.xml", "CPU", config["plugin_config"])
     assert {name for i in compiled.inputs for name in i.names} == {"tokens", "noise"}
     assert compiled.outputs[0].names == {"image"}
     tokenizer = Tokenizer((folder / "merges.txt").read_text().splitlines())
@@ -40,7 +41,7 @@ def test_the_repository_does_not_depend_on_the_exporting_cpu(
     """Products of matrices become convolutions where a bundle is loaded on a CPU without VNNI."""
     monkeypatch.setattr("runtime.passes.lacks_vnni", lambda: slow)
     manifest = export_model_server(tiny_bundles["int8"], tmp_path / "repository")
-    model = ov.Core().read_model(next((tmp_path / "repository").glob("*/1/model.xml")))
+    model = openvino_core().read_model(next((tmp_path / "repository").glob("*/1/model.xml")))
     counts = Counter(op.get_type_name() for op in model.get_ops())
     graphs = [read_graph(Bundle.open(tiny_bundles["int8"]), n) for n in (TEXT_ENCODER, GENERATOR)]
     wanted = Counter(op.get_type_name() for graph in graphs for op in graph.get_ops())
@@ -52,7 +53,7 @@ def test_the_repository_does_not_depend_on_the_exporting_cpu(
 
 def test_a_server_without_vnni_gets_half_of_the_weights_range(tiny_bundles, tmp_path):
     export_model_server(tiny_bundles["int8"], tmp_path / "repository", vnni=False)
-    model = ov.Core().read_model(next((tmp_path / "repository").glob("*/1/model.xml")))
+    model = openvino_core().read_model(next((tmp_path / "repository").glob("*/1/model.xml")))
     assert largest_weight(model) == 64
 
 

@@ -148,6 +148,7 @@ def test_capped_kernels_have_no_vnni(cap, slow, monkeypatch):
 # Convolutions, as the runtime has them on such a CPU; the largest sums of all.
 OVERFLOW = """
 import json, numpy as np, openvino as ov, openvino.opset13 as ops
+from runtime.openvino_core import openvino_core
 from runtime.passes import specialize_for_cpu
 x = ops.parameter([1, 64], np.float32)
 low, high = np.float32(0), np.float32(2)
@@ -156,7 +157,7 @@ integers, scale = np.full((24, 64), 127, np.int8), np.full((24, 1), 0.01, np.flo
 weight = ops.multiply(ops.convert(ops.constant(integers), np.float32), ops.constant(scale))
 model = ov.Model([ops.matmul(quantized, weight, False, True)], [x])
 settings = {"INFERENCE_PRECISION_HINT": "f32"}
-compiled = ov.Core().compile_model(specialize_for_cpu(model), "CPU", settings)
+compiled = openvino_core().compile_model(specialize_for_cpu(model), "CPU", settings)
 print(json.dumps(compiled([np.full((1, 64), 2, np.float32)])[0].tolist()))
 """
 
