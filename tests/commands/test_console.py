@@ -20,6 +20,7 @@ def clock(monkeypatch):
 
 
 def progress_to(monkeypatch, terminal: bool):
+    monkeypatch.setenv("TERM", "xterm")  # rich draws no bar on a dumb one
     file = io.StringIO()
     out = Console(file=file, force_terminal=terminal, width=100)
     monkeypatch.setattr(console, "console", lambda: out)
