@@ -22,13 +22,10 @@ from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import console, notice
 from galip_edge.commands.options import (
     RenamedOption,
-    cache_option,
-    inference_device_option,
     json_option,
     model_option,
-    precision_option,
+    pipeline_options,
     signing_options,
-    threads_option,
 )
 from runtime.bundle import default_bundle
 from runtime.credentials import Signer
@@ -173,7 +170,6 @@ from runtime.pipeline import PipelineOptions
         help="Run workers on this machine, or on a Ray cluster.",
     ),
     click.option("--address", help="Ray cluster; default: RAY_ADDRESS, else this machine."),
-    threads_option,
     click.option(
         "--streams",
         type=click.IntRange(min=0),
@@ -181,9 +177,7 @@ from runtime.pipeline import PipelineOptions
         show_default="one per core",
         help="Images in parallel in each process.",
     ),
-    precision_option,
-    inference_device_option,
-    cache_option,
+    pipeline_options,
 )
 @option_group(
     "Reporting",
@@ -217,11 +211,7 @@ def command(
     max_errors: int | None,
     force: bool,
     dry_run: bool,
-    threads: int,
-    streams: int,
-    cache: bool,
-    precision: str,
-    device: str,
+    options: PipelineOptions,
     as_json: bool,
     signer: Signer | None,
 ) -> None:
@@ -242,7 +232,7 @@ def command(
       # after correcting rows of the file
       galip-edge batch prompts.txt -o images -n 4 --update
     """
-    options = JobOptions(
+    job_options = JobOptions(
         output_format=output_format,
         image_format=ImageFormat(image_format, quality, signer),
         shard_size=shard_size,
@@ -251,7 +241,7 @@ def command(
         update=update,
         verify=verify,
         force=force,
-        pipeline=PipelineOptions(threads, streams, cache, precision, device),
+        pipeline=options,
     )
     bundle = model or default_bundle()
     with _prompt_file(prompts, input_format) as path:
@@ -259,12 +249,12 @@ def command(
         source = "standard input" if str(prompts) == "-" else prompts
         notice(f"{source}: {file.layout}")
         if dry_run:
-            _print_estimate(asdict(estimate(file, bundle, options)), as_json)
+            _print_estimate(asdict(estimate(file, bundle, job_options)), as_json)
             return
         # Ray prints to stdout, up to its end.
         with redirect_stdout(sys.stderr), _executor(executor, workers, address) as chosen:
             with console().status("reading the prompts"):
-                job = Job(file, bundle, out, options, chosen)
+                job = Job(file, bundle, out, job_options, chosen)
             with _progress(job) as show, _stops_at_signals(job):
                 for _ in job:
                     show()

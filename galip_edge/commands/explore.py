@@ -10,15 +10,12 @@ import click
 from galip_edge.commands.console import counting_progress
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
-    cache_option,
-    inference_device_option,
     json_option,
     model_option,
     overwrite_option,
-    precision_option,
+    pipeline_options,
     refuse_existing,
     signing_options,
-    threads_option,
     truncation_option,
 )
 from runtime.credentials import Signer
@@ -64,10 +61,7 @@ from runtime.reproduce import SeriesRecipe
     help="Sheet to write, as PNG.",
 )
 @overwrite_option
-@threads_option
-@cache_option
-@precision_option
-@inference_device_option
+@pipeline_options
 @signing_options
 @json_option
 def command(
@@ -79,10 +73,7 @@ def command(
     model: Path | None,
     out: Path,
     force: bool,
-    threads: int,
-    cache: bool,
-    precision: str,
-    device: str,
+    options: PipelineOptions,
     as_json: bool,
     signer: Signer | None,
 ) -> None:
@@ -95,19 +86,17 @@ def command(
     seeds = range(seed, seed + count)
     if seeds[-1] > MAX_SEED:
         raise click.UsageError(f"the last seed would be above {MAX_SEED}")
-    pipeline = load_pipeline(
-        model, PipelineOptions(threads, cache=cache, precision=precision, device=device)
-    )
+    pipeline = load_pipeline(model, options)
     latents = (keyframe_latent(pipeline, Keyframe(prompt, each), psi) for each in seeds)
-    pictures = []
+    images = []
     with counting_progress() as progress:
         task = progress.add_task("generating", total=count)
         for each, image in zip(seeds, pipeline.synthesize_each(latents, count)):
-            pictures.append(labelled(image, str(each)))
+            images.append(labelled(image, str(each)))
             progress.advance(task)
-    manifest, options = pipeline.manifest, {"n": count, "columns": columns, "psi": psi}
+    manifest, settings = pipeline.manifest, {"n": count, "columns": columns, "psi": psi}
     recipe = SeriesRecipe(
-        "explore", (prompt,), (seed,), manifest.name, manifest.model_hash, options
+        "explore", (prompt,), (seed,), manifest.name, manifest.model_hash, settings
     )
-    save_png(contact_sheet(pictures, columns), out, recipe, signer)
+    save_png(contact_sheet(images, columns), out, recipe, signer)
     click.echo(json.dumps({"path": str(out), "seeds": list(seeds)}) if as_json else out)

@@ -15,13 +15,10 @@ import click
 from galip_edge.commands.console import counting_progress, notice
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
-    cache_option,
-    inference_device_option,
     json_option,
     model_option,
-    precision_option,
+    pipeline_options,
     signing_options,
-    threads_option,
     truncation_option,
 )
 from runtime.arrays import Images
@@ -68,16 +65,13 @@ _FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg":
     "to standard output.",
 )
 @click.option("--grid", is_flag=True, help="Also write a contact sheet with one row per prompt.")
-@threads_option
 @click.option(
     "--streams",
     type=click.IntRange(min=0),
     default=0,
     help="Images in parallel; default: one, or one per core for many images.",
 )
-@cache_option
-@precision_option
-@inference_device_option
+@pipeline_options
 @signing_options
 @json_option
 def command(
@@ -88,11 +82,7 @@ def command(
     model: Path | None,
     out: Path,
     grid: bool,
-    threads: int,
-    streams: int,
-    cache: bool,
-    precision: str,
-    device: str,
+    options: PipelineOptions,
     as_json: bool,
     signer: Signer | None,
 ) -> None:
@@ -106,7 +96,6 @@ def command(
     single = _single_format(out, signer)
     if single is not None:
         _check_single(out, len(prompts) * count, grid, as_json)
-    options = PipelineOptions(threads, streams, cache, precision, device)
     pipeline = load_pipeline(model, options)
     manifest = pipeline.manifest
     pipeline.prepare(len(prompts) * count)

@@ -12,15 +12,12 @@ import click
 from galip_edge.commands.console import counting_progress
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
-    cache_option,
-    inference_device_option,
     json_option,
     model_option,
     overwrite_option,
-    precision_option,
+    pipeline_options,
     refuse_existing,
     signing_options,
-    threads_option,
     truncation_option,
 )
 from runtime.animation import ENDINGS, save_animation
@@ -80,10 +77,7 @@ from runtime.reproduce import SeriesRecipe
     "--grid", metavar="ROWSxCOLUMNS", help="Interpolate between four images on a grid (PNG)."
 )
 @overwrite_option
-@threads_option
-@cache_option
-@precision_option
-@inference_device_option
+@pipeline_options
 @signing_options
 @json_option
 def command(
@@ -97,10 +91,7 @@ def command(
     psi: float,
     grid: str | None,
     force: bool,
-    threads: int,
-    cache: bool,
-    precision: str,
-    device: str,
+    options: PipelineOptions,
     as_json: bool,
     signer: Signer | None,
 ) -> None:
@@ -115,9 +106,7 @@ def command(
     if shape and out.suffix.lower() != ".png":
         out = out.with_suffix(".png")
     _refuse_existing(out, force)
-    pipeline = load_pipeline(
-        model, PipelineOptions(threads, cache=cache, precision=precision, device=device)
-    )
+    pipeline = load_pipeline(model, options)
     if shape:
         blends = None
         total = shape[0] * shape[1]
@@ -135,14 +124,14 @@ def command(
                 yield frame
 
         if out.suffix or blends is None:
-            options: dict[str, Any] = {"psi": psi}
+            settings: dict[str, Any] = {"psi": psi}
             if grid:
-                options |= {"grid": grid.lower()}
+                settings |= {"grid": grid.lower()}
             else:
-                options |= {"steps": steps, "loop": loop, "fps": fps}
+                settings |= {"steps": steps, "loop": loop, "fps": fps}
             manifest = pipeline.manifest
             identity = manifest.name, manifest.model_hash
-            recipe = SeriesRecipe("interpolate", prompts, seeds, *identity, options)
+            recipe = SeriesRecipe("interpolate", prompts, seeds, *identity, settings)
             _save(counted(), out, shape[1] if shape else total, recipe, signer)
         else:
             _save_frames(counted(), blends, out, pipeline.manifest, signer)

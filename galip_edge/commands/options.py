@@ -214,6 +214,26 @@ precision_option = click.option(
 )
 
 
+def pipeline_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of a pipeline; the command has the argument `options`, a `PipelineOptions`.
+
+    A command with its own option `--streams` passes it on.
+    """
+
+    @functools.wraps(function)
+    def command(
+        threads: int, cache: bool, precision: str, device: str, streams: int = 0, **others: Any
+    ) -> None:
+        from runtime.pipeline import PipelineOptions
+
+        options = PipelineOptions(threads, streams, cache, precision, device)
+        function(**others, options=options)
+
+    for option in (inference_device_option, precision_option, cache_option, threads_option):
+        command = option(command)
+    return command
+
+
 def signing_options(function: Callable[..., None]) -> Callable[..., None]:
     """Options of a C2PA signature; the command has the argument `signer`."""
 
@@ -308,11 +328,7 @@ def one_output(argument: Path | None, option: Path | None) -> Path:
     return argument or option or Path()
 
 
-def with_setting(assignments: tuple[str, ...], name: str, value: str | None) -> tuple[str, ...]:
-    """Assignments of `--set`, with one more if there is a value."""
-    return assignments if value is None else (*assignments, f"{name}={value}")
-
-
-def with_device(assignments: tuple[str, ...], device: str | None) -> tuple[str, ...]:
-    """Assignments of `--set`, with `--device` if it is given."""
-    return assignments if device is None else (*assignments, f"device={device}")
+def with_settings(assignments: tuple[str, ...], **settings: str | None) -> tuple[str, ...]:
+    """Assignments of `--set`, followed by the settings that have a value."""
+    given = (f"{name}={value}" for name, value in settings.items() if value is not None)
+    return (*assignments, *given)

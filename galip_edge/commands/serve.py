@@ -15,12 +15,9 @@ import uvicorn
 from galip_edge.commands.console import console, notice
 from galip_edge.commands.options import (
     RenamedOption,
-    cache_option,
-    inference_device_option,
     model_path,
-    precision_option,
+    pipeline_options,
     signing_options,
-    threads_option,
 )
 from runtime.bundle import default_bundle
 from runtime.credentials import Signer
@@ -195,19 +192,13 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
     metavar="PATH",
     help="Path prefix of the server behind a proxy, such as /images.",
 )
-@threads_option
-@cache_option
-@precision_option
-@inference_device_option
+@pipeline_options
 @signing_options
 def command(
     models: tuple[str, ...],
     host: str,
     port: int,
-    threads: int,
-    cache: bool,
-    precision: str,
-    device: str,
+    options: PipelineOptions,
     trusted_proxies: tuple[str, ...],
     root_path: str,
     signer: Signer | None,
@@ -225,20 +216,18 @@ def command(
             f"{host} is not a loopback address: pass --api-key, set GALIP_EDGE_API_KEY, or omit "
             "--host"
         )
-    options = ServerOptions(
+    server_options = ServerOptions(
         **settings,
         trusted_proxies=trusted_proxies or ServerOptions.trusted_proxies,
         root_path=root_path.rstrip("/"),
         signer=signer,
     )
     with listening(host, port) as listener:
-        sources = model_sources(
-            models, PipelineOptions(threads, cache=cache, precision=precision, device=device)
-        )
+        sources = model_sources(models, options)
         first = next(iter(sources))
         with console().status("loading the model"):
             sources[first] = sources[first].loaded()  # a fault ends the command here
-        server_of(sources, options).run([listener])
+        server_of(sources, server_options).run([listener])
 
 
 def model_sources(models: tuple[str, ...], options: PipelineOptions) -> dict[str, ModelSource]:

@@ -12,8 +12,7 @@ from galip_edge.commands.options import (
     output_setting_option,
     require_config,
     settings_option,
-    with_device,
-    with_setting,
+    with_settings,
 )
 
 
@@ -38,7 +37,7 @@ def command(
     Under torchrun, each batch is divided among the processes. Ctrl-C saves a checkpoint and ends
     the run.
     """
-    assignments = with_setting(with_device(assignments, device), "output", output)
+    assignments = with_settings(assignments, device=device, output=output)
     require_config(config, assignments)
     from galip_edge.training.config import load_config
     from galip_edge.training.run import describe, train
