@@ -80,7 +80,7 @@ def over_counts(bundle: Path, most: int) -> list[dict[str, float]]:
 
 
 def over_sizes(sizes: list[int], n: int, runs: int) -> list[dict[str, float]]:
-    """The published dimensions, untrained, at other sizes of image: one, and many side by side."""
+    """Published dimensions, untrained, at other image sizes: one image, and many in parallel."""
     variants = {
         size: Variant(generating, str(Prepared(image_size=size).bundle("int8")), 0, 0)
         for size in sizes

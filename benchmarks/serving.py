@@ -6,7 +6,7 @@ Without a bundle it is the untrained one of the published size that cpu_latency.
 in one run: `Pipeline.generate_each` with many images, and `galip-edge serve` with 8 clients, each
 of which requests its next image when it has one. Then many clients at once for a minute: what they
 were answered, the waiting time of those with images, and how memory grew. The time of a request
-alone, times the queue's bound, is what nobody should wait longer than. Clients run on the same
+without concurrent ones, times the queue size, bounds the waiting time. Clients run on the same
 cores.
 """
 
@@ -122,7 +122,7 @@ def throughput(server: Server, count: int) -> float:
 
 
 def alone(server: Server, count: int) -> float:
-    """Seconds of a request that nobody else disturbs."""
+    """Seconds of a request without concurrent ones."""
     return statistics.median(clients(server, 1, asked(count))[1])
 
 

@@ -5,8 +5,8 @@
 `plain` is eager float32 in the published order of operations (resize first), on one batch that
 stays in memory, encoding its text in every step. The others are `galip-edge train` itself, reading
 JPEGs of COCO's size from disk with so many workers that it hardly ever waits for them: the share of
-time that it did wait is reported, and above 5 % there is a warning. Every variant runs in processes
-of its own, in turn, `--rounds` times; the first steps of each are skipped, and medians are
+time that it did wait is reported, and above 5 % there is a warning. Every variant runs in separate
+processes, in turn, `--rounds` times; the first steps of each are skipped, and medians are
 reported. CLIP's weights are random: speed does not depend on them.
 """
 

@@ -269,7 +269,7 @@ def _node(layer: Element) -> _Node:
         if section.tag not in ("data", "input", "output", "rt_info") or section.tag in sections:
             raise GraphError(f"unexpected {_short(section.tag)}")
         if section.tag == "data" and len(section):
-            raise GraphError("its data have elements of their own")
+            raise GraphError("its data contain elements")
         sections[section.tag] = section
     attributes = dict(sections["data"].attrib) if "data" in sections else {}
     _check_attributes(attributes, known.attributes)

@@ -1,4 +1,4 @@
-"""The tokenizer as an OpenVINO model, for programs that have no tokenizer of their own.
+"""The tokenizer as an OpenVINO model, for programs without one.
 
 It is made of OpenVINO Tokenizers' operations (extra `export`), which a program loads as an
 extension: `core.add_extension("openvino_tokenizers")`.

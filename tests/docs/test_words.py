@@ -30,6 +30,10 @@ BANNED = {
     r"\btold\b|\btell(s|ing)?\b": "report, print, return",
     r"\bbut for\b": "except",
     r"\bin place of\b": "instead of",
+    r"\bbeside\b": "next to, in addition to",
+    r"\bside by side\b": "in parallel, next to each other",
+    r"\bof (its|their) own\b": "its own, separate",
+    r"\b(nobody|somebody|whom)\b": "no program, a client",
     r"\bat hand\b": "available",
 }
 PATTERN = re.compile("|".join(f"(?:{word})" for word in BANNED), re.IGNORECASE)
