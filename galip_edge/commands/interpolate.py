@@ -135,7 +135,7 @@ def command(
             _save(counted(), out, shape[1] if shape else total, recipe, signer)
         else:
             _save_frames(counted(), blends, out, pipeline.manifest, signer)
-    click.echo(json.dumps({"path": str(out), "pictures": total}) if as_json else out)
+    click.echo(json.dumps({"path": str(out), "images": total}) if as_json else out)
 
 
 def _keyframes(prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Keyframe]:
