@@ -22,6 +22,7 @@ from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import console, notice
 from galip_edge.commands.options import (
     RenamedOption,
+    integer_option,
     json_option,
     model_option,
     pipeline_options,
@@ -67,20 +68,16 @@ from runtime.pipeline import PipelineOptions
 @option_group(
     "Images",
     model_option,
-    click.option(
+    integer_option(
         "-n",
         "count",
-        type=click.IntRange(1, MAX_IMAGES),
+        least=1,
+        most=MAX_IMAGES,
         default=1,
-        show_default=True,
         help="Images per prompt, for rows without n. A larger number extends the job.",
     ),
-    click.option(
-        "--seed",
-        type=click.IntRange(0, MAX_SEED),
-        default=0,
-        show_default=True,
-        help="Noise seed, for rows without seed.",
+    integer_option(
+        "--seed", least=0, most=MAX_SEED, default=0, help="Noise seed, for rows without seed."
     ),
 )
 @option_group(
@@ -100,13 +97,13 @@ from runtime.pipeline import PipelineOptions
         show_default=True,
         help="One file per image, tar shards for webdataset, or Parquet shards.",
     ),
-    click.option(
+    integer_option(
         "--shard-size",
+        least=1,
+        most=100_000,
+        default=JobOptions.shard_size,
         cls=RenamedOption,
         former=["--part"],
-        type=click.IntRange(1, 100_000),
-        default=JobOptions.shard_size,
-        show_default=True,
         help="Images per shard, or per folder of image files.",
     ),
     click.option(
@@ -118,11 +115,11 @@ from runtime.pipeline import PipelineOptions
         show_default=True,
         help="Encoding of the images; PNG files hold prompt and seed.",
     ),
-    click.option(
+    integer_option(
         "--quality",
-        type=click.IntRange(1, 100),
+        least=1,
+        most=100,
         default=ImageFormat.quality,
-        show_default=True,
         help="Quality of jpeg and webp.",
     ),
     signing_options,
@@ -144,9 +141,7 @@ from runtime.pipeline import PipelineOptions
         is_flag=True,
         help="Compare each image with its hash, and regenerate damaged and missing ones.",
     ),
-    click.option(
-        "--max-errors", type=click.IntRange(min=0), help="Stop after more failures than this."
-    ),
+    integer_option("--max-errors", least=0, help="Stop after more failures than this."),
     click.option(
         "--force",
         is_flag=True,
@@ -155,9 +150,9 @@ from runtime.pipeline import PipelineOptions
 )
 @option_group(
     "Execution",
-    click.option(
+    integer_option(
         "--workers",
-        type=click.IntRange(min=1),
+        least=1,
         help="Processes, each with its share of the cores; default: 1, with ray 1 per node.",
     ),
     click.option(
@@ -170,9 +165,9 @@ from runtime.pipeline import PipelineOptions
         help="Run workers on this machine, or on a Ray cluster.",
     ),
     click.option("--address", help="Ray cluster; default: RAY_ADDRESS, else this machine."),
-    click.option(
+    integer_option(
         "--streams",
-        type=click.IntRange(min=0),
+        least=0,
         default=0,
         show_default="one per core",
         help="Images in parallel in each process.",

@@ -10,7 +10,7 @@ import click
 
 from galip_edge import extensions
 from galip_edge.commands.console import counting_progress
-from galip_edge.commands.options import existing_path, json_option, settings_option
+from galip_edge.commands.options import existing_path, integer_option, json_option, settings_option
 from galip_edge.data import Report, check
 from galip_edge.data.icons import export_icons
 from galip_edge.training.config import load_config
@@ -39,7 +39,7 @@ def command() -> None:
 @command.command("check")
 @click.argument("config")
 @settings_option
-@click.option("--limit", type=click.IntRange(min=1), help="Images to check; default: all.")
+@integer_option("--limit", least=1, help="Images to check; default: all.")
 @json_option
 def check_command(
     config: str, assignments: tuple[str, ...], limit: int | None, as_json: bool
@@ -68,13 +68,7 @@ def check_command(
 @command.command("icons")
 @click.argument("packages", nargs=-1, required=True, type=existing_path)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
-@click.option(
-    "--size",
-    type=click.IntRange(1, 2048),
-    default=64,
-    show_default=True,
-    help="Side of the images in pixels.",
-)
+@integer_option("--size", least=1, most=2048, default=64, help="Side of the images in pixels.")
 @click.option(
     "--category",
     "categories",

@@ -15,6 +15,7 @@ from galip_edge.commands.options import (
     clip_activation_option,
     evaluation_device_option,
     input_path,
+    integer_option,
     json_option,
 )
 from runtime.errors import GalipEdgeError
@@ -66,18 +67,16 @@ _UNLIMITED = 1000
     is_flag=True,
     help="Add distances, precision, recall, density and coverage in EfficientNet-Lite1's features.",
 )
-@click.option(
+@integer_option(
     "--midpoints",
-    type=click.IntRange(min=0),
+    least=0,
     default=0,
-    show_default=True,
     help="Number of interpolations whose middle image is evaluated, such as 200.",
 )
-@click.option(
+@integer_option(
     "--two-sample",
-    type=click.IntRange(min=0),
+    least=0,
     default=0,
-    show_default=True,
     help="Number of real and of generated images for a classifier two-sample test.",
 )
 @click.option(
@@ -86,9 +85,9 @@ _UNLIMITED = 1000
     help="Statistics of real images (.npz) for fid_published, GALIP's own protocol; needs "
     "--inception-torchvision.",
 )
-@click.option(
+@integer_option(
     "--passes",
-    type=click.IntRange(min=1),
+    least=1,
     help="For fid_published: passes over the images, each with random captions "
     "[default: 1; published: 12 for CUB].",
 )
@@ -97,30 +96,17 @@ _UNLIMITED = 1000
     is_flag=True,
     help="For fid_published: one image for every caption of every image.",
 )
-@click.option(
-    "--count",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help="Number of captions and generated images; 0 for all.",
+@integer_option(
+    "--count", least=0, default=1000, help="Number of captions and generated images; 0 for all."
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise."
-)
-@click.option(
+@integer_option("--seed", least=0, default=0, help="Seed of the noise.")
+@integer_option(
     "--diversity-captions",
-    type=click.IntRange(min=0),
+    least=0,
     default=20,
-    show_default=True,
     help="Captions whose images are compared with each other; 0 for none.",
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Images per batch.",
-)
+@integer_option("--batch-size", least=1, default=16, help="Images per batch.")
 @evaluation_device_option
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Append to this JSON Lines file."

@@ -10,6 +10,7 @@ import click
 from galip_edge.commands.console import counting_progress
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
+    integer_option,
     json_option,
     model_option,
     overwrite_option,
@@ -28,28 +29,9 @@ from runtime.reproduce import SeriesRecipe
 
 @click.command("explore")
 @click.argument("prompt")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, MAX_SEED),
-    default=0,
-    show_default=True,
-    help="First seed.",
-)
-@click.option(
-    "-n",
-    "count",
-    type=click.IntRange(1, 10_000),
-    default=32,
-    show_default=True,
-    help="Number of seeds.",
-)
-@click.option(
-    "--columns",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="Columns of the sheet.",
-)
+@integer_option("--seed", least=0, most=MAX_SEED, default=0, help="First seed.")
+@integer_option("-n", "count", least=1, most=10_000, default=32, help="Number of seeds.")
+@integer_option("--columns", least=1, default=8, help="Columns of the sheet.")
 @truncation_option
 @model_option
 @click.option(

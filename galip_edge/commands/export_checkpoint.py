@@ -9,7 +9,7 @@ import click
 import torch
 
 from galip_edge.checkpoints.format import load_checkpoint, save_checkpoint, save_sharded_checkpoint
-from galip_edge.commands.options import existing_path, json_option
+from galip_edge.commands.options import existing_path, integer_option, json_option
 from galip_edge.errors import CheckpointError
 from galip_edge.training.heads import export_heads
 
@@ -18,11 +18,11 @@ from galip_edge.training.heads import export_heads
 @click.argument("source", type=existing_path)
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--half", is_flag=True, help="Store float16: half the size.")
-@click.option(
+@integer_option(
     "--file-size",
-    type=click.IntRange(min=1),
-    metavar="MIB",
+    least=1,
     help="Split into files of at most this many MiB; OUTPUT is then a folder.",
+    metavar="MIB",
 )
 @click.option(
     "--discriminator/--no-discriminator",

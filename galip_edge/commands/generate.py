@@ -15,6 +15,7 @@ import click
 from galip_edge.commands.console import counting_progress, notice
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
+    integer_option,
     json_option,
     model_option,
     pipeline_options,
@@ -45,14 +46,8 @@ _FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg":
 
 @click.command("generate")
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
-@click.option("-n", "count", type=click.IntRange(min=1), default=1, help="Images per prompt.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, MAX_SEED),
-    default=0,
-    show_default=True,
-    help="Seed of the noise.",
-)
+@integer_option("-n", "count", least=1, default=1, help="Images per prompt.")
+@integer_option("--seed", least=0, most=MAX_SEED, default=0, help="Seed of the noise.")
 @truncation_option
 @model_option
 @click.option(
@@ -65,9 +60,9 @@ _FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg":
     "to standard output.",
 )
 @click.option("--grid", is_flag=True, help="Also write a contact sheet with one row per prompt.")
-@click.option(
+@integer_option(
     "--streams",
-    type=click.IntRange(min=0),
+    least=0,
     default=0,
     help="Images in parallel; default: one, or one per core for many images.",
 )

@@ -12,6 +12,7 @@ import click
 from galip_edge.commands.console import counting_progress
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
+    integer_option,
     json_option,
     model_option,
     overwrite_option,
@@ -40,12 +41,13 @@ from runtime.reproduce import SeriesRecipe
 
 @click.command("interpolate")
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
-@click.option(
+@integer_option(
     "--seed",
     "seeds",
-    type=click.IntRange(0, MAX_SEED),
-    multiple=True,
+    least=0,
+    most=MAX_SEED,
     default=(0,),
+    multiple=True,
     help="Seed of a keyframe; repeat for more.",
 )
 @model_option
@@ -57,12 +59,8 @@ from runtime.reproduce import SeriesRecipe
     show_default=True,
     help=f"An animation ({', '.join(ENDINGS)}), a strip (.png), or a folder for frames.",
 )
-@click.option(
-    "--steps",
-    type=click.IntRange(1, 10_000),
-    default=24,
-    show_default=True,
-    help="Steps from each keyframe to the next.",
+@integer_option(
+    "--steps", least=1, most=10_000, default=24, help="Steps from each keyframe to the next."
 )
 @click.option("--loop", is_flag=True, help="Return to the first keyframe.")
 @click.option(

@@ -135,12 +135,17 @@ truncation_option = click.option(
     help="Truncation trick: below 1, more typical, less diverse images.",
 )
 
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default="all cores",
-    help="CPU cores to use.",
+
+def integer_option(
+    *names: str, least: int, most: int | None = None, **attributes: Any
+) -> Callable[[Any], Any]:
+    """An option with an integer from `least` to `most`; help shows the range and the default."""
+    attributes = {"show_default": True, **attributes}
+    return click.option(*names, type=click.IntRange(least, most), **attributes)
+
+
+threads_option = integer_option(
+    "--threads", least=0, default=0, show_default="all cores", help="CPU cores to use."
 )
 
 

@@ -15,6 +15,7 @@ import uvicorn
 from galip_edge.commands.console import console, notice
 from galip_edge.commands.options import (
     RenamedOption,
+    integer_option,
     model_path,
     pipeline_options,
     signing_options,
@@ -111,36 +112,30 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
     help="Memory for models, such as 2GB; the least recently used are unloaded. Default: no limit.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="Port to listen on; 0 for any free port.",
+@integer_option(
+    "--port", least=0, most=65535, default=8000, help="Port to listen on; 0 for any free port."
 )
 @click.option(
     "--api-key",
     envvar=["GALIP_EDGE_API_KEY", "GALIP_EDGE_SERVE_API_KEY"],
     help="API key required from clients; mandatory for non-loopback hosts.",
 )
-@click.option(
+@integer_option(
     "--max-images",
+    least=1,
+    default=ServerOptions.max_images,
     cls=RenamedOption,
     former=["--most"],
     envvar=["GALIP_EDGE_SERVE_MAX_IMAGES", "GALIP_EDGE_SERVE_MOST"],
-    type=click.IntRange(min=1),
-    default=ServerOptions.max_images,
-    show_default=True,
     help="Maximum number of images per request.",
 )
-@click.option(
+@integer_option(
     "--queue-size",
+    least=1,
+    default=ServerOptions.queue_size,
     cls=RenamedOption,
     former=["--queue"],
     envvar=["GALIP_EDGE_SERVE_QUEUE_SIZE", "GALIP_EDGE_SERVE_QUEUE"],
-    type=click.IntRange(min=1),
-    default=ServerOptions.queue_size,
-    show_default=True,
     help="Maximum number of queued images per model.",
 )
 @click.option(
@@ -150,11 +145,10 @@ _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
     show_default=True,
     help="Limit in seconds for a request, and for receiving its body.",
 )
-@click.option(
+@integer_option(
     "--max-connections",
-    type=click.IntRange(min=1),
+    least=1,
     default=ServerOptions.max_connections,
-    show_default=True,
     help="Open connections; beyond it, idle ones are closed.",
 )
 @click.option(

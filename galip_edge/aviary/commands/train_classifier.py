@@ -11,7 +11,7 @@ import click
 from galip_edge.aviary.classifier import accuracy, save_classifier, train_classifier
 from galip_edge.aviary.data import AviaryConfig, AviarySource
 from galip_edge.commands.console import counting_progress
-from galip_edge.commands.options import device_option, json_option, one_output
+from galip_edge.commands.options import device_option, integer_option, json_option, one_output
 from galip_edge.devices import choose_device
 from galip_edge.training.precision import fastest_precision
 
@@ -27,33 +27,13 @@ _IMAGE_SIZE = 128
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write (.safetensors).",
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(min=64),
-    default=20000,
-    show_default=True,
-    help="Number of training images.",
-)
-@click.option(
-    "--epochs",
-    type=click.IntRange(min=1),
-    default=6,
-    show_default=True,
-    help="Passes over the training images.",
-)
-@click.option(
-    "--held-out",
-    type=click.IntRange(min=1),
-    default=2000,
-    show_default=True,
-    help="Number of test images.",
-)
+@integer_option("--samples", least=64, default=20000, help="Number of training images.")
+@integer_option("--epochs", least=1, default=6, help="Passes over the training images.")
+@integer_option("--held-out", least=1, default=2000, help="Number of test images.")
 @click.option(
     "--cache", help="Folder for drawn images, or the output of `data draw` (wide, seed 0)."
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the training."
-)
+@integer_option("--seed", least=0, default=0, help="Seed of the training.")
 @device_option
 @json_option
 def command(
