@@ -37,6 +37,10 @@ def command(
 
     p50 and p95 are latencies from a new prompt to its image. Stop other programs first. The last
     line is meant to be pasted into an issue.
+
+    \b
+    Example:
+      galip-edge benchmark --model galip-coco --runs 100
     """
     options = PipelineOptions(threads, precision=precision, device=device)
     with StepReporter() as reporter:

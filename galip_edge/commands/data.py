@@ -47,6 +47,10 @@ def check_command(
     """Read every training image and caption of CONFIG, a configuration as for train.
 
     Exit with 1 if there are no valid images, or any problem.
+
+    \b
+    Example:
+      galip-edge data check own --set data.root=photos
     """
     settings = load_config(config, assignments).data
     with counting_progress() as progress:
@@ -92,6 +96,10 @@ def icons_command(
     PACKAGES are folders of npm packages in Iconify's format, such as
     node_modules/@iconify-json/noto. Captions are the icons' names, the title of the set, and
     keywords. OUT/SOURCES.md lists the sets and their licences.
+
+    \b
+    Example:
+      galip-edge data icons node_modules/@iconify-json/noto --out data/noto
     """
     with counting_progress() as progress:
         task = progress.add_task("drawing", total=None)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import counting_progress
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
@@ -27,25 +28,34 @@ from runtime.pipeline import PipelineOptions
 from runtime.reproduce import SeriesRecipe
 
 
-@click.command("explore")
+@click.command("explore", cls=GroupedCommand)
 @click.argument("prompt")
-@integer_option("--seed", least=0, most=MAX_SEED, default=0, help="First seed.")
-@integer_option("-n", "count", least=1, most=10_000, default=32, help="Number of seeds.")
-@integer_option("--columns", least=1, default=8, help="Columns of the sheet.")
-@truncation_option
-@model_option
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("seeds.png"),
-    show_default=True,
-    help="Sheet to write, as PNG.",
+@option_group(
+    "Images",
+    integer_option("--seed", least=0, most=MAX_SEED, default=0, help="First seed."),
+    integer_option("-n", "count", least=1, most=10_000, default=32, help="Number of seeds."),
+    truncation_option,
+    model_option,
 )
-@overwrite_option
-@pipeline_options
-@signing_options
-@json_option
+@option_group(
+    "Output",
+    click.option(
+        "-o",
+        "--out",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path("seeds.png"),
+        show_default=True,
+        help="Sheet to write, as PNG.",
+    ),
+    integer_option("--columns", least=1, default=8, help="Columns of the sheet."),
+    overwrite_option,
+    signing_options,
+    json_option,
+)
+@option_group(
+    "Execution",
+    pipeline_options,
+)
 def command(
     prompt: str,
     seed: int,
@@ -63,6 +73,10 @@ def command(
 
     Each equals the first image of `galip-edge generate PROMPT --seed SEED`. `galip-edge info`
     prints the command that is stored in the sheet.
+
+    \b
+    Example:
+      galip-edge explore "a green parrot" -n 16 -o parrots.png
     """
     refuse_existing(out, force)
     seeds = range(seed, seed + count)

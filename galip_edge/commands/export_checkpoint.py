@@ -42,9 +42,13 @@ def command(
     """Write the model of SOURCE, a checkpoint or the folder of a training run, to OUTPUT.
 
     OUTPUT is a .safetensors file, or with --file-size a folder, whose
-    model.safetensors.index.json other commands take as a checkpoint. A run's averaged weights are
+    model.safetensors.index.json other commands accept as a checkpoint. A run's averaged weights are
     exported and, into a folder, also the heads of its projected discriminator: training with
     start=OUTPUT/model.safetensors.index.json continues from both.
+
+    \b
+    Example:
+      galip-edge export-checkpoint runs/own own-half.safetensors --half
     """
     run = source if source.is_dir() else None
     loaded = load_checkpoint(source / "model.safetensors" if run else source)

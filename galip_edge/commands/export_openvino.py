@@ -30,6 +30,10 @@ def command(
 
     Three models: tokenizer (text to tokens), text encoder and generator (noise and a sentence
     embedding to an image). examples/cpp uses them.
+
+    \b
+    Example:
+      galip-edge export-openvino galip-coco -o models
     """
     folder = one_output(folder, out)
     with console().status("exporting"):

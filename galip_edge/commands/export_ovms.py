@@ -31,6 +31,10 @@ def command(
     Text encoder and generator become one model: tokens (1,77), or with --text a string, and noise
     (1,Z) to an image (1,H,W,3). `runtime.Tokenizer` and `runtime.draw_noise` generate the inputs of
     a request.
+
+    \b
+    Example:
+      galip-edge export-ovms galip-coco -o repository
     """
     folder = one_output(folder, out)
     with console().status("exporting"):

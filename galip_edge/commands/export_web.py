@@ -18,14 +18,13 @@ from galip_edge.commands.options import bundle_path
 def command(bundle: Path, folder: Path, force: bool) -> None:
     """Write BUNDLE to FOLDER as static files that generate in the browser.
 
-    Serve FOLDER with any web server, under any path:
+    The page is the studio of `galip-edge serve`. Any web server can serve FOLDER, under any path;
+    nothing leaves the browser, and after the first visit the page works offline.
 
     \b
-        galip-edge export-web my-bundle site
-        python -m http.server --directory site
-
-    The page is the studio of `galip-edge serve`; nothing leaves the browser, and after the first
-    visit it works offline.
+    Example:
+      galip-edge export-web galip-coco site
+      python -m http.server --directory site
     """
     with console().status("exporting"):
         export_web(bundle, folder, force)

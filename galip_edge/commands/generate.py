@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import counting_progress, notice
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
@@ -44,31 +45,43 @@ from runtime.reproduce import SeriesRecipe
 _FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg": "jpeg"}
 
 
-@click.command("generate")
+@click.command("generate", cls=GroupedCommand)
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
-@integer_option("-n", "count", least=1, default=1, help="Images per prompt.")
-@integer_option("--seed", least=0, most=MAX_SEED, default=0, help="Seed of the noise.")
-@truncation_option
-@model_option
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path, allow_dash=True),
-    default=Path("images"),
-    show_default=True,
-    help="Folder for the PNG files, file for a single image (.png, .jpg, .webp), or - to write it "
-    "to standard output.",
+@option_group(
+    "Images",
+    integer_option("-n", "count", least=1, default=1, help="Images per prompt."),
+    integer_option("--seed", least=0, most=MAX_SEED, default=0, help="Seed of the noise."),
+    truncation_option,
+    model_option,
 )
-@click.option("--grid", is_flag=True, help="Also write a contact sheet with one row per prompt.")
-@integer_option(
-    "--streams",
-    least=0,
-    default=0,
-    help="Images in parallel; default: one, or one per core for many images.",
+@option_group(
+    "Output",
+    click.option(
+        "-o",
+        "--out",
+        type=click.Path(path_type=Path, allow_dash=True),
+        default=Path("images"),
+        show_default=True,
+        help="Folder for the PNG files, file for a single image (.png, .jpg, .webp), or - to write "
+        "it to standard output.",
+    ),
+    click.option(
+        "--grid", is_flag=True, help="Also write a contact sheet with one row per prompt."
+    ),
+    signing_options,
+    json_option,
 )
-@pipeline_options
-@signing_options
-@json_option
+@option_group(
+    "Execution",
+    integer_option(
+        "--streams",
+        least=0,
+        default=0,
+        show_default="one, or one per core for many images",
+        help="Images in parallel.",
+    ),
+    pipeline_options,
+)
 def command(
     prompts: tuple[str, ...],
     count: int,
@@ -86,6 +99,11 @@ def command(
     PROMPT - reads prompts from standard input, one per line. On a given machine, model, prompt,
     seed, index and --psi determine the image. Each file contains its recipe, which
     `galip-edge info` prints, and a label for AI-generated media (IPTC, XMP).
+
+    \b
+    Examples:
+      galip-edge generate "a bird on a branch" "two dogs" -n 4 --seed 7 --grid
+      galip-edge generate "a bird on a branch" -o bird.png
     """
     prompts = tuple(_all_prompts(prompts))
     single = _single_format(out, signer)

@@ -23,6 +23,11 @@ def command(path: Path | None, as_json: bool) -> None:
 
     For a bundle: model, precision, provenance and measured fidelity. For an image (.png, .jpg,
     .webp, .gif, .mp4): its recipe, and the command that reproduces it.
+
+    \b
+    Examples:
+      galip-edge info galip-coco
+      galip-edge info images/a-bird-on-a-branch.png
     """
     folder = path or default_bundle()
     if folder.is_file() and folder.suffix.lower() in MEDIA_TYPES:

@@ -26,7 +26,12 @@ PRESET_NAMES = ("cub", "coco", "cc12m", "small", "tiny")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the weights.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def command(checkpoint: Path | None, out: Path | None, preset: str, seed: int, force: bool) -> None:
-    """Write an untrained checkpoint, for tests and latency measurements."""
+    """Write an untrained checkpoint, for tests and latency measurements.
+
+    \b
+    Example:
+      galip-edge init --preset coco -o untrained.safetensors
+    """
     checkpoint = one_output(checkpoint, out)
     if checkpoint.suffix != ".safetensors":
         raise GalipEdgeError(f"a checkpoint's name ends in .safetensors, got {checkpoint.name}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import counting_progress
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
@@ -39,45 +40,57 @@ from runtime.pipeline import PipelineOptions
 from runtime.reproduce import SeriesRecipe
 
 
-@click.command("interpolate")
+@click.command("interpolate", cls=GroupedCommand)
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
-@integer_option(
-    "--seed",
-    "seeds",
-    least=0,
-    most=MAX_SEED,
-    default=(0,),
-    multiple=True,
-    help="Seed of a keyframe; repeat for more.",
+@option_group(
+    "Images",
+    integer_option(
+        "--seed",
+        "seeds",
+        least=0,
+        most=MAX_SEED,
+        default=(0,),
+        multiple=True,
+        help="Seed of a keyframe; repeat for more.",
+    ),
+    truncation_option,
+    model_option,
 )
-@model_option
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("interpolation.webp"),
-    show_default=True,
-    help=f"An animation ({', '.join(ENDINGS)}), a strip (.png), or a folder for frames.",
+@option_group(
+    "Path",
+    integer_option(
+        "--steps", least=1, most=10_000, default=24, help="Steps from each keyframe to the next."
+    ),
+    click.option("--loop", is_flag=True, help="Return to the first keyframe."),
+    click.option(
+        "--grid", metavar="ROWSxCOLUMNS", help="Interpolate between four images on a grid (PNG)."
+    ),
 )
-@integer_option(
-    "--steps", least=1, most=10_000, default=24, help="Steps from each keyframe to the next."
+@option_group(
+    "Output",
+    click.option(
+        "-o",
+        "--out",
+        type=click.Path(path_type=Path),
+        default=Path("interpolation.webp"),
+        show_default=True,
+        help=f"An animation ({', '.join(ENDINGS)}), a strip (.png), or a folder for frames.",
+    ),
+    click.option(
+        "--fps",
+        type=click.FloatRange(0.1, 100),
+        default=24,
+        show_default=True,
+        help="Frames per second.",
+    ),
+    overwrite_option,
+    signing_options,
+    json_option,
 )
-@click.option("--loop", is_flag=True, help="Return to the first keyframe.")
-@click.option(
-    "--fps",
-    type=click.FloatRange(0.1, 100),
-    default=24,
-    show_default=True,
-    help="Frames per second.",
+@option_group(
+    "Execution",
+    pipeline_options,
 )
-@truncation_option
-@click.option(
-    "--grid", metavar="ROWSxCOLUMNS", help="Interpolate between four images on a grid (PNG)."
-)
-@overwrite_option
-@pipeline_options
-@signing_options
-@json_option
 def command(
     prompts: tuple[str, ...],
     seeds: tuple[int, ...],
@@ -98,6 +111,11 @@ def command(
     Pass one prompt and many seeds, many prompts and one seed, or equal numbers of both. Keyframes
     equal the images of `galip-edge generate`. `galip-edge info` prints the command that is
     stored in the file.
+
+    \b
+    Examples:
+      galip-edge interpolate "a red bird" "a blue duck" --seed 3 --seed 8 --loop -o loop.webp
+      galip-edge interpolate "a bird" --seed 1 --seed 2 --seed 3 --seed 4 --grid 5x8 -o grid.png
     """
     keyframes = _keyframes(prompts, seeds)
     shape = _shape(grid) if grid else None

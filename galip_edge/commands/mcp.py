@@ -36,6 +36,10 @@ def command(model: Path | None, options: PipelineOptions, signer: Signer | None)
     """Serve a tool, generate_image, over the Model Context Protocol (standard input and output).
 
     Assistants start this command themselves; see docs/serving.md for their settings.
+
+    \b
+    Example:
+      galip-edge mcp --model galip-coco
     """
     pipeline = load_pipeline(model, options)
     pipeline.generate("a bird on a branch")  # a faulty bundle ends the command here

@@ -51,6 +51,10 @@ def command(
     """Verify BUNDLE and upload it with a model card: licence, fidelity and sample images.
 
     The token is that of huggingface_hub (`hf auth login`, or HF_TOKEN). Prints the commit's URL.
+
+    \b
+    Example:
+      galip-edge push galip-own owner/name --license apache-2.0 --dry-run
     """
     if "@" in repository:
         raise click.UsageError(f"{repository} names a revision: push goes to main, omit it")

@@ -36,6 +36,11 @@ def command(
     CONFIG is a TOML file, or the name of a configuration in the package, such as cub or coco.
     Under torchrun, each batch is divided among the processes. Ctrl-C saves a checkpoint and ends
     the run.
+
+    \b
+    Examples:
+      galip-edge train own --set data.root=photos -o runs/photos
+      torchrun --nproc-per-node 8 --no-python galip-edge train coco --set data.root=/data/coco
     """
     assignments = with_settings(assignments, device=device, output=output)
     require_config(config, assignments)

@@ -26,6 +26,10 @@ def command(
     """Train a CLIP contrastively as configured by CONFIG, or resume; `train` reads its weights.
 
     CONFIG is a TOML file, or the name of a configuration in the package, such as own.
+
+    \b
+    Example:
+      galip-edge train-clip own --set data.root=photos
     """
     assignments = with_settings(assignments, device=device, output=output)
     require_config(config, assignments, "clip")

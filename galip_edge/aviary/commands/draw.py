@@ -51,6 +51,10 @@ def command(
     """Draw images of birds with captions into FOLDER, as data of kind `folder`.
 
     Rerun the same command to resume, or with a larger --samples to add images.
+
+    \b
+    Example:
+      galip-edge data draw runs/aviary-images --samples 100000
     """
     config = AviaryConfig(
         split=split,

@@ -47,7 +47,12 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Train a classifier of the aviary's attributes, write OUTPUT (.safetensors), and test it."""
+    """Train a classifier of the aviary's attributes, write OUTPUT (.safetensors), and test it.
+
+    \b
+    Example:
+      galip-edge train-classifier -o models/aviary-classifier.safetensors
+    """
     output = one_output(output, out)
     chosen = choose_device(device)
     train, test = (
