@@ -46,7 +46,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("open_clip", "pyarrow", "resvg_py", "safetensors", "torch", "webdataset"),
     "video": ("av",),
 }
-# As pyproject.toml has it.
+# As in pyproject.toml.
 _LEAST_OPENVINO = (2026, 3)
 # The embedded model needs about as much.
 _LEAST_MEMORY = 400_000_000
@@ -55,12 +55,12 @@ _LEAST_DISK = 500_000_000
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        name: of it.
+        name: of the check.
         state: OK, NOTE (works, but not as well as it could) or PROBLEM.
-        text: what was found, and what to do.
+        text: the result, and the remedy of a problem.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything; each finding as soon as it is known."""
+    """Run all checks; yields each result as soon as it is known."""
     yield Finding("python", OK, f"{platform.python_version()}, {platform.platform()}")
     yield _openvino()
     yield from _cpu()
@@ -185,5 +185,5 @@ def _models() -> Iterator[Finding]:
 
 
 def is_healthy(findings: list[Finding]) -> bool:
-    """True if nothing is wrong."""
+    """True if there is no problem."""
     return all(finding.state != PROBLEM for finding in findings)

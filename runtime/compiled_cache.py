@@ -93,7 +93,7 @@ def distrusted(status: os.stat_result) -> str | None:
 
 @functools.cache
 def _warn(text: str) -> None:
-    """Once for each process."""
+    """Warn once per process."""
     _log.warning(text)
 
 
@@ -218,8 +218,8 @@ def compile_and_keep(
         probe: golden numbers to compare with.
 
     Returns:
-        The model as of `load_blob`; None if it cannot be compiled or written, or if the blob
-        computes other numbers.
+        The model as `load_blob` returns it; None if it cannot be compiled or written, or if the
+        blob computes other numbers.
 
     Raises:
         OutOfToleranceError: its output differs too much from the golden numbers.

@@ -1,4 +1,4 @@
-"""`galip-edge devices`: what `--device` can name on this machine."""
+"""`galip-edge devices`: values of `--device` on this machine."""
 
 from __future__ import annotations
 

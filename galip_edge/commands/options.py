@@ -17,7 +17,7 @@ from runtime.errors import GalipEdgeError
 
 
 class RenamedOption(click.Option):
-    """An option whose former spellings still work, and are not shown.
+    """An option whose former spellings still work, but are hidden.
 
     Args:
         former: the spellings, such as `--part`.
@@ -269,7 +269,7 @@ overwrite_option = click.option("--force", is_flag=True, help="Replace existing 
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise GalipEdgeError if there is something at `path` that is not to be replaced."""
+    """Raise GalipEdgeError if `path` exists and must not be replaced."""
     if not force and path.exists():
         raise GalipEdgeError(f"{path} exists: choose another --out, or pass --force to replace it")
 
