@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, help="CLIP weights, for an original checkpoint")
     parser.add_argument("--work", type=Path, help="folder that keeps what is made")
     parser.add_argument("--runs", type=int, default=40, help="measurements of each contender")
-    parser.add_argument("--only", action="append", help="one more contender, in addition to eager and ours")
+    parser.add_argument("--only", action="append", help="one more contender than eager and ours")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
     made = Prepared(args.checkpoint, args.clip, args.work)

@@ -248,7 +248,7 @@ def _refuse_unfaithful(fidelity: Fidelity, options: ConvertOptions) -> None:
     if not fidelity.image_psnr_db >= options.lowest_psnr:
         raise ConversionError(
             f"the {options.precision} images are only {fidelity.image_psnr_db:.1f} dB from "
-            f"PyTorch's, below the {options.lowest_psnr:.1f} dB asked for: use a higher precision, "
+            f"PyTorch's, below the required {options.lowest_psnr:.1f} dB: use a higher precision, "
             "more calibration prompts, or a lower --min-psnr"
         )
 

@@ -215,7 +215,7 @@ def _write_pin(pulled: Pulled) -> None:
         try:
             write_whole(file, json.dumps(values).encode())
         except GalipEdgeError as error:
-            _log.warning("later runs will ask the hub again: %s", error)
+            _log.warning("later runs will query the hub again: %s", error)
 
 
 def _library() -> Any:
@@ -270,7 +270,7 @@ def _unreachable(model: HubModel | str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return (
         f"cannot reach the hub for {model} ({reason}): try again with a connection, or copy the "
-        "bundle's folder from another machine and give its path with --model"
+        "bundle's folder from another machine and pass its path as --model"
     )
 
 

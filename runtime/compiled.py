@@ -249,7 +249,7 @@ def _remember(mark: Path, reason: str) -> None:
     try:
         write_whole(mark, reason.encode())
     except GalipEdgeError as error:
-        _log.info("it will be searched again: %s", error)
+        _log.info("the fallback is not cached: %s", error)
 
 
 def _with_static_shapes(model: ov.Model, columns: int | None) -> ov.Model:

@@ -266,7 +266,7 @@ class Pipeline:
 
     def prepare(self, count: int) -> None:
         """Start compiling for `count` images in the background."""
-        streams = self.side_by_side(count)
+        streams = self.parallel_images(count)
         if streams not in self._generators:
             thread = ThreadPoolExecutor(1)
             self._generators[streams] = thread.submit(
@@ -415,9 +415,9 @@ class Pipeline:
     def _generator(self, count: int) -> CompiledModel:
         """Generator for `count` images: all cores for each, or many images in parallel."""
         self.prepare(count)
-        return self._generators[self.side_by_side(count)].result()
+        return self._generators[self.parallel_images(count)].result()
 
-    def side_by_side(self, count: int) -> int:
+    def parallel_images(self, count: int) -> int:
         """Number of images computed in parallel, each with its share of the cores."""
         if self.options.streams:
             return self.options.streams

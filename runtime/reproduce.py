@@ -167,7 +167,7 @@ def reproduction(recipe: ImageMetadata | SeriesRecipe) -> Reproduction:
     else:
         prompts, found = (recipe.prompt, recipe.end.prompt), _frame(recipe)
     if "-" in prompts:  # reads standard input
-        return Reproduction(None, "the prompt - can only be given from Python or by the API")
+        return Reproduction(None, "the prompt - can only be passed from Python or to the API")
     return found
 
 
@@ -190,7 +190,7 @@ def _frame(recipe: ImageMetadata) -> Reproduction:
     same = recipe.sentence_share == recipe.noise_share == number / steps
     if not same or recipe.index or recipe.end.index:
         return Reproduction(
-            None, "only the API makes an image between two: POST /v1/images/interpolations"
+            None, "only the API generates this interpolated image: POST /v1/images/interpolations"
         )
     found = ["galip-edge", "interpolate", "--seed", str(recipe.seed)]
     found += ["--seed", str(recipe.end.seed), "--steps", str(steps), "--out", "frames"]

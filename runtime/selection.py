@@ -165,4 +165,4 @@ def _keep(file: Path, among: Sequence[Candidate], chosen: Candidate) -> None:
     try:
         write_whole(file, json.dumps(content).encode())
     except GalipEdgeError as error:
-        _log.info("it will be measured again: %s", error)
+        _log.info("the choice is not cached: %s", error)

@@ -43,6 +43,6 @@ def command(checkpoint: Path, out: Path | None, force: bool) -> None:
     if loaded.model.config.clip_input != "original":
         notice(
             "Warning: trained with clip_input = 'standard', which the authors' code does not have: "
-            "generate with it, but do not train on"
+            "use it to generate, not to continue training"
         )
     click.echo(path)

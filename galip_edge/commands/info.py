@@ -59,7 +59,7 @@ def _lines(manifest: Manifest) -> list[tuple[str, str]]:
         ("made with", ", ".join(f"{k} {v}" for k, v in manifest.tools.items())),
     ]
     if (golden := manifest.golden) is None:
-        lines.append(("golden", "none: the bundle was made before format 3; convert again"))
+        lines.append(("golden", "none: the bundle was written before format 3; convert again"))
     else:
         lines.append(
             (

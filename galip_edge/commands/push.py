@@ -64,7 +64,7 @@ def command(
         prompts, sheet = sample_sheet(Pipeline.from_bundle(bundle), prompts)
     card = model_card(opened.manifest, str(model), licence, prompts)
     if licence is None:
-        notice("Warning: the card states no licence: give --license")
+        notice("Warning: the card states no licence: pass --license")
     if dry_run:
         click.echo(card)
         click.echo(f"files: {', '.join((MANIFEST, *opened.manifest.files, 'README.md', SAMPLES))}")
@@ -73,5 +73,5 @@ def command(
     with console().status(f"uploading to {model}"):
         url, kept = push(opened, model.repository, extra, private, message, force)
     if kept:
-        notice("the repository's README.md was kept: give --force to replace it")
+        notice("the repository's README.md was kept: pass --force to replace it")
     click.echo(url)

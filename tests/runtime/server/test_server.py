@@ -338,7 +338,7 @@ class SlowPipeline:
     def __init__(self, manifest):
         self.manifest, self.allowed, self.made = manifest, threading.Semaphore(0), []
 
-    def side_by_side(self, count):
+    def parallel_images(self, count):
         return 2
 
     def encode(self, prompts):
