@@ -81,7 +81,7 @@ ILLUSTRATIONS = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What the pages assume: bundles, a file of prompts."""
+    """Files that the pages assume: bundles, a file of prompts."""
     folder = tmp_path_factory.mktemp("pages")
     for name in BUNDLES:
         (folder / name).symlink_to(default_bundle())
@@ -223,7 +223,7 @@ def cheap(block: Block) -> list[list[str]]:
 
 
 def needs_more(words: list[str]) -> bool:
-    """Whether a command needs a hub, a cluster, another device, keys, or a file of the reader."""
+    """True if a command needs a hub, a cluster, another device, keys, or a file of the reader."""
     if {"--executor", "--engine", "--device", "--sign-key"} & set(words):
         return True
     own_file = words[0] == "info" and words[-1].endswith((".png", ".webp"))

@@ -402,7 +402,7 @@ def test_shards_with_another_type_are_not_added(bundle, tmp_path):
 
 
 def as_version_1(out, path) -> None:
-    """What the version before wrote: no tables of rows, other names, no hashes of shards."""
+    """State of the previous version: no tables of rows, other names, no hashes of shards."""
     state = json.loads((out / ".job" / "job.json").read_text())
     for name in ("passes", "column types", "format", "prompt column", "encoding", "checksum"):
         del state[name]

@@ -1,4 +1,4 @@
-"""Jobs in this process: what they make, that they go on, and what they refuse."""
+"""Jobs in this process: results, resuming, and refusals."""
 
 import io
 import json

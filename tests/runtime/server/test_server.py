@@ -333,7 +333,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(serving, bundle):
 
 
 class SlowPipeline:
-    """Makes a picture each time it is allowed to."""
+    """Generates an image each time it is allowed to."""
 
     def __init__(self, manifest):
         self.manifest, self.allowed, self.made = manifest, threading.Semaphore(0), []
