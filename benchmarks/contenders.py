@@ -130,7 +130,7 @@ def openvino_contender(folder: Path, precision: str, bundle: Path) -> Contender:
 
     Args:
         folder: of ONNX or OpenVINO files.
-        precision: of what is not in INT8, f32 or bf16.
+        precision: of layers that are not INT8, f32 or bf16.
         bundle: ours, for its tokenizer.
     """
     from runtime.openvino_core import openvino_core

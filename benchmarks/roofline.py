@@ -1,4 +1,4 @@
-"""Where the generator's time goes, layer by layer, and what share of the machine's peak that is.
+"""Where the generator's time goes, layer by layer, and its share of the machine's peak.
 
     python benchmarks/roofline.py [BUNDLE] [--json] [--top 15]
 

@@ -1,8 +1,8 @@
-"""Images a second over threads, streams, number and size of images; memory, which stays flat.
+"""Images per second over threads, streams, number and size of images; memory, which stays flat.
 
     python benchmarks/scaling.py [BUNDLE] [--json]
 
-Without a bundle it is the untrained one of the published size that cpu_latency.py makes. All
+The default bundle is the untrained one of the published size that cpu_latency.py creates. All
 settings take turns in one run (`turns.py`).
 """
 
