@@ -11,8 +11,7 @@ from plain_model import PlainPipeline
 
 from runtime import Job, JobError, JobOptions, PromptFile
 from runtime.jobs.prompts import RESERVED
-
-OUTPUT_FORMATS = ("folder", "tar", "parquet")
+from runtime.jobs.writers import OUTPUT_FORMATS
 
 
 @pytest.fixture(autouse=True)
