@@ -71,7 +71,7 @@ def check_command(
 
 @command.command("icons")
 @click.argument("packages", nargs=-1, required=True, type=existing_path)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="New folder.")
 @integer_option("--size", least=1, most=2048, default=64, help="Side of the images in pixels.")
 @click.option(
     "--category",
@@ -99,7 +99,7 @@ def icons_command(
 
     \b
     Example:
-      galip-edge data icons node_modules/@iconify-json/noto --out data/noto
+      galip-edge data icons node_modules/@iconify-json/noto -o data/noto
     """
     with counting_progress() as progress:
         task = progress.add_task("drawing", total=None)

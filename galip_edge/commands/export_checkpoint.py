@@ -9,14 +9,14 @@ import click
 import torch
 
 from galip_edge.checkpoints.format import load_checkpoint, save_checkpoint, save_sharded_checkpoint
-from galip_edge.commands.options import existing_path, integer_option, json_option
+from galip_edge.commands.options import existing_path, integer_option, json_option, output_argument
 from galip_edge.errors import CheckpointError
 from galip_edge.training.heads import export_heads
 
 
 @click.command("export-checkpoint")
 @click.argument("source", type=existing_path)
-@click.argument("output", type=click.Path(path_type=Path))
+@output_argument("OUTPUT", "File to write (.safetensors), or with --file-size a folder.")
 @click.option("--half", is_flag=True, help="Store float16: half the size.")
 @integer_option(
     "--file-size",
@@ -33,7 +33,7 @@ from galip_edge.training.heads import export_heads
 @json_option
 def command(
     source: Path,
-    output: Path,
+    out: Path,
     half: bool,
     file_size: int | None,
     discriminator: bool,
@@ -48,7 +48,7 @@ def command(
 
     \b
     Example:
-      galip-edge export-checkpoint runs/own own-half.safetensors --half
+      galip-edge export-checkpoint runs/own -o own-half.safetensors --half
     """
     run = source if source.is_dir() else None
     loaded = load_checkpoint(source / "model.safetensors" if run else source)
@@ -56,16 +56,16 @@ def command(
         raise CheckpointError(f"{source} has no discriminator: add --no-discriminator")
     dtype = torch.float16 if half else torch.float32
     if file_size is None:
-        if output.suffix != ".safetensors":
+        if out.suffix != ".safetensors":
             raise click.UsageError("OUTPUT must end in .safetensors, unless --file-size is given")
-        save_checkpoint(loaded.model, output, discriminator=discriminator, dtype=dtype)
-        written = output
+        save_checkpoint(loaded.model, out, discriminator=discriminator, dtype=dtype)
+        written = out
     else:
         written = save_sharded_checkpoint(
-            loaded.model, output, file_size * 2**20, discriminator=discriminator, dtype=dtype
+            loaded.model, out, file_size * 2**20, discriminator=discriminator, dtype=dtype
         )
         if run and discriminator:
-            export_heads(run, output, dtype)
+            export_heads(run, out, dtype)
     if as_json:
         click.echo(json.dumps({"checkpoint": str(written)}))
     else:

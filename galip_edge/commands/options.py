@@ -326,11 +326,30 @@ output_setting_option = click.option(
 )
 
 
-def one_output(argument: Path | None, option: Path | None) -> Path:
-    """The output given as argument or with `-o`. Raises UsageError unless it is one of them."""
-    if (argument is None) == (option is None):
-        raise click.UsageError("pass exactly one output, with -o")
-    return argument or option or Path()
+def output_argument(
+    name: str, text: str, **attributes: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The output, as argument or with `-o`; the command has the argument `out`, a path.
+
+    Args:
+        name: of the argument in help, such as FOLDER.
+        text: help of the option.
+        attributes: of `click.Path`.
+    """
+    kind = click.Path(path_type=Path, **attributes)
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(output_argument: Path | None, out: Path | None, **others: Any) -> None:
+            if (output_argument is None) == (out is None):
+                raise click.UsageError("pass exactly one output, with -o")
+            function(**others, out=output_argument or out)
+
+        command = click.option("-o", "--out", type=kind, help=text)(command)
+        argument = click.argument("output_argument", metavar=f"[{name}]", required=False, type=kind)
+        return argument(command)
+
+    return decorate
 
 
 def with_settings(assignments: tuple[str, ...], **settings: str | None) -> tuple[str, ...]:

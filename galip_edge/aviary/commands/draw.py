@@ -9,12 +9,12 @@ import click
 
 from galip_edge.aviary.data import AviaryConfig, draw_ahead
 from galip_edge.commands.console import counting_progress
-from galip_edge.commands.options import integer_option, json_option
+from galip_edge.commands.options import integer_option, json_option, output_argument
 from runtime.cpu import available_cores
 
 
 @click.command("draw")
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@output_argument("FOLDER", "Folder of the images.", file_okay=False)
 @integer_option("--samples", least=1, default=20_000, help="Number of images.")
 @integer_option("--size", least=16, default=128, help="Width and height in pixels.")
 @integer_option("--captions", least=1, default=4, help="Captions per image.")
@@ -38,7 +38,7 @@ from runtime.cpu import available_cores
 )
 @json_option
 def command(
-    folder: Path,
+    out: Path,
     samples: int,
     size: int,
     captions: int,
@@ -54,7 +54,7 @@ def command(
 
     \b
     Example:
-      galip-edge data draw runs/aviary-images --samples 100000
+      galip-edge data draw -o runs/aviary-images --samples 100000
     """
     config = AviaryConfig(
         split=split,
@@ -67,13 +67,13 @@ def command(
     with counting_progress() as progress:
         task = progress.add_task("drawing", total=samples)
         drawn = draw_ahead(
-            folder,
+            out,
             config,
             captions,
             processes or available_cores(),
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     if as_json:
-        click.echo(json.dumps({"folder": str(folder), "images": samples, "drawn": drawn}))
+        click.echo(json.dumps({"folder": str(out), "images": samples, "drawn": drawn}))
     else:
-        click.echo(f"{folder}: {samples:,} images, {drawn:,} newly drawn")
+        click.echo(f"{out}: {samples:,} images, {drawn:,} newly drawn")

@@ -11,7 +11,7 @@ import click
 from galip_edge.aviary.classifier import accuracy, save_classifier, train_classifier
 from galip_edge.aviary.data import AviaryConfig, AviarySource
 from galip_edge.commands.console import counting_progress
-from galip_edge.commands.options import device_option, integer_option, json_option, one_output
+from galip_edge.commands.options import device_option, integer_option, json_option, output_argument
 from galip_edge.devices import choose_device
 from galip_edge.training.precision import fastest_precision
 
@@ -20,13 +20,7 @@ _IMAGE_SIZE = 128
 
 
 @click.command("train-classifier")
-@click.argument("output", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write (.safetensors).",
-)
+@output_argument("OUTPUT", "File to write (.safetensors).", dir_okay=False)
 @integer_option("--samples", least=64, default=20000, help="Number of training images.")
 @integer_option("--epochs", least=1, default=6, help="Passes over the training images.")
 @integer_option("--held-out", least=1, default=2000, help="Number of test images.")
@@ -37,8 +31,7 @@ _IMAGE_SIZE = 128
 @device_option
 @json_option
 def command(
-    output: Path | None,
-    out: Path | None,
+    out: Path,
     samples: int,
     epochs: int,
     held_out: int,
@@ -53,7 +46,6 @@ def command(
     Example:
       galip-edge train-classifier -o models/aviary-classifier.safetensors
     """
-    output = one_output(output, out)
     chosen = choose_device(device)
     train, test = (
         AviarySource(
@@ -79,11 +71,11 @@ def command(
             device=chosen,
             precision=fastest_precision(chosen, "bfloat16"),
         )
-    save_classifier(classifier, output)
+    save_classifier(classifier, out)
     found = {name: asdict(value) for name, value in accuracy(classifier, test, held_out).items()}
     if as_json:
-        click.echo(json.dumps({"output": str(output), "held_out": found}, indent=1))
+        click.echo(json.dumps({"output": str(out), "held_out": found}, indent=1))
     else:
-        click.echo(output)
+        click.echo(out)
         for name, value in found.items():
             click.echo(f"{name:12}{value['right']:8.2%}  of {value['count']} held-out images")
