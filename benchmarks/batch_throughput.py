@@ -2,11 +2,11 @@
 
     python benchmarks/batch_throughput.py [BUNDLE] [--items 1000000] [--json]
 
-Without a bundle it is the untrained one of the published size that cpu_latency.py makes. In turns,
-in one run: inference alone, by `Pipeline.generate_each`; the same as a job of one
-process that writes files, and tar shards; and as a job of two processes, each with half of the
-cores. Then jobs whose generator is replaced by a constant image, for what reading, files and
-manifest can do, and how memory grows over many prompts.
+The default bundle is the untrained one of the published size that cpu_latency.py creates. In turns,
+in one run: inference alone, by `Pipeline.generate_each`; the same as a job of one process that
+writes files, and tar shards; and as a job of two processes, each with half of the cores. Then jobs
+whose generator is replaced by a constant image, for what reading, files and manifest can do, and
+how memory grows over many prompts.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from runtime.latent import Keyframe, keyframe_latent
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "yellow", "orange", "pink", "grey")
 # Output format and image format of jobs of constant images.
 KINDS = ("folder, png", "tar, png", "tar, jpeg")
-# Of a job's entries, so many first ones are not measured: workers load the model.
+# First entries of a job that are not measured: workers load the model.
 _FIRST = 0.2
-# From this item on memory may not grow.
+# Memory must not grow from this item on.
 _SETTLED = 10_000
 
 
@@ -48,7 +48,7 @@ def prompt_of(index: int) -> str:
 
 
 def rate(steps: Iterator[Any], count: int) -> float:
-    """Items a second, without the first ones."""
+    """Items per second, without the first ones."""
     first, started = int(_FIRST * count), 0.0
     for index, _ in enumerate(steps, 1):
         if index == first:
@@ -57,12 +57,12 @@ def rate(steps: Iterator[Any], count: int) -> float:
 
 
 def alone(bundle: str) -> Callable[[int], float]:
-    """Inference alone: encode each prompt, generate each image, drop it."""
+    """Inference alone: encode each prompt, generate each image, discard it."""
     pipeline = Pipeline.from_bundle(bundle)
     numbers = itertools.count()
 
     def run(count: int) -> float:
-        # New prompts in each run: the pipeline keeps sentences that it knows.
+        # New prompts in each run: the pipeline caches sentence embeddings.
         prompts = map(prompt_of, itertools.islice(numbers, count))
         latents = (keyframe_latent(pipeline, Keyframe(prompt)) for prompt in prompts)
         return rate(pipeline.synthesize_each(latents, count), count)
@@ -134,13 +134,13 @@ def without_model(bundle: str, output_format: str, image: str) -> Callable[[int]
 
 
 def memory() -> int:
-    """Bytes of this process that are in memory now."""
+    """Resident bytes of this process."""
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * 4096
 
 
 def measure(bundle: Path, count: int, runs: int) -> dict[str, float]:
-    """Images a second, medians."""
+    """Images per second, medians."""
     variants = {
         "inference alone": Variant(alone, str(bundle)),
         "job, files": Variant(as_job, str(bundle), "folder", 1),
@@ -159,7 +159,7 @@ def measure(bundle: Path, count: int, runs: int) -> dict[str, float]:
 
 
 def measure_constant(bundle: Path, items: int, kinds: list[str]) -> dict[str, dict[str, float]]:
-    """Items a second, and growth of memory in bytes."""
+    """Items per second, and growth of memory in bytes."""
     found = {}
     for kind in kinds:
         print(f"constant images: {kind}", file=sys.stderr)

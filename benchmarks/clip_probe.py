@@ -2,7 +2,8 @@
 
     python benchmarks/clip_probe.py CHECKPOINT [--clip FILE] [--images 800]
 
-A generator is trained through its CLIP, so what these figures lack, its images will lack.
+A generator is trained through its CLIP, so its images cannot show details that the CLIP does not
+encode.
 """
 
 from __future__ import annotations

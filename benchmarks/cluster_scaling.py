@@ -1,11 +1,11 @@
-"""How a job would scale over nodes, where there is no cluster: by nodes that only wait.
+"""Scaling of a job over nodes, simulated by nodes that only wait.
 
     python benchmarks/cluster_scaling.py [--rate 27.9] [--json]
 
-A real Ray cluster on this machine, a real job, real files and manifest; but instead of a node's
-generator, a clock: each "node" returns constant images at the rate that was measured for one. So
-it shows what leading the job costs (handing out parts, entries coming back, the manifest), and not
-what networks and disks of a real cluster do. All writing is on this machine's cores.
+Ray cluster, job, files and manifest are real, on this machine; instead of running a generator, each
+"node" returns constant images at the rate measured for one. This shows the cost of coordination
+(distributing shards, collecting entries, the manifest), not the effect of a real cluster's network
+and disks. This machine's cores do all the writing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _RATE = "GALIP_EDGE_SIMULATED_RATE"
 
 
 def simulate() -> None:
-    """In each process of the cluster: a generator that waits."""
+    """Replace the generator by one that waits, in each process of the cluster."""
     from batch_throughput import ConstantPipeline
 
     from runtime.jobs import worker
@@ -51,7 +51,7 @@ def simulate() -> None:
 
 
 def measure(nodes: list[int], rate: float, seconds: float) -> list[dict[str, float]]:
-    """Images a second over the number of nodes, each for about so many seconds."""
+    """Images per second over the number of nodes, each measured for about that many seconds."""
     import ray
 
     environment_variables = {_RATE: str(rate), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each job")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
-    with redirect_stdout(sys.stderr):  # Ray says things there
+    with redirect_stdout(sys.stderr):  # Ray prints there
         results = measure(args.nodes or [1, 2, 4, 8, 16, 32], args.rate, args.seconds)
     env = environment()
     if args.json:

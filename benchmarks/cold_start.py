@@ -2,10 +2,10 @@
 
     python benchmarks/cold_start.py [BUNDLE] [--golden] [--json]
 
-Without a bundle it is the untrained one of the published size that cpu_latency.py makes. Every
+The default bundle is the untrained one of the published size that cpu_latency.py creates. Every
 measurement is a separate process. Cold: nothing has been verified or compiled before. Warm: a
 process before it has. The file system's cache is warm in both. With --golden, a copy of the bundle
-without golden numbers takes turns with it: the difference is what comparing them costs.
+without golden numbers takes turns with it: the difference is the cost of comparing them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ PROMPT = "a bird on a branch"
 MEMORY = "peak memory"
 PHASES = ("interpreter", "import", "verify", "compile and generate", "write PNG")
 
-# What `galip-edge generate` does, with a look at the clock between its parts. perf_counter is the
-# same clock in all processes of a machine.
+# The steps of `galip-edge generate`, each timed. perf_counter is the same clock in all processes of
+# a machine.
 _CHILD = """
 import resource, sys, time
 times = [float(sys.argv[1]), time.perf_counter()]

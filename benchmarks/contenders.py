@@ -55,7 +55,7 @@ class OurContender(Contender):
     pipeline: Pipeline
 
     def save(self, prompt: str, n: int, folder: Path) -> None:
-        """Generate `n` images and write each as PNG, beside the work."""
+        """Generate `n` images, and write each as PNG while the next one is generated."""
         made = self.pipeline.generate_each(prompt, n, SEED)
         named = ((m.image, ImageMetadata(prompt, SEED, m.index, "", "")) for m in made)
         for _ in save_each(named, folder):
@@ -126,11 +126,11 @@ def onnx_contender(folder: Path, bundle: Path) -> Contender:
 
 
 def openvino_contender(folder: Path, precision: str, bundle: Path) -> Contender:
-    """OpenVINO with its hint for latency, image by image, on models that nobody rewrote.
+    """OpenVINO with its latency hint, one image at a time, on the exported models without rewrites.
 
     Args:
         folder: of ONNX or OpenVINO files.
-        precision: of what is not in INT8, f32 or bf16.
+        precision: of layers that are not INT8, f32 or bf16.
         bundle: ours, for its tokenizer.
     """
     from runtime.openvino_core import openvino_core

@@ -2,10 +2,10 @@
 
     python benchmarks/cpu_latency.py [--checkpoint CKPT [--clip CLIP]] [--json]
 
-All take turns in one run (`turns.py`), with a new prompt in each turn. Without a checkpoint an
-untrained one of the published size is made: latency does not depend on the values of weights.
-Where CUDA is, PyTorch in float16 on the GPU is measured as well; where it is not, the figures in
-`results/gpu.json` are shown, if there are any.
+All take turns in one run (`turns.py`), with a new prompt in each turn. Without a checkpoint, an
+untrained one of the published size is created: latency does not depend on the values of weights.
+With CUDA, PyTorch in float16 on the GPU is measured as well; otherwise the figures in
+`results/gpu.json` are shown, if they exist.
 
 Exits with 1 if the 95th percentile of our INT8 bundle at batch 1 is a second or more.
 """
@@ -45,13 +45,13 @@ COLOURS = ("red", "blue", "green", "white", "black", "brown", "yellow", "orange"
 
 
 def prompt_of(turn: int) -> str:
-    """Another prompt for each of a hundred turns, all of one length."""
+    """A different prompt for each of a hundred turns, all of the same length."""
     body, beak = COLOURS[turn % 10], COLOURS[turn // 10 % 10]
     return f"a small {body} bird with a {beak} beak, sitting on a rock near the sea"
 
 
 def timed(make: str, *arguments: Any) -> Callable[..., dict[str, float | None]]:
-    """The clock around a contender, in its process: `run` of a `Variant`.
+    """Time a contender in its process: `run` of a `Variant`.
 
     Args:
         make: name of the function in `contenders` that makes it.
@@ -99,7 +99,7 @@ def sources(made: Prepared, only: list[str] | None) -> dict[str, tuple[tuple[Any
     def openvino(folder: Path, precision: str) -> tuple[tuple[Any, ...], Path]:
         return ("openvino_contender", folder, precision, tokenizer), folder
 
-    # Lazily, so that what is not asked for is not made.
+    # Lazily: only requested models are created.
     found: dict[str, Callable[[], tuple[tuple[Any, ...], Path]]] = {
         EAGER: lambda: torch(False, "float32"),
         "PyTorch compiled float32": lambda: torch(True, "float32"),
@@ -166,7 +166,7 @@ def size_of(path: Path) -> int:
 
 
 def stages(bundle: Path) -> dict[str, float]:
-    """Median seconds of what all share: tokenizing a prompt, and writing a PNG."""
+    """Median seconds of the steps common to all: tokenizing a prompt, and writing a PNG."""
     contender = contenders.our_contender(bundle)
     assert isinstance(contender, contenders.OurContender)
     tokenizer = contender.pipeline.tokenizer
@@ -241,9 +241,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", type=Path, help="default: an untrained one of full size")
     parser.add_argument("--clip", type=Path, help="CLIP weights, for an original checkpoint")
-    parser.add_argument("--work", type=Path, help="folder that keeps what is made")
+    parser.add_argument("--work", type=Path, help="folder for created models")
     parser.add_argument("--runs", type=int, default=40, help="measurements of each contender")
-    parser.add_argument("--only", action="append", help="one more contender beside eager and ours")
+    parser.add_argument("--only", action="append", help="one more contender than eager and ours")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
     made = Prepared(args.checkpoint, args.clip, args.work)

@@ -4,9 +4,9 @@
     python benchmarks/gpu.py --device cpu --preset small    # rehearsal without one
 
 Needs torch and open_clip, not OpenVINO, NNCF or ONNX. Each part runs in a separate process under
-its own time limit and prints JSON lines as they are measured, so that a part that hangs or crashes
-costs only what it had not measured yet. On CUDA, `results/gpu.json` is written for
-`cpu_latency.py` and README; a rehearsal prints only. docs/gpu.md says how to pack and run it.
+its own time limit and prints JSON lines as they are measured, so a part that hangs or crashes loses
+only its remaining measurements. On CUDA, `results/gpu.json` is written for `cpu_latency.py` and
+README; a rehearsal prints only. docs/gpu.md describes how to pack and run it.
 
 Exits with 1 if a check of correctness fails or a part ends with an error.
 """

@@ -1,4 +1,4 @@
-"""The parts of `gpu.py`. Each yields records, the most wanted first, in case time runs out."""
+"""The parts of `gpu.py`. Each yields records, the most important first, in case time runs out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LEAST_PSNR = {"float32": 60.0, "float16": 40.0, "bfloat16": 30.0}  # dB, of one 
 
 @dataclass(frozen=True)
 class Settings:
-    """Device and model. On a CPU, which only rehearses, everything runs a few times."""
+    """Device and model. A rehearsal on a CPU runs everything only a few times."""
 
     device: str
     preset: str

@@ -9,7 +9,7 @@ skipped or resumed if OUT, `--images` or `--clip` has its result already. Advers
 stopped as Ctrl-C stops it when the budget ends. JSON lines of stages and of both trainings' metrics
 come as they are written, also into OUT/log.jsonl; messages of the commands go to OUT/messages.log.
 
-Needs torch and open_clip, not OpenVINO, NNCF or ONNX; docs/gpu.md says how to pack and run it.
+Needs torch and open_clip, not OpenVINO, NNCF or ONNX; docs/gpu.md describes how to pack and run it.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     python benchmarks/hostile_clients.py [BUNDLE] [--minutes 10] [--connections 10000] [--json]
 
 First a soak: 8 clients send new prompts without end, each of a kind that once grew a cache or took
-long to tokenize, in random sizes and formats, and read half of the images by their URLs. Memory
-is that of the server's process, from its first request on. Then slow connections: one client opens
-as many as it may, sends half a header on each and opens it again when the server closes it, while
-/healthz is asked once in 20 ms, on a new connection each time; the same without slow connections is
-what the machine itself allows. Clients run on the same cores.
+long to tokenize, in random sizes and formats, and read half of the images by their URLs. Memory is
+that of the server's process, from its first request on. Then slow connections: one client opens as
+many as it can, sends half a header on each and opens it again when the server closes it, while
+/healthz is requested every 20 ms, on a new connection each time; the same without slow connections
+is what the machine itself allows. Clients run on the same cores.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def slow_connections(server: Server, count: int, seconds: float) -> dict[str, An
 
 
 def print_results(results: dict[str, Any], env: dict[str, Any]) -> None:
-    """For people."""
+    """Print a summary."""
     print(f"{env['cpu']}, {env['cores']} cores, OpenVINO {env['openvino']}\n")
     found = results["soak"]
     print(

@@ -5,8 +5,8 @@
 The peer has the shape of SD-Turbo, the U-Net of Stable Diffusion 2.1 run for one step, and the
 decoder of the tiny autoencoder that is used where speed matters (TAESD), both built by diffusers
 with random weights: latency does not depend on their values. The U-Net is quantized to INT8 by
-NNCF; the decoder is calculated in bfloat16 where the CPU has it. The peer's text encoder is left
-out, ours is in.
+NNCF; the decoder runs in bfloat16 where the CPU has it. The peer's text encoder is omitted, ours is
+included.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def inputs(latent: int) -> tuple[Any, ...]:
 
 
 def models() -> tuple[Path, Path]:
-    """The U-Net in INT8 and the decoder in float32 as OpenVINO files, made once."""
+    """The U-Net in INT8 and the decoder in float32 as OpenVINO files, created once."""
     folder = work_folder() / "sd-turbo-shape"
     paths = folder / "unet.xml", folder / "decoder.xml"
     if not folder.exists():

@@ -1,5 +1,5 @@
-"""Plots of the results that lie in `results/`, and of the embedded model's training, as PNG and SVG
-beside their numbers.
+"""Plots of the results in `results/` and of the embedded model's training, as PNG and SVG next to
+their numbers.
 
     pip install -e ".[bench]" && python benchmarks/plot.py [--docs]
 
@@ -51,7 +51,7 @@ def plot_cpu_latency(axes: Axes, found: dict[str, Any]) -> None:
 
 
 def plot_peers(axes: Axes, found: dict[str, Any]) -> None:
-    """An image of ours beside one-step diffusion."""
+    """Time of an image: ours and one-step diffusion."""
     bars(axes, {name: r["image_s"] for name, r in found["results"].items()}, "an image, ms")
     axes.set_xscale("log")
 
@@ -116,7 +116,7 @@ def plot_precision(axes: Axes, found: dict[str, Any]) -> None:
 
 
 def plot_cluster_scaling(axes: Axes, found: dict[str, Any]) -> None:
-    """Simulated nodes, beside what they would give if leading them cost nothing."""
+    """Throughput of simulated nodes, and the ideal without overhead of the leader."""
     nodes = [row["nodes"] for row in found["simulated"]]
     perfect = [count * found["rate"] for count in nodes]
     axes.plot(nodes, perfect, ":", color=OTHERS, label="perfect")

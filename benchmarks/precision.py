@@ -1,4 +1,4 @@
-"""Speed and fidelity of each precision, from prompt to image; and what each part costs in INT8.
+"""Speed and fidelity of each precision, from prompt to image; and the error of each part in INT8.
 
     python benchmarks/precision.py [--checkpoint CKPT] [--clip CLIP] [--json]
     python benchmarks/precision.py --parts ...    # the sensitivity search
@@ -58,7 +58,7 @@ class Variant:
     """How both models are computed.
 
     Attributes:
-        precision: of what is not INT8, f32 or bf16.
+        precision: of layers that are not INT8, f32 or bf16.
         text_encoder, generator: parts kept in floating point; None: the whole model.
         halved: weights have half the range, as on a CPU without VNNI.
     """
@@ -177,7 +177,7 @@ def quantized(
 
 @dataclass
 class Compiled:
-    """Both models of a variant, and what they gave in each turn."""
+    """Both models of a variant, and their results in each turn."""
 
     text_encoder: CompiledModel
     generator: CompiledModel

@@ -1,7 +1,7 @@
-"""Models for the benchmarks, made once and found again: in a folder named by the checkpoint.
+"""Models for the benchmarks, created once and cached in a folder named after the checkpoint.
 
-Ours are bundles. The naive ones are what the tools give for the published order of operations:
-ONNX as PyTorch exports it, ONNX Runtime's two kinds of INT8, NNCF's with its defaults.
+Ours are bundles. The naive ones are the tools' results for the published order of operations: ONNX
+as PyTorch exports it, ONNX Runtime's two kinds of INT8, NNCF's with its defaults.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from runtime.files import atomic_folder, cache_folder, sha256_of
 
-# So few samples do: latency does not depend on the ranges that are found.
+# A few samples suffice: latency does not depend on the ranges.
 _SAMPLES = 16
 
 
 class Prepared:
-    """Files made from one checkpoint, each when it is first asked for.
+    """Files created from one checkpoint, each on first use.
 
     Args:
         checkpoint: None for an untrained one of the published dimensions: latency does not depend
@@ -40,7 +40,7 @@ class Prepared:
         source = checkpoint or _untrained(work, image_size)
         self.folder = work / sha256_of(source)[:12]
         self.folder.mkdir(exist_ok=True)
-        # One file of ours with CLIP inside, for all that is made from it.
+        # One file of ours that includes CLIP, from which all others are created.
         self.checkpoint = source if clip is None else self.folder / "own.safetensors"
         if not self.checkpoint.exists():
             from galip_edge.checkpoints.format import load_checkpoint, save_checkpoint
@@ -160,7 +160,7 @@ class Prepared:
         return [(row[None],) for row in tokens], generator
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
-        """`make` is given a path at which nothing is yet, and leaves the whole there or nothing."""
+        """Create a file or folder atomically: `make` writes to a path that does not exist yet."""
         path = self.folder / name
         if not path.exists():
             print(f"making {name}", file=sys.stderr)
@@ -199,7 +199,7 @@ def _untrained(work: Path, image_size: int) -> Path:
 
 
 def work_folder(path: Path | None = None) -> Path:
-    """Where what is made is kept: `path`, or a folder in the user's cache folder."""
+    """Folder of created models: `path`, or a folder in the user's cache folder."""
     path = path or cache_folder() / "benchmarks"
     path.mkdir(parents=True, exist_ok=True)
     return path

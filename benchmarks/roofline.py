@@ -1,4 +1,4 @@
-"""Where the generator's time goes, layer by layer, and what share of the machine's peak that is.
+"""Where the generator's time goes, layer by layer, and its share of the machine's peak.
 
     python benchmarks/roofline.py [BUNDLE] [--json] [--top 15]
 
@@ -97,7 +97,7 @@ def peak(int8: bool, precision: str, runs: int) -> float:
 
 
 def measure(bundle: Path, runs: int) -> dict[str, Any]:
-    """The generator's layers, slowest first, beside the peaks."""
+    """The generator's layers, slowest first, and the machine's peaks."""
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     model = read_model(opened, GENERATOR)

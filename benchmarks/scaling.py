@@ -1,8 +1,8 @@
-"""Images a second over threads, streams, number and size of images; memory, which stays flat.
+"""Images per second over threads, streams, number and size of images; memory, which stays flat.
 
     python benchmarks/scaling.py [BUNDLE] [--json]
 
-Without a bundle it is the untrained one of the published size that cpu_latency.py makes. All
+The default bundle is the untrained one of the published size that cpu_latency.py creates. All
 settings take turns in one run (`turns.py`).
 """
 
@@ -80,7 +80,7 @@ def over_counts(bundle: Path, most: int) -> list[dict[str, float]]:
 
 
 def over_sizes(sizes: list[int], n: int, runs: int) -> list[dict[str, float]]:
-    """The published dimensions, untrained, at other sizes of image: one, and many side by side."""
+    """Published dimensions, untrained, at other image sizes: one image, and many in parallel."""
     variants = {
         size: Variant(generating, str(Prepared(image_size=size).bundle("int8")), 0, 0)
         for size in sizes

@@ -2,12 +2,11 @@
 
     python benchmarks/serving.py [BUNDLE] [--json]
 
-Without a bundle it is the untrained one of the published size that cpu_latency.py makes. In turns,
+The default bundle is the untrained one of the published size that cpu_latency.py creates. In turns,
 in one run: `Pipeline.generate_each` with many images, and `galip-edge serve` with 8 clients, each
-of which requests its next image when it has one. Then many clients at once for a minute: what they
-were answered, the waiting time of those with images, and how memory grew. The time of a request
-alone, times the queue's bound, is what nobody should wait longer than. Clients run on the same
-cores.
+of which requests its next image when it has one. Then many clients at once for a minute: their
+responses, the waiting time for images, and the growth of memory. The time of a request without
+concurrent ones, times the queue size, bounds the waiting time. Clients run on the same cores.
 """
 
 from __future__ import annotations
@@ -60,14 +59,14 @@ class Server:
             text=True,
         )
         assert self._process.stderr is not None
-        told = self._process.stderr.readline()  # when it takes requests
+        told = self._process.stderr.readline()  # when it accepts requests
         self.port = int(told.rstrip("/\n").rpartition(":")[2])
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
 
     def memory(self) -> int:
-        """Bytes that it has in memory now."""
+        """Its resident bytes."""
         fields = Path(f"/proc/{self._process.pid}/statm").read_text().split()
         return int(fields[1]) * 4096
 
@@ -109,7 +108,7 @@ def clients(
 
 
 def asked(count: int) -> Callable[[], bool]:
-    """True once that many were requested; each call counts."""
+    """True once that many images were requested; each call counts one."""
     left = iter(range(count))
     return lambda: next(left, None) is None
 
@@ -122,7 +121,7 @@ def throughput(server: Server, count: int) -> float:
 
 
 def alone(server: Server, count: int) -> float:
-    """Seconds of a request that nobody else disturbs."""
+    """Seconds of a request without concurrent ones."""
     return statistics.median(clients(server, 1, asked(count))[1])
 
 

@@ -3,7 +3,7 @@
     python benchmarks/studio.py [BUNDLE ...] [--json]
 
 Without bundles: the embedded model, and the untrained one of the published size that cpu_latency.py
-makes. `galip-edge serve` runs in a separate process and the page in headless Chromium on the same
+creates. `galip-edge serve` runs in a separate process and the page in headless Chromium on the same
 cores (Debian's package `chromium`, extra `dev`). The mouse drags the slider to and fro, 60 times a
 second; an image counts when the browser has decoded it. Then the slider is moved by single steps:
 the time of one is that from the event to the decoded image.

@@ -2,7 +2,7 @@
 
     python benchmarks/plot.py --docs     # or, without matplotlib: python benchmarks/tables.py
 
-A page has `<!-- table: NAME -->` and `<!-- end -->`; what stands between is replaced. The line
+A page has `<!-- table: NAME -->` and `<!-- end -->`; the text between them is replaced. The line
 below a table names the machine.
 """
 
@@ -259,12 +259,12 @@ def pages() -> Iterator[Path]:
 
 
 def up_to_date(text: str) -> str:
-    """A page with its tables written again."""
+    """A page with updated tables."""
     return MARKED.sub(lambda found: f"{found[1]}{table(found[2])}{found[3]}", text)
 
 
 def write_docs() -> None:
-    """Write the tables of all pages again."""
+    """Update the tables of all pages."""
     for page in pages():
         text = page.read_text(encoding="utf-8")
         if (new := up_to_date(text)) != text:

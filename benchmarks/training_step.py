@@ -1,13 +1,13 @@
-"""The training loop's step against the plain one: images/s, peak memory, and what the loop loses.
+"""The training loop's step against the plain one: images/s, peak memory, and the loop's overhead.
 
     python benchmarks/training_step.py --batch 4 --steps 4 --json
 
 `plain` is eager float32 in the published order of operations (resize first), on one batch that
 stays in memory, encoding its text in every step. The others are `galip-edge train` itself, reading
-JPEGs of COCO's size from disk with so many workers that it hardly ever waits for them: the share of
-time that it did wait is reported, and above 5 % there is a warning. Every variant runs in processes
-of its own, in turn, `--rounds` times; the first steps of each are skipped, and medians are
-reported. CLIP's weights are random: speed does not depend on them.
+JPEGs of COCO's size from disk with enough workers that it hardly ever waits for them: the share of
+waiting time is reported, with a warning above 5 %. Every variant runs in separate processes, in
+turn, `--rounds` times; the first steps of each are skipped, and medians are reported. CLIP's
+weights are random: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def measure_plain(task: Task) -> dict[str, Any]:
 
 
 def measure_loop(task: Task) -> dict[str, Any]:
-    """`train` on a folder of JPEGs; its own metrics say how long each step took, and for what."""
+    """`train` on a folder of JPEGs; its own metrics state the time of each step and its parts."""
     precision, _, compiled = task.variant.partition("+")
     with tempfile.TemporaryDirectory() as output:
         config = TrainConfig.from_dict(
@@ -259,7 +259,7 @@ def environment(devices: list[str]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """For people."""
+    """Print a table."""
     lines = ["device variant              s/step  images/s  speedup  peak GB  data+log"]
     for row in rows:
         lines.append(

@@ -16,7 +16,7 @@ _ENERGY = Path("/sys/class/powercap")
 
 
 class Variant:
-    """A process that makes something once, and then runs it whenever it is asked to.
+    """A process that creates something once, then runs it on request.
 
     Args:
         make: a function of a module; called in the process, it returns the function that `run`
@@ -25,7 +25,7 @@ class Variant:
         has_children: whether the process starts others.
 
     Raises:
-        RuntimeError: it could not be made; the message says why.
+        RuntimeError: it could not be created; the message states the reason.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ def _serve(connection: Any, make: Callable[..., Any], arguments: tuple[Any, ...]
 
 
 def peak_memory() -> int:
-    """The most that this process has held so far, in bytes.
+    """Peak memory of this process so far, in bytes.
 
     Not from `getrusage`: that of a new process begins with what its parent had.
     """

@@ -1,6 +1,6 @@
 """The steps of a conversion: read, export, quantize, write, compare.
 
-Rewrites for deployment happen inside of the export (`convert.rewrite`). Memory holds one model at a
+Rewrites for deployment are part of the export (`convert.rewrite`). Memory holds one model at a
 time, as far as possible: each step releases what the next one does not need.
 """
 
@@ -147,7 +147,7 @@ def write_bundle(
     folder: Path,
     progress: Progress,
 ) -> Manifest:
-    """Quantize if asked to, write a bundle into `folder`, which is empty, and compare it.
+    """Quantize for int8, write a bundle into the empty `folder`, and compare it.
 
     Raises:
         ConversionError: it is further from PyTorch than allowed.
@@ -200,7 +200,7 @@ def write_bundle(
 def _quantize(
     exported: Exported, captions: Sequence[str], options: ConvertOptions, progress: Progress
 ) -> tuple[ov.Model, ov.Model, dict[str, Any]]:
-    """Text encoder and generator in INT8; for the manifest, how they became so."""
+    """Text encoder and generator in INT8, and the details for the manifest."""
     quantizer = _with_nncf if options.quantizer == "nncf" else _with_ours
     progress.step("quantizing the text encoder", len(captions))
     samples = text_samples(exported.tokenizer, captions)
@@ -248,7 +248,7 @@ def _refuse_unfaithful(fidelity: Fidelity, options: ConvertOptions) -> None:
     if not fidelity.image_psnr_db >= options.lowest_psnr:
         raise ConversionError(
             f"the {options.precision} images are only {fidelity.image_psnr_db:.1f} dB from "
-            f"PyTorch's, below the {options.lowest_psnr:.1f} dB asked for: use a higher precision, "
+            f"PyTorch's, below the required {options.lowest_psnr:.1f} dB: use a higher precision, "
             "more calibration prompts, or a lower --min-psnr"
         )
 
@@ -257,7 +257,7 @@ def _run_onnx(
     file: Path, *inputs: npt.NDArray[Any], on_row: Callable[[], None] = lambda: None
 ) -> npt.NDArray[Any]:
     settings = onnxruntime.SessionOptions()
-    # A second layout of all weights, which eight images are not worth.
+    # A second layout of all weights is not worth it for eight images.
     settings.add_session_config_entry("session.disable_prepacking", "1")
     session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]

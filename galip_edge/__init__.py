@@ -16,24 +16,16 @@ from galip_edge.own_packages import require_own_package
 
 if TYPE_CHECKING:
     from convert import ConversionError, ConvertOptions, convert
-    from runtime import (
-        BundleError,
-        GalipEdgeError,
-        Generated,
-        Job,
-        JobError,
-        JobOptions,
-        Pipeline,
-        PipelineOptions,
-        PromptError,
-        PromptFile,
-        Tokenizer,
-        __version__,
-        default_bundle,
-        draw_noise,
-    )
+    from runtime.bundle import default_bundle
+    from runtime.errors import BundleError, GalipEdgeError, JobError, PromptError
+    from runtime.jobs.job import Job, JobOptions
+    from runtime.jobs.prompts import PromptFile
+    from runtime.noise import draw_noise
+    from runtime.pipeline import Generated, Pipeline, PipelineOptions
+    from runtime.tokenizer import Tokenizer
+    from runtime.version import __version__
 
-_PACKAGES = dict.fromkeys(("ConversionError", "ConvertOptions", "convert"), "convert")
+_OF_CONVERT = ("ConversionError", "ConvertOptions", "convert")
 
 __all__ = [
     "BundleError",
@@ -59,6 +51,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'galip_edge' has no attribute {name!r}")
-    package = _PACKAGES.get(name, "runtime")
+    package = "convert" if name in _OF_CONVERT else "runtime"
     require_own_package(package)
     return getattr(import_module(package), name)

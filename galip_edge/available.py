@@ -13,7 +13,7 @@ from runtime.errors import BundleError
 
 @dataclass(frozen=True)
 class AvailableModel:
-    """A model whose files are here.
+    """A model whose files are on this machine.
 
     Attributes:
         option: value of `--model`, pinned to a commit; None for the embedded model.

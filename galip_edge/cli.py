@@ -132,7 +132,7 @@ class CommandGroup(click.Group):
             raise
         command: click.Command = loaded.command
         if not any(parameter.name == "debug" for parameter in command.params):
-            command.params += [_quiet_option(), _debug_option()]
+            command.params += _verbosity_options()
             name_variables(command, cmd_name)
         return command
 
@@ -166,40 +166,31 @@ class CommandGroup(click.Group):
             formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
 
 
-def _quiet_option() -> click.Option:
+def _verbosity_option(name: str, level: int, text: str, *more: str) -> click.Option:
+    """A flag that the context's root remembers, and that sets the level of our loggers."""
+
     def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
-            (ctx.find_root().obj or {})["quiet"] = True
+            (ctx.find_root().obj or {})[name] = True
             for package in ("galip_edge", "convert", "runtime"):
-                logging.getLogger(package).setLevel(logging.ERROR)
+                logging.getLogger(package).setLevel(level)
 
     return click.Option(
-        ["--quiet", "-q"],
+        [f"--{name}", *more],
         is_flag=True,
         expose_value=False,
         is_eager=True,
-        envvar="GALIP_EDGE_QUIET",
+        envvar=f"GALIP_EDGE_{name.upper()}",
         callback=remember,
-        help="Print results and errors only.",
+        help=text,
     )
 
 
-def _debug_option() -> click.Option:
-    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-        if value:
-            (ctx.find_root().obj or {})["debug"] = True
-            for package in ("galip_edge", "convert", "runtime"):
-                logging.getLogger(package).setLevel(logging.DEBUG)
-
-    return click.Option(
-        ["--debug"],
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        envvar="GALIP_EDGE_DEBUG",
-        callback=remember,
-        help="Show tracebacks and debug messages.",
-    )
+def _verbosity_options() -> list[click.Parameter]:
+    return [
+        _verbosity_option("quiet", logging.ERROR, "Print results and errors only.", "-q"),
+        _verbosity_option("debug", logging.DEBUG, "Show tracebacks and debug messages."),
+    ]
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -218,7 +209,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 @click.group(
     cls=CommandGroup,
-    params=[_quiet_option(), _debug_option()],
+    params=_verbosity_options(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(

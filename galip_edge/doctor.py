@@ -46,7 +46,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("open_clip", "pyarrow", "resvg_py", "safetensors", "torch", "webdataset"),
     "video": ("av",),
 }
-# As pyproject.toml has it.
+# As in pyproject.toml.
 _LEAST_OPENVINO = (2026, 3)
 # The embedded model needs about as much.
 _LEAST_MEMORY = 400_000_000
@@ -55,12 +55,12 @@ _LEAST_DISK = 500_000_000
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        name: of it.
+        name: of the check.
         state: OK, NOTE (works, but not as well as it could) or PROBLEM.
-        text: what was found, and what to do.
+        text: the result, and the remedy of a problem.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything; each finding as soon as it is known."""
+    """Run all checks; yields each result as soon as it is known."""
     yield Finding("python", OK, f"{platform.python_version()}, {platform.platform()}")
     yield _openvino()
     yield from _cpu()
@@ -99,17 +99,17 @@ def _cpu() -> Iterator[Finding]:
     limit = "" if quota is None else f", a quota of {quota:g} (cgroup)"
     yield Finding("cores", OK, f"{available_cores()} of {total} may be used{limit}")
     if quota is not None and quota < 1:
-        yield Finding("quota", NOTE, f"{quota:g} of a core: images take longer than a core's time")
+        yield Finding("quota", NOTE, f"{quota:g} of a core: slower than a whole core")
     if "AVX2" not in sets and is_x86():
         yield Finding("int8", PROBLEM, "no AVX2: INT8 models are very slow on this CPU")
     elif slow:
-        yield Finding("int8", NOTE, "no VNNI: INT8 is slower, and weights lose a bit")
+        yield Finding("int8", NOTE, "no VNNI: INT8 is slower, and its weights have 7 bits")
     else:
         yield Finding("int8", OK, "in hardware")
     if has_bf16():
         yield Finding("bf16", OK, "in hardware")
     else:
-        yield Finding("bf16", NOTE, "not in hardware: what is not INT8 is computed in float32")
+        yield Finding("bf16", NOTE, "not in hardware: layers that are not INT8 run in float32")
 
 
 def _memory() -> Finding:
@@ -145,7 +145,7 @@ def _cache() -> Iterator[Finding]:
     folder = cache_folder()
     existing = next(it for it in (folder, *folder.absolute().parents) if it.exists())
     if not os.access(existing, os.W_OK):
-        text = f"{existing} cannot be written: each run compiles; set GALIP_EDGE_CACHE"
+        text = f"{existing} is not writable: each run compiles the models; set GALIP_EDGE_CACHE"
         yield Finding("cache", PROBLEM, text)
         return
     for each in (folder, *(folder / name for name in ("compiled", "verified", "hub"))):
@@ -171,7 +171,7 @@ def _models() -> Iterator[Finding]:
     except GalipEdgeError as error:
         yield Finding("embedded", PROBLEM, str(error))
     else:
-        yield Finding("embedded", OK, f"as PyTorch computes: {report}")
+        yield Finding("embedded", OK, f"matches PyTorch: {report}")
     for model in available_models():
         if model.option is None:
             continue
@@ -185,5 +185,5 @@ def _models() -> Iterator[Finding]:
 
 
 def is_healthy(findings: list[Finding]) -> bool:
-    """True if nothing is wrong."""
+    """True if there is no problem."""
     return all(finding.state != PROBLEM for finding in findings)

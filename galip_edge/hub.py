@@ -2,8 +2,8 @@
 
 Files are downloaded into huggingface_hub's own cache, at one commit. Which commit a name stands for
 is kept in our cache, so that later runs need neither the network nor huggingface_hub, and give the
-same images until `galip-edge pull` asks the hub again. A bundle from a hub is a stranger's: nothing
-is downloaded but the files that its manifest lists, and they are verified like those of any other.
+same images until `galip-edge pull` queries the hub again. Bundles from a hub are untrusted: only
+files that the manifest lists are downloaded, and they are verified like those of any bundle.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,199}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAIN = "main"
 _LARGEST_PIN = 64 * 1024
-# Receives lines for people.
+# Receives progress messages.
 Report = Callable[[str], None]
 # A manifest's largest size, see runtime.bundle.
 _LARGEST_MANIFEST = 4 * 1024**2
@@ -56,7 +56,7 @@ class HubModel:
 
     @classmethod
     def parse(cls, text: str) -> HubModel:
-        """From `[hf:]owner/name[@revision]`. Raises GalipEdgeError if it is another text."""
+        """Parse `[hf:]owner/name[@revision]`. Raises GalipEdgeError for any other text."""
         repository, at, revision = text.removeprefix(PREFIX).partition("@")
         valid = _REPOSITORY.fullmatch(repository) and "--" not in repository
         if not valid or ".." in text or (at and not _REVISION.fullmatch(revision)):
@@ -72,11 +72,11 @@ class HubModel:
 
 @dataclass(frozen=True)
 class Pulled:
-    """A model of a hub whose files are here.
+    """A pulled model.
 
     Attributes:
         model: as it was named.
-        commit: its revision then.
+        commit: the commit of its revision at that time.
         folder: of the bundle.
     """
 
@@ -91,15 +91,15 @@ class Pulled:
 
 
 def resolve(text: str, report: Report) -> Path:
-    """The bundle's folder of a model that `hf:...` names, downloaded if it is not here.
+    """The bundle's folder of a model that `hf:...` names, downloaded if missing.
 
     Args:
         text: `hf:owner/name[@revision]`.
         report: receives lines about what is downloaded.
 
     Raises:
-        GalipEdgeError: it can be neither found here nor downloaded.
-        BundleError: what was downloaded is not an intact bundle.
+        GalipEdgeError: the model is not on this machine, and cannot be downloaded.
+        BundleError: the download is not an intact bundle.
     """
     model = HubModel.parse(text)
     pulled = _pinned(model)
@@ -111,7 +111,7 @@ def resolve(text: str, report: Report) -> Path:
 
 
 def pull(model: HubModel, report: Report, force: bool = False) -> Pulled:
-    """Ask the hub for the newest commit of a model's revision, and download what is missing.
+    """Query the hub for the newest commit of a model's revision, and download missing files.
 
     With `force`, download all files. Raises as `resolve` does.
     """
@@ -124,7 +124,7 @@ def pull(model: HubModel, report: Report, force: bool = False) -> Pulled:
 
 
 def pulled_models() -> Iterator[Pulled]:
-    """All models that were pulled and are still here, by name."""
+    """Pulled models that still exist, by name."""
     folder = private_folder(cache_folder(), "hub")
     pins = map(_read_pin, folder.glob("*.json")) if folder else ()
     for pulled in sorted(filter(None, pins), key=lambda pulled: str(pulled.model)):
@@ -215,7 +215,7 @@ def _write_pin(pulled: Pulled) -> None:
         try:
             write_whole(file, json.dumps(values).encode())
         except GalipEdgeError as error:
-            _log.warning("later runs will ask the hub again: %s", error)
+            _log.warning("later runs will query the hub again: %s", error)
 
 
 def _library() -> Any:
@@ -270,7 +270,7 @@ def _unreachable(model: HubModel | str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return (
         f"cannot reach the hub for {model} ({reason}): try again with a connection, or copy the "
-        "bundle's folder from another machine and give its path with --model"
+        "bundle's folder from another machine and pass its path as --model"
     )
 
 
@@ -282,7 +282,7 @@ def push(
     message: str,
     replace_card: bool,
 ) -> tuple[str, bool]:
-    """Upload a bundle in one commit; the repository is created if there is none.
+    """Upload a bundle in one commit; the repository is created if it does not exist.
 
     Args:
         bundle: verified.
@@ -290,10 +290,10 @@ def push(
         extra: names and contents of further files; README.md is the card.
         private: visibility of a new repository.
         message: of the commit.
-        replace_card: whether to replace a card that is there.
+        replace_card: whether to replace an existing card.
 
     Returns:
-        URL of the commit, and whether a card that was there was kept.
+        URL of the commit, and whether an existing card was kept.
 
     Raises:
         GalipEdgeError: the hub refuses or cannot be reached.

@@ -27,7 +27,7 @@ class ImageInfo:
 
     Attributes:
         path: of the file.
-        stored: what the file says.
+        stored: contents of the file's metadata.
         recipe: ours; None if it has none, or a damaged one.
     """
 
@@ -47,7 +47,7 @@ class ImageInfo:
 
     @property
     def reproduction(self) -> Reproduction:
-        """The command that makes the file again, with its model."""
+        """The command that reproduces the file, with its model."""
         if self.recipe is None:
             return Reproduction(None, "no recipe of galip-edge")
         found = reproduction(self.recipe)
@@ -72,7 +72,7 @@ class ImageInfo:
         return f"again{suffix}" if needed else None
 
     def values(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values for JSON."""
         found, recipe = self.reproduction, self.recipe
         return {
             "path": str(self.path),
@@ -86,7 +86,7 @@ class ImageInfo:
         }
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Lines for a terminal."""
         stored, found = self.stored, self.reproduction
         size = "" if stored.size is None else ", {} x {} pixels".format(*stored.size)
         yield from _line("image", f"{stored.format}{size}")

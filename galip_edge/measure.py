@@ -35,7 +35,7 @@ class Measurement:
     Attributes:
         model, model_hash, image_size: of the bundle.
         precision: of the bundle's weights.
-        computed_in: what is not INT8 is computed in this.
+        computed_in: precision of layers that are not INT8.
         p50, p95: seconds from a new prompt to its image, one after the other.
         images_per_second: of many images of one prompt, in parallel.
         first_start, start: seconds of a `galip-edge generate` of one image: with an empty cache,
@@ -63,7 +63,7 @@ class Measurement:
     versions: dict[str, str]
 
     def values(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
     @property
@@ -154,7 +154,7 @@ def measure(
 
 
 def _seconds_of_many(pipeline: Pipeline, images: int) -> float:
-    """The better of two, after one that compiles."""
+    """Time of the faster of two runs, after one that compiles."""
     found = []
     for _ in range(3):
         before = time.perf_counter()
@@ -173,7 +173,7 @@ def _starts(bundle: Path, options: PipelineOptions) -> tuple[float, float, int |
         command += ["--device", options.device]
         package = str(Path(__file__).parent.parent)
         search_path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-        # Variables of the user's would set other options of generate.
+        # The user's variables would set other options of generate.
         given = {n: it for n, it in os.environ.items() if not n.startswith(f"{PREFIX}_")}
         environment = given | {"GALIP_EDGE_CACHE": folder, "PYTHONPATH": search_path}
         seconds = []

@@ -21,7 +21,7 @@ _SAMPLES_OF_A_PROMPT = 4
 def sample_sheet(pipeline: Pipeline, prompts: Sequence[str]) -> tuple[tuple[str, ...], bytes]:
     """Prompts, and a PNG with four images of each in a row.
 
-    Without `prompts`, the bundle's golden prompts are taken.
+    Without `prompts`, the bundle's golden prompts are used.
     """
     manifest = pipeline.manifest
     golden = manifest.golden.prompts if manifest.golden else _DEFAULT_PROMPTS
@@ -123,5 +123,5 @@ def _pairs(values: dict[str, str]) -> str:
 
 
 def _text(text: str) -> str:
-    """Without what Markdown or a shell in double quotes would read as its own."""
+    """Text without characters that are special in Markdown or in a double-quoted shell string."""
     return "".join("" if it in '<>|`$"\\[]*' or not it.isprintable() else it for it in text)

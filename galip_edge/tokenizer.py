@@ -17,7 +17,7 @@ _WITHOUT_MERGES = 514
 def build_tokenizer(config: CLIPConfig) -> Tokenizer:
     """The tokenizer whose vocabulary has `config.vocabulary_size` tokens.
 
-    The merges are CLIP's, which open_clip carries; a smaller vocabulary takes the first of them.
+    The merges are CLIP's, which open_clip includes; a smaller vocabulary uses the first of them.
 
     Raises ValueError if CLIP has fewer.
     """

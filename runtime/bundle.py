@@ -381,11 +381,11 @@ def _not_a_folder(path: Path) -> str:
     if not path.exists():
         return f"no bundle at {path}: no such folder"
     if is_bundle(path.parent):
-        return f"{path} is a file of a bundle: give the bundle's folder, {path.parent}"
+        return f"{path} is a file of a bundle: pass the bundle's folder, {path.parent}"
     if path.suffix in _CHECKPOINTS:
         return (
             f"{path} is a checkpoint, not a bundle: convert it with galip-edge convert {path}, "
-            "and give the new folder"
+            "and pass the new folder"
         )
     return f"{path} is a file, not a bundle: a bundle is a folder with a {MANIFEST}"
 
@@ -397,7 +397,7 @@ def _not_a_bundle(folder: Path) -> str:
             f"{folder} is not a bundle, it holds the checkpoint {checkpoints[0]}: convert it with "
             f"galip-edge convert {folder / checkpoints[0]}"
         )
-    return f"{folder} is not a bundle: it has no {MANIFEST}; make one with galip-edge convert"
+    return f"{folder} is not a bundle: it has no {MANIFEST}; create one with galip-edge convert"
 
 
 def verify_files(

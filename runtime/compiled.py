@@ -45,8 +45,8 @@ class CompileOptions:
     Attributes:
         threads: cores of the CPU, for all streams together.
         streams: rows computed in parallel, each with its share of the threads.
-        precision: in which to compute what is not INT8: f32, bf16 or f16.
-        cache: folder for compiled models, if they are kept.
+        precision: of layers that are not INT8: f32, bf16 or f16.
+        cache: folder for compiled models; None keeps none.
         fallback: use f32 where bf16 or f16 is out of tolerance of the golden numbers.
         device: to compute on; default: the CPU.
         dequantize: compute INT8 layers in floating point (`runtime.dequantize`).
@@ -61,7 +61,7 @@ class CompileOptions:
     dequantize: bool = False
 
     def name(self) -> str:
-        """Short, and another for other options; cache and device do not count."""
+        """Short name of these options, except cache and device."""
         return f"{self.precision}-{self.threads}-{self.streams}{self.form}"
 
     @property
@@ -102,10 +102,10 @@ def chosen_precision(asked: str, of_bundle: str, device: Device | None = None) -
 
     Args:
         asked: auto, f32 or bf16.
-        of_bundle: what auto means on x86 CPUs that have it.
+        of_bundle: the meaning of auto on x86 CPUs that have it.
         device: to compute on; default: the CPU.
 
-    Raises BundleError if the device does not have the precision that was asked for.
+    Raises BundleError if the device does not have the requested precision.
     """
     if device is not None and (device.prefers_float16 or not device.is_cpu):
         if asked == "auto":
@@ -123,9 +123,9 @@ class ModelFile:
     """A model of a bundle on disk, read when it is compiled.
 
     Args:
-        bundle: verified. It must not change from now on.
+        bundle: verified; it must not change from now on.
         name: of the model's graph.
-        probe: golden numbers for rows of so many columns; None if the bundle has none.
+        probe: returns golden numbers for rows of a number of columns; None if there are none.
         exact_in_f32: whether float32 gives the same numbers on any number of threads.
     """
 
@@ -171,7 +171,7 @@ class ModelFile:
         return "f32" if self._refused is not None else wanted
 
     def _in_16_bits(self, options: CompileOptions, columns: int | None) -> CompiledModel | None:
-        """None where its numbers are wrong."""
+        """The model in bf16 or f16; None if its numbers are wrong."""
         name = f"{self._weights.stem}-{options.precision}{options.form}.refused"
         mark = options.cache / name if options.cache else None
         reason = self._refused
@@ -225,7 +225,7 @@ class ModelFile:
         return compiled
 
     def _kept(self, options: CompileOptions, columns: int | None) -> ov.CompiledModel | None:
-        """From the cache, into which it is put if need be; None if it cannot be."""
+        """The model from the cache, added if missing; None if it cannot be cached."""
         assert options.cache is not None
         name = f"{self._weights.stem}-{columns or 'all'}-{options.name()}.blob"
         place = options.cache / name, self._weights, options.properties()
@@ -249,7 +249,7 @@ def _remember(mark: Path, reason: str) -> None:
     try:
         write_whole(mark, reason.encode())
     except GalipEdgeError as error:
-        _log.info("it will be searched again: %s", error)
+        _log.info("the fallback is not cached: %s", error)
 
 
 def _with_static_shapes(model: ov.Model, columns: int | None) -> ov.Model:
@@ -278,7 +278,7 @@ class CompiledModel:
     """A function from the rows of arrays to a row.
 
     The batch is always one. A larger one is hardly faster, and some operations round differently in
-    it, so an image would depend on the others of its batch.
+    it, so an image would depend on the others in its batch.
 
     Args:
         compiled: OpenVINO's, for a batch of one.
@@ -300,13 +300,13 @@ class CompiledModel:
         probe: Probe | None = None,
         cache: Path | None = None,
     ) -> CompiledModel:
-        """Compile `model` without looking for a blob of ours.
+        """Compile `model`, bypassing our cache.
 
         Args:
             model: with a dynamic batch; its shapes are changed.
-            options: see there.
-            columns: the length of the inputs' rows, if the model leaves it open.
-            probe: golden numbers that it must come near to.
+            options: use of the device.
+            columns: length of the inputs' rows, if it is dynamic.
+            probe: golden numbers to compare with.
             cache: folder of OpenVINO's own cache, if it is used.
 
         Raises:
@@ -335,14 +335,14 @@ class CompiledModel:
     def infer_iter(self, rows: Iterable[tuple[Array, ...]]) -> Iterator[Array]:
         """The results of `infer`, in order; some rows are computed ahead in parallel.
 
-        `rows` are taken as they are needed, so that there may be any number of them.
+        `rows` are consumed as needed, so there may be any number of them.
         """
         if self._streams == 1:
             for row in rows:
                 yield self.infer(*row)
             return
-        # Threads, since `infer` lets go of the interpreter lock; OpenVINO's own queue with Python
-        # callbacks was seen to deadlock when it is destroyed.
+        # Threads, since `infer` releases the interpreter lock; OpenVINO's own queue with Python
+        # callbacks deadlocks when it is destroyed.
         pending: deque[Future[Array]] = deque()
         with ThreadPoolExecutor(self._streams) as pool:
             try:

@@ -85,15 +85,15 @@ def distrusted(status: os.stat_result) -> str | None:
     if not hasattr(os, "geteuid"):  # Windows: the user's folder is private
         return None
     if status.st_uid != os.geteuid():
-        return f"it belongs to user {status.st_uid}; set GALIP_EDGE_CACHE to a folder of yours"
+        return f"it belongs to user {status.st_uid}; set GALIP_EDGE_CACHE to your own folder"
     if status.st_mode & 0o022:
-        return "other users may write to it; run chmod go-w on it if its content is yours alone"
+        return "other users may write to it; run chmod go-w on it if only you have written to it"
     return None
 
 
 @functools.cache
 def _warn(text: str) -> None:
-    """Once for each process."""
+    """Warn once per process."""
     _log.warning(text)
 
 
@@ -131,7 +131,7 @@ class VerifiedFiles:
         try:
             write_whole(self._folder / self._name(path), json.dumps([*state, sha256]).encode())
         except GalipEdgeError as error:
-            _log.info("hashes are not remembered: %s", error)
+            _log.info("hashes are not cached: %s", error)
 
 
 def compiled_model_folder(root: Path, key: str) -> Path | None:
@@ -147,7 +147,7 @@ def compiled_model_folder(root: Path, key: str) -> Path | None:
         os.utime(folder)
         _evict(folder)
     except OSError as error:
-        _log.info("compiled models are not kept: %s", error)
+        _log.info("compiled models are not cached: %s", error)
         return None
     return folder if os.access(folder, os.W_OK) else None
 
@@ -218,8 +218,8 @@ def compile_and_keep(
         probe: golden numbers to compare with.
 
     Returns:
-        The model as of `load_blob`; None if it cannot be compiled or written, or if the blob
-        computes other numbers.
+        The model as `load_blob` returns it; None if it cannot be compiled or written, or if the
+        blob computes other numbers.
 
     Raises:
         OutOfToleranceError: its output differs too much from the golden numbers.
@@ -232,7 +232,7 @@ def compile_and_keep(
             return None
         write_whole(blob, hashlib.sha256(data).digest() + data)
     except (RuntimeError, GalipEdgeError) as error:
-        _log.info("%s is not kept: %s", blob, error)
+        _log.info("%s is not cached: %s", blob, error)
         return None
     return kept
 

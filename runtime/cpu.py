@@ -45,7 +45,7 @@ _MAC_FLAGS = {
     "arm.FEAT_SME": "sme",
 }
 
-# Names of Arm's cores by their part number, which is all that Linux says of them.
+# Names of Arm's cores by their part number, which is all that Linux reports.
 _ARM = "0x41"
 _ARM_CORES = {
     "0xd03": "Cortex-A53",
@@ -103,7 +103,7 @@ def _least(
     root: Path,
     membership: Path,
 ) -> float | None:
-    """The least limit of a controller.
+    """The smallest limit of a controller.
 
     A group is also limited by its ancestors: the smallest limit up to the root counts. Inside a
     container the root is the container's own group; a systemd unit's group lies below the root.
@@ -150,7 +150,7 @@ def _quota_v1(group: Path) -> float | None:
         return None
 
 
-# What version 1 states instead of no limit: the largest multiple of a page.
+# Version 1's value for no limit: the largest multiple of a page.
 _NO_MEMORY_LIMIT = 1 << 62
 
 
@@ -259,7 +259,7 @@ def _sysctl() -> str:
 
 
 def _of_mac(sysctl: str) -> _Processor:
-    """From what sysctl prints, a line `key: value` each."""
+    """From the output of sysctl, one `key: value` per line."""
     info = dict(line.split(": ", 1) for line in sysctl.splitlines() if ": " in line)
     flags = {flag for name, flag in _MAC_FLAGS.items() if info.get(f"hw.optional.{name}") == "1"}
     return _Processor(info.get("machdep.cpu.brand_string", "").strip(), frozenset(flags))

@@ -1,8 +1,8 @@
-"""Content credentials: images signed by C2PA with a key of the user's (extra `c2pa`).
+"""Content credentials: images signed by C2PA with the user's key (extra `c2pa`).
 
-The manifest states that a trained model generated the file; the certificates state who says so.
-Signatures depend on the time and on chance, so that signed files differ from run to run, though
-their pixels do not. No time stamp is requested: nothing is sent anywhere.
+The manifest states that a trained model generated the file; the certificates identify the signer.
+Signatures contain the time and random numbers, so signed files differ from run to run, but their
+pixels do not. No time stamp is requested: nothing is sent anywhere.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LARGEST_PEM = 1024**2
 # C2PA's names of signature algorithms, by the type of the key.
 _CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 
-# One white pixel, to try a key on.
+# One white pixel, to test a key with.
 _PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
     "0000000c49444154789c63f8ffff3f0005fe02fe0def46b80000000049454e44ae426082"
@@ -41,7 +41,7 @@ _PIXEL = bytes.fromhex(
 
 @dataclass(frozen=True)
 class Signer:
-    """Signs files; other processes may have a copy.
+    """Signs files; may be sent to other processes.
 
     Attributes:
         algorithm: C2PA's name of the signature algorithm.
@@ -55,7 +55,7 @@ class Signer:
 
     @classmethod
     def from_files(cls, key: Path, certificates: Path) -> Signer:
-        """A signer from PEM files, tried on an image.
+        """A signer from PEM files, tested on an image.
 
         Raises:
             GalipEdgeError: c2pa-python is not installed, or the files cannot sign.

@@ -1,6 +1,6 @@
 """INT8 layers in floating point, for devices whose INT8 kernels are slower.
 
-A bundle rounds what a layer reads to 8 bits by a FakeQuantize. Without it, OpenVINO computes the
+In a bundle, a FakeQuantize rounds the input of a layer to 8 bits. Without it, OpenVINO computes the
 layer in floating point from the same INT8 weights. Which is faster on a CPU is measured
 (`runtime.selection`).
 """
@@ -14,7 +14,7 @@ def dequantize_activations(model: ov.Model) -> int:
     """Remove the rounding of activations, in place; weights stay as they are.
 
     Returns:
-        How many roundings were removed.
+        Number of removed roundings.
     """
     found = [node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]
     activations = [n for n in found if n.input_value(0).get_node().get_type_name() != "Constant"]

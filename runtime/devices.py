@@ -1,9 +1,9 @@
-"""Devices that OpenVINO computes on, and how each of them is used.
+"""OpenVINO's devices, and how each of them is used.
 
-A device has OpenVINO's name: CPU, GPU (or GPU.1, the second one), NPU. AUTO stands for the fastest
-one here that comes near enough to the bundle's golden numbers (`runtime.selection`). It is not
-OpenVINO's own AUTO, which begins on the CPU and moves to another device while requests run, so
-that an image would depend on when it was generated.
+A device has OpenVINO's name: CPU, GPU (or GPU.1, the second one), NPU. AUTO is the fastest one on
+this machine within tolerance of the bundle's golden numbers (`runtime.selection`). It is not
+OpenVINO's own AUTO, which begins on the CPU and moves to another device while requests run, so that
+an image would depend on when it was generated.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _STREAMS = 1
 
 
 class DeviceError(GalipEdgeError):
-    """A device was asked for that this machine does not have."""
+    """The requested device does not exist on this machine."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Device:
         return "f16" in self.precisions and not (self.is_cpu and is_x86())
 
     def precision(self, of_bundle: str) -> str:
-        """Precision for what is not INT8.
+        """Precision of layers that are not INT8.
 
         Args:
             of_bundle: the bundle's on x86 CPUs, f32 or bf16.
@@ -92,9 +92,9 @@ class Device:
 
     @property
     def keeps_weightless(self) -> bool:
-        """True if compiled models are kept without weights (`runtime.compiled_cache`).
+        """True if compiled models are cached without weights (`runtime.compiled_cache`).
 
-        Elsewhere OpenVINO's own cache keeps them, with a second copy of the weights.
+        Otherwise OpenVINO's own cache is used, with a second copy of the weights.
         """
         release = ".".join(ov.__version__.split(".")[:2])
         return self.is_cpu and is_x86() and release in _WEIGHTLESS_RELEASES
@@ -103,7 +103,7 @@ class Device:
         """OpenVINO's settings for compiling a model.
 
         Args:
-            precision: f32, f16 or bf16, for what is not INT8.
+            precision: of layers that are not INT8: f32, f16 or bf16.
             streams: images computed in parallel.
             threads: cores of the CPU, for all streams together.
         """
@@ -123,7 +123,7 @@ class Device:
         return found
 
     def streams(self, threads: int) -> int:
-        """How many images to compute in parallel when there are many.
+        """Number of images to compute in parallel when many are generated.
 
         Args:
             threads: cores of the CPU that may be used.
@@ -149,7 +149,7 @@ def is_x86() -> bool:
 
 
 def checked_name(value: object) -> str:
-    """A device's name in capitals. Raises ValueError if it is none."""
+    """A device's name in capitals. Raises ValueError if it is not one."""
     name = value.upper() if isinstance(value, str) else ""
     if not _NAME.fullmatch(name):
         raise ValueError(f"device must be CPU, GPU, GPU.1, NPU or AUTO, got {value!r:.60}")
@@ -167,7 +167,7 @@ def device_named(name: str) -> Device:
 
     Raises:
         DeviceError: this machine does not have it.
-        ValueError: it is no device's name, or AUTO.
+        ValueError: it is not a device's name, or it is AUTO.
     """
     name = checked_name(name)
     if name == AUTO:
@@ -184,9 +184,9 @@ def device_named(name: str) -> Device:
 
 
 def devices_for(asked: str) -> list[Device]:
-    """The devices among which `asked` leaves the choice: several for AUTO only.
+    """The candidates for the name `asked`: several for AUTO only.
 
-    Raises DeviceError if the device that was asked for is not there.
+    Raises DeviceError if the device does not exist.
     """
     return available_devices() if asked == AUTO else [device_named(asked)]
 
@@ -224,7 +224,7 @@ def _device(name: str) -> Device:
 
 
 def _cpu_full_name() -> str:
-    # Without spaces in a row, which vendors put in.
+    # Some vendors put several spaces in a row.
     return " ".join(str(_property(CPU, "FULL_DEVICE_NAME") or cpu_name()).split())
 
 

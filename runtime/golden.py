@@ -59,7 +59,7 @@ class Probe:
     def check(self, outputs: Sequence[Array]) -> float:
         """Return the measured value. Raises OutOfToleranceError if it is below the minimum."""
         found = self.measure(outputs)
-        if not found >= self.least:  # also what is not a number
+        if not found >= self.least:  # also for NaN
             raise OutOfToleranceError(
                 f"{self.unit} is {found:.4g}, at least {self.least:.4g} is needed"
             )

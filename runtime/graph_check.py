@@ -64,7 +64,7 @@ class Signature:
 
 
 class _Layer(NamedTuple):
-    """Least and most inputs, outputs, and a pattern for each attribute; all must be present."""
+    """Least and most inputs and outputs, and a pattern for each attribute; all must be present."""
 
     least: int
     most: int
@@ -196,7 +196,7 @@ def checked_graph(text: bytes, weights_size: int, signature: Signature) -> bytes
         signature: inputs and outputs that the graph must have.
 
     Returns:
-        `text` without its last section, which describes how the graph was made.
+        `text` without its last section, which describes how the graph was generated.
 
     Raises:
         GraphError: anything in it is not what `galip-edge convert` writes.
@@ -213,7 +213,7 @@ def checked_graph(text: bytes, weights_size: int, signature: Signature) -> bytes
 
 
 def _sections(text: bytes) -> bytes:
-    """Layers and edges alone, in plain ASCII: any XML parser reads the same in it."""
+    """Layers and edges alone, in plain ASCII, which every XML parser reads alike."""
     if len(text) > MAX_TEXT:
         raise GraphError(f"it is larger than {MAX_TEXT:,} bytes")
     if not text.startswith(_PROLOG) or text.count(b"<?") != 1:
@@ -269,7 +269,7 @@ def _node(layer: Element) -> _Node:
         if section.tag not in ("data", "input", "output", "rt_info") or section.tag in sections:
             raise GraphError(f"unexpected {_short(section.tag)}")
         if section.tag == "data" and len(section):
-            raise GraphError("its data have elements of their own")
+            raise GraphError("its data contain elements")
         sections[section.tag] = section
     attributes = dict(sections["data"].attrib) if "data" in sections else {}
     _check_attributes(attributes, known.attributes)

@@ -53,10 +53,10 @@ class ImageMetadata:
 
     @classmethod
     def of_recorded(cls, values: Mapping[str, Any]) -> ImageMetadata:
-        """Inverse of `recorded`, for values that a stranger may have written.
+        """Inverse of `recorded`, for untrusted values.
 
         Raises:
-            ValueError: they are no recipe of an image.
+            ValueError: they are not a recipe of an image.
         """
         try:
             found = cls(**values)
@@ -129,7 +129,7 @@ def file_name(metadata: ImageMetadata) -> str:
 def save_png(
     image: Images, path: str | Path, recipe: Recipe | None, signer: Signer | None = None
 ) -> None:
-    """Write one image (H,W,3) with its recipe, whole or not at all.
+    """Write one image (H,W,3) with its recipe, atomically.
 
     Raises GalipEdgeError if it cannot be written.
     """

@@ -23,8 +23,8 @@ class Lock:
     """A lock that this process holds until `release`.
 
     Args:
-        held: whether the locked file is still there, and the same.
-        release: gives the lock back.
+        held: whether the locked file still exists and is the same.
+        release: releases the lock.
     """
 
     def __init__(self, held: Callable[[], bool], release: Callable[[], None]) -> None:
@@ -79,7 +79,7 @@ def _try_native(path: Path, flags: int) -> Lock | None:
 
 
 def remove_locked(lock: Lock, path: Path) -> None:
-    """Release a lock and remove its file; whoever waits for it creates a new one."""
+    """Release a lock and remove its file; a waiting process creates a new one."""
     if sys.platform == "win32":  # where an open file cannot be removed
         lock.release()
         _unlink(path)

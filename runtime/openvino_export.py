@@ -38,7 +38,7 @@ def export_openvino(
     vnni: bool = True,
     tokenizer: bool = True,
 ) -> Manifest:
-    """Write the models, whole or not at all.
+    """Write the models atomically.
 
     Args:
         bundle: to export.

@@ -44,11 +44,11 @@ from runtime.prompts import checked_prompts
 from runtime.selection import Candidate, candidates, choose
 from runtime.tokenizer import Tokenizer
 
-# The text encoder is compiled for so many tokens, when a prompt needs it, and for all that it may
-# have: short prompts are the usual ones, and each length costs memory (docs/performance.md).
+# Token counts for which the text encoder is compiled on demand, in addition to the context length:
+# most prompts are short, and each length costs memory (docs/performance.md).
 TEXT_LENGTHS = (20, 32)
 
-# Images per core from which on they are computed in parallel.
+# Least number of images per core that are computed in parallel.
 _MANY = 2
 
 # Sentence embeddings of the latest prompts: 2 KB each at full size.
@@ -64,9 +64,9 @@ class PipelineOptions:
         streams: images computed in parallel, each with its share of the threads; 0 chooses by the
             number of images, for the least latency of few and the most throughput of many.
         cache: keep compiled models and verified hashes in the user's cache folder.
-        precision: in which to compute what is not INT8: f32, bf16, or auto, which is the bundle's
-            own where the CPU has it and float16 on devices that are made for it
-            (`runtime.devices`), if that is right here (`runtime.golden`), else f32.
+        precision: of layers that are not INT8: f32, bf16, or auto: the bundle's own where the CPU
+            has it, float16 on devices built for it (`runtime.devices`), f32 where these are out of
+            tolerance (`runtime.golden`).
         device: OpenVINO's name of the device, such as CPU, GPU, GPU.1 or NPU; AUTO measures once
             which one is fastest (`runtime.selection`).
         dequantize: compute INT8 layers in floating point; None measures once whether that is
@@ -93,7 +93,7 @@ class PipelineOptions:
 
 @dataclass(frozen=True)
 class Generated:
-    """One generated image and what it was made from."""
+    """A generated image and its inputs."""
 
     prompt: str
     seed: int
@@ -112,7 +112,7 @@ def _checked_floats(values: npt.ArrayLike, name: str) -> Floats:
 
 
 class Pipeline:
-    """A loaded bundle. Make one with `Pipeline.from_bundle`."""
+    """A loaded bundle; created by `Pipeline.from_bundle`."""
 
     def __init__(self, bundle: Bundle, options: PipelineOptions) -> None:
         self._bundle, self.manifest, self.options = bundle, bundle.manifest, options
@@ -125,7 +125,7 @@ class Pipeline:
         exact = self.manifest.is_all_int8 and not self._dequantize
         self._text_file = ModelFile(bundle, TEXT_ENCODER, self._text_probe)
         self._generator_file = ModelFile(bundle, GENERATOR, self._generator_probe, exact)
-        # Compiled when they are needed: by number of tokens, and by number of streams.
+        # Compiled on demand: by number of tokens, and by number of streams.
         self._text_encoders: dict[int, CompiledModel] = {}
         self._generators: dict[int, Future[CompiledModel]] = {}
         self._sentences: OrderedDict[bytes, Floats] = OrderedDict()  # by the prompt's hash
@@ -155,7 +155,7 @@ class Pipeline:
 
     @property
     def settled_options(self) -> PipelineOptions:
-        """Options with which another process computes as this one does, without measuring."""
+        """Options with which another process computes the same way, without measuring."""
         return replace(self.options, device=self.device.name, dequantize=self._dequantize)
 
     def _chosen(self, devices: Sequence[Device]) -> Candidate:
@@ -174,8 +174,8 @@ class Pipeline:
     def _generator_on(self, candidate: Candidate) -> CompiledModel:
         """The generator of a candidate, for one image at a time.
 
-        Compiled models are kept, since one of them is the one that is used. Raises BundleError if
-        generator or text encoder is out of tolerance or cannot be compiled.
+        Compiled models are cached: one of them will be used. Raises BundleError if generator or
+        text encoder is out of tolerance or cannot be compiled.
         """
         device = candidate.device
         precision = self._precision_on(device)
@@ -217,7 +217,7 @@ class Pipeline:
         if golden is None:
             return None
         tokens = self.tokenizer(golden.entry.prompts)
-        # A prompt that is too long for this length is cut: no test of it, but of the whole length.
+        # Prompts that do not fit into this length are compared at the full length only.
         if columns and not tokens[:, columns:].any():
             tokens = tokens[:, :columns]
         elif columns:
@@ -231,7 +231,7 @@ class Pipeline:
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer, created on first use, while the generator is compiled.
 
-        Raises BundleError if its merges are none.
+        Raises BundleError if its merges are invalid.
         """
         try:
             merges = self._bundle.read(MERGES).decode("utf-8").splitlines()
@@ -265,14 +265,14 @@ class Pipeline:
         return self._generator_file.used_precision(self._precision)
 
     def prepare(self, count: int) -> None:
-        """Start to compile for `count` images in the background."""
-        streams = self.side_by_side(count)
+        """Start compiling for `count` images in the background."""
+        streams = self.parallel_images(count)
         if streams not in self._generators:
             thread = ThreadPoolExecutor(1)
             self._generators[streams] = thread.submit(
                 self._generator_file.compile, self._compile_options(streams)
             )
-            thread.shutdown(wait=False)  # it ends when that is done
+            thread.shutdown(wait=False)  # it ends after the task
 
     def encode(self, prompts: str | Sequence[str]) -> Floats:
         """Sentence embeddings of one prompt or many; equal prompts are encoded once.
@@ -281,7 +281,7 @@ class Pipeline:
             (len(prompts), embedding_dim) float32, not normalised.
 
         Raises:
-            PromptError: there is no prompt, or one is empty, too long or no valid text.
+            PromptError: there is no prompt, or one is empty, too long or not valid text.
         """
         prompts = checked_prompts(prompts)
         distinct = {_prompt_key(prompt): prompt for prompt in prompts}
@@ -329,15 +329,15 @@ class Pipeline:
     def synthesize_each(
         self, rows: Iterable[tuple[Floats, Floats]], count: int
     ) -> Iterator[Images]:
-        """The image (H,W,3) of each row, in order, as soon as it is there.
+        """The image (H,W,3) of each row, in order, as soon as it is ready.
 
         Args:
-            rows: noise (noise_dim,) and a sentence embedding (embedding_dim,) each, which are
-                taken as they are needed.
+            rows: noise (noise_dim,) and a sentence embedding (embedding_dim,) each; consumed as
+                needed.
             count: approximate number of rows; many are computed in parallel.
 
         Raises:
-            ValueError: count is no number of images, or a row does not fit the model.
+            ValueError: count is not a number of images, or a row does not fit the model.
         """
         count = checked_integer(count, "count", 0)
         return self._generator(count).infer_iter(map(self._checked_row, rows))
@@ -370,8 +370,8 @@ class Pipeline:
             (len(prompts)·n,H,W,3) uint8, RGB.
 
         Raises:
-            PromptError: there is no prompt, or one is empty, too long or no valid text.
-            ValueError: n, seed or psi is no number or out of range.
+            PromptError: there is no prompt, or one is empty, too long or not valid text.
+            ValueError: n, seed or psi is not a number, or out of range.
         """
         items = list(self.generate_each(prompts, n, seed, psi))
         return np.stack([item.image for item in items])
@@ -379,10 +379,10 @@ class Pipeline:
     def generate_each(
         self, prompts: str | Sequence[str], n: int = 1, seed: int = 0, psi: float = 1.0
     ) -> Iterator[Generated]:
-        """The images of `generate`, in the same order, each as soon as it is there.
+        """The images of `generate`, in the same order, each as soon as it is ready.
 
         Raises:
-            PromptError, ValueError: as `generate`, at once.
+            PromptError, ValueError: as `generate`, before the first image.
         """
         n, seed = checked_integer(n, "n", 1), checked_integer(seed, "seed", 0, MAX_SEED)
         return self._generate_each(checked_prompts(prompts), n, seed, checked_share(psi, "psi"))
@@ -402,7 +402,7 @@ class Pipeline:
             yield Generated(prompt, seed, i, image)
 
     def _text_length(self, count: int) -> int:
-        """For how many tokens to compile the text encoder that reads `count`."""
+        """Length for which the text encoder is compiled to read `count` tokens."""
         lengths = (*TEXT_LENGTHS, self.manifest.context_length)
         return next(length for length in lengths if length >= count)
 
@@ -415,9 +415,9 @@ class Pipeline:
     def _generator(self, count: int) -> CompiledModel:
         """Generator for `count` images: all cores for each, or many images in parallel."""
         self.prepare(count)
-        return self._generators[self.side_by_side(count)].result()
+        return self._generators[self.parallel_images(count)].result()
 
-    def side_by_side(self, count: int) -> int:
+    def parallel_images(self, count: int) -> int:
         """Number of images computed in parallel, each with its share of the cores."""
         if self.options.streams:
             return self.options.streams
@@ -440,7 +440,7 @@ class Pipeline:
         )
 
     def _cache_folder(self, devices: Sequence[Device]) -> Path | None:
-        """For models compiled for devices, and compared with the golden numbers on them."""
+        """Folder of models that were compiled for, and tested on, these devices."""
         golden = self.manifest.files.get(GOLDEN), self.manifest.golden
         machine = f"{ov.__version__} {[each.identity for each in devices]} {golden}"
         key = hashlib.sha256(machine.encode()).hexdigest()[:12]
@@ -448,9 +448,9 @@ class Pipeline:
 
 
 def settled_options(bundle: str | Path, options: PipelineOptions) -> PipelineOptions:
-    """Options that leave no choice of device and arithmetic, for several processes.
+    """Options with a fixed device and arithmetic, for several processes.
 
-    Raises as `Pipeline.from_bundle`, where the bundle has to be loaded to measure it.
+    Raises like `Pipeline.from_bundle`, which is called if a choice has to be measured.
     """
     if options.device != AUTO and (options.dequantize is not None or is_x86()):
         return options
@@ -458,5 +458,5 @@ def settled_options(bundle: str | Path, options: PipelineOptions) -> PipelineOpt
 
 
 def _prompt_key(prompt: str) -> bytes:
-    """A prompt in a cache, where a text of 2,000 characters would take more than its embedding."""
+    """Cache key of a prompt, which may be longer than its embedding."""
     return hashlib.blake2b(prompt.encode(), digest_size=16).digest()

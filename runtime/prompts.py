@@ -14,7 +14,7 @@ MAX_CHARACTERS = 2000
 def checked_prompts(prompts: str | Iterable[str]) -> list[str]:
     """One prompt or many as a list of at least one.
 
-    Raises PromptError if there is none, or as `checked_prompt` does.
+    Raises PromptError if there is none, or like `checked_prompt`.
     """
     values: Any = [prompts] if isinstance(prompts, str) else prompts
     if isinstance(values, (bytes, bytearray)) or not isinstance(values, Iterable):
@@ -32,7 +32,7 @@ def _shown(value: object) -> str:
 def checked_prompt(prompt: str) -> str:
     """The prompt unchanged.
 
-    Raises PromptError if it is not text, empty or blank, longer than `MAX_CHARACTERS`, or no valid
+    Raises PromptError if it is not text, empty or blank, longer than `MAX_CHARACTERS`, or not valid
     Unicode.
     """
     if not isinstance(prompt, str):

@@ -1,4 +1,4 @@
-"""Recipes of files with several images, and the commands that make files again."""
+"""Recipes of files with several images, and commands that reproduce files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class SeriesRecipe:
 
     @classmethod
     def of_recorded(cls, values: Mapping[str, Any]) -> SeriesRecipe:
-        """Inverse of `recorded`. Raises ValueError if they are no such recipe."""
+        """Inverse of `recorded`. Raises ValueError if they are not such a recipe."""
         try:
             prompts, seeds = tuple(values["prompts"]), tuple(values["seeds"])
             return cls(**{**values, "prompts": prompts, "seeds": seeds})
@@ -104,7 +104,7 @@ class SeriesRecipe:
         return asdict(self)
 
     def arguments(self) -> list[str]:
-        """The command that makes the file again, without the model and the output."""
+        """The command that reproduces the file, without the model and the output."""
         found = ["galip-edge", self.command]
         for seed in self.seeds:
             found += ["--seed", str(seed)]
@@ -118,7 +118,7 @@ class SeriesRecipe:
 
 
 def _check_option(name: str, value: Any, kind: Any) -> None:
-    """Raises ValueError unless the option exists and has a value of its kind."""
+    """Raise ValueError unless the option exists and has a value of its kind."""
     if kind == "share":
         checked_share(value, name)
         return
@@ -138,7 +138,7 @@ def recipe_of(recorded: Mapping[str, Any]) -> ImageMetadata | SeriesRecipe:
     """The recipe in the JSON of an image file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a recipe.
     """
     if "command" in recorded:
         return SeriesRecipe.of_recorded(recorded)
@@ -147,11 +147,11 @@ def recipe_of(recorded: Mapping[str, Any]) -> ImageMetadata | SeriesRecipe:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """How to make a file again.
+    """How to reproduce a file.
 
     Attributes:
-        arguments: of the command, without the model; None if no command makes it.
-        note: what the command does next to that, or how else to make the file.
+        arguments: of the command, without the model; None if no command reproduces it.
+        note: what else the command does, or another way to reproduce the file.
     """
 
     arguments: list[str] | None
@@ -159,7 +159,7 @@ class Reproduction:
 
 
 def reproduction(recipe: ImageMetadata | SeriesRecipe) -> Reproduction:
-    """The command that makes a recipe's file again."""
+    """The command that reproduces a recipe's file."""
     if isinstance(recipe, SeriesRecipe):
         prompts, found = recipe.prompts, Reproduction(recipe.arguments())
     elif recipe.end is None:
@@ -167,7 +167,7 @@ def reproduction(recipe: ImageMetadata | SeriesRecipe) -> Reproduction:
     else:
         prompts, found = (recipe.prompt, recipe.end.prompt), _frame(recipe)
     if "-" in prompts:  # reads standard input
-        return Reproduction(None, "the prompt - can only be given from Python or by the API")
+        return Reproduction(None, "the prompt - can only be passed from Python or to the API")
     return found
 
 
@@ -190,7 +190,7 @@ def _frame(recipe: ImageMetadata) -> Reproduction:
     same = recipe.sentence_share == recipe.noise_share == number / steps
     if not same or recipe.index or recipe.end.index:
         return Reproduction(
-            None, "only the API makes an image between two: POST /v1/images/interpolations"
+            None, "only the API generates this interpolated image: POST /v1/images/interpolations"
         )
     found = ["galip-edge", "interpolate", "--seed", str(recipe.seed)]
     found += ["--seed", str(recipe.end.seed), "--steps", str(steps), "--out", "frames"]
@@ -228,5 +228,5 @@ def _escaped(character: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text of a stranger's file for a terminal: control characters as escapes."""
+    """Untrusted text for a terminal: control characters as escapes."""
     return "".join(it if it.isprintable() else it.encode("unicode_escape").decode() for it in text)

@@ -2,8 +2,8 @@
 
 There is a choice for `--device AUTO` on a machine with several devices, and for an INT8 bundle on a
 CPU that is not x86, whose INT8 kernels may be slower than float16. Every candidate generates the
-bundle's golden images; the fastest one that comes near enough to them is used, and the cache keeps
-that choice. The rule is that of `galip-edge convert --auto`.
+bundle's golden images; the fastest one within tolerance is used, and the choice is cached. The rule
+is that of `galip-edge convert --auto`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def choose(
     golden: Golden | None,
     file: Path | None,
 ) -> Candidate:
-    """The fastest candidate that is near enough to the golden images.
+    """The fastest candidate within tolerance of the golden images.
 
     Args:
         among: at least one.
@@ -165,4 +165,4 @@ def _keep(file: Path, among: Sequence[Candidate], chosen: Candidate) -> None:
     try:
         write_whole(file, json.dumps(content).encode())
     except GalipEdgeError as error:
-        _log.info("it will be measured again: %s", error)
+        _log.info("the choice is not cached: %s", error)

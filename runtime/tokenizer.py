@@ -13,7 +13,7 @@ import regex
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-# What a text is split into, in lower case.
+# Pieces of a text, in lower case.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _WORDS = regex.compile(rf"{regex.escape(START)}|{regex.escape(END)}|{WORDS}", regex.IGNORECASE)
 
@@ -93,7 +93,7 @@ class Tokenizer:
         return [token for word in self._encoded_words(text) for token in word]
 
     def _encoded_words(self, text: str) -> Iterator[tuple[int, ...]]:
-        """Ids of one word after the other; a word is merged only when it is asked for."""
+        """Ids of one word after the other; words are merged lazily."""
         for match in _WORDS.finditer(clean(text)):
             word = match[0]
             if word == START:
@@ -106,7 +106,7 @@ class Tokenizer:
                 yield self._merge_cached(word)
 
     def _first_ids(self, text: str) -> list[int]:
-        """The ids that a row has room for; words after them are not merged."""
+        """The ids that fit into a row; words after them are not merged."""
         ids: list[int] = []
         for word in self._encoded_words(text):
             ids.extend(word)

@@ -1,6 +1,6 @@
-"""The tokenizer as an OpenVINO model, for programs that have no tokenizer of their own.
+"""The tokenizer as an OpenVINO model, for programs without one.
 
-It is made of OpenVINO Tokenizers' operations (extra `export`), which a program loads as an
+It consists of OpenVINO Tokenizers' operations (extra `export`), which a program loads as an
 extension: `core.add_extension("openvino_tokenizers")`.
 
 Ids equal those of `runtime.Tokenizer`, except that repairs of broken text are not among the
@@ -17,7 +17,7 @@ import openvino as ov
 from runtime.errors import GalipEdgeError, install_hint
 from runtime.tokenizer import END, START, WORD_END, WORDS, Tokenizer
 
-# What `runtime.tokenizer.clean` does, in its order, as far as it can be written as replacements.
+# Steps of `runtime.tokenizer.clean`, in order, that replacements can express.
 _REPLACEMENTS = (
     ("&(?:amp;)+", "&"),
     ("&lt;", "<"),

@@ -1,4 +1,4 @@
-"""What many tests need: a cache of their own, small models, and the reference weights."""
+"""Fixtures of many tests: a separate cache, small models, and the reference weights."""
 
 import os
 import sys
@@ -68,7 +68,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def parity() -> dict[str, np.ndarray]:
-    """What the original implementation computed with the weights of `make_weights.py`."""
+    """Results of the original implementation with the weights of `make_weights.py`."""
     return dict(np.load(DATA / "parity.npz"))
 
 

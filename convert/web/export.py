@@ -89,7 +89,7 @@ def _write_page(folder: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for before, after in _CHANGES:
         if text.count(before) != 1:
-            raise ConversionError(f"the studio page has changed: {before!r} is not in it once")
+            raise ConversionError(f"the studio page does not contain {before!r} exactly once")
         text = text.replace(before, after)
     page.write_text(text, encoding="utf-8")
 

@@ -218,7 +218,7 @@ def _computed(op: ov.Node, inputs: list[Any]) -> list[np.ndarray]:
     return [np.array(tensor.data) for tensor in made]
 
 
-# --- layers with a translation of their own -----------------------------------------------------
+# --- translations of single layers --------------------------------------------------------------
 
 Translate = Callable[[_Translation, ov.Node], None]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ftfy import badness, chardata
 
-# Python's classes in terms of JavaScript's; both patterns are used outside of brackets only.
+# Python's classes in terms of JavaScript's; both patterns are used outside brackets only.
 _CLASSES = {r"\s": r"[\s\x1c-\x1f\x85]", r"\w": r"[\p{L}\p{N}_]"}
 
 

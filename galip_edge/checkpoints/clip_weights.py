@@ -328,7 +328,7 @@ def _openai_name(name: str) -> str | None:
 
 def _not_a_clip(tensors: Mapping[str, Tensor]) -> str:
     """Description of a file that is not a CLIP with a vision transformer."""
-    needed = "give CLIP with both its transformers, such as OpenAI's ViT-B/32"
+    needed = "pass a CLIP with both transformers, such as OpenAI's ViT-B/32"
     kind = architecture(tensors)
     if kind[0] != "V" and kind != "an unknown architecture":
         return f"is a CLIP with {kind}, and GALIP needs one with a vision transformer: {needed}"

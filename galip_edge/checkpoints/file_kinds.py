@@ -54,9 +54,9 @@ def foreign_kind(head: bytes, size: int) -> str | None:
         return None
     for magic, (name, tool) in _ARCHIVES.items():
         if head.startswith(magic):
-            return f"is compressed with {name}: unpack it ({tool}) and give the file inside"
+            return f"is compressed with {name}: unpack it ({tool}) and pass the file inside"
     if head[257:262] == b"ustar":
-        return "is a tar archive: unpack it (tar -xf) and give the file inside"
+        return "is a tar archive: unpack it (tar -xf) and pass the file inside"
     for magic, name in _OTHERS.items():
         if head.startswith(magic):
             return f"is {name}, not {_PYTORCH}"
@@ -101,7 +101,7 @@ def _text_kind(text: str) -> str | None:
         )
     if lowered.startswith(("{", "[")):
         if '"weight_map"' in text:
-            return "is the JSON index of a sharded checkpoint, not weights: give one single file"
+            return "is the JSON index of a sharded checkpoint, not weights: pass one single file"
         return f"is JSON text, not {_PYTORCH}"
     if lowered.startswith(("<?xml", "<net")):
         return f"is XML text, not {_PYTORCH}"
@@ -113,7 +113,7 @@ def _text_kind(text: str) -> str | None:
 def zip_without_weights(names: Sequence[str]) -> str:
     """Description of a zip archive that is not a PyTorch checkpoint."""
     if weights := [name for name in names if name.lower().endswith(_WEIGHTS)]:
-        return f"is a zip archive: unpack it and give {_printable(weights[0])!r} inside"
+        return f"is a zip archive: unpack it and pass {_printable(weights[0])!r} inside"
     if not names:
         return "is an empty zip archive, without weights"
     if all(name.endswith(".npy") for name in names):

@@ -88,8 +88,8 @@ def _block_sizes(blocks: int) -> tuple[int, ...]:
     if not 2 <= blocks <= 6:
         raise CheckpointError(
             f"has {blocks} upsampling blocks: the authors' code has 6, for images of 224 pixels, "
-            "and the file does not hold the image size of any other number above that; give the "
-            "dimensions as load_checkpoint(..., config=ModelConfig(...)) in Python"
+            "and the file does not hold the image size of any other number above that; pass the "
+            "dimensions in Python: load_checkpoint(..., config=ModelConfig(...))"
         )
     return sizes
 

@@ -1,4 +1,4 @@
-"""Help of commands with many options: options in titled groups."""
+"""Commands with many options: help in titled groups."""
 
 from __future__ import annotations
 

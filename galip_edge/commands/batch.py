@@ -22,13 +22,11 @@ from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import console, notice
 from galip_edge.commands.options import (
     RenamedOption,
-    cache_option,
-    inference_device_option,
+    integer_option,
     json_option,
     model_option,
-    precision_option,
+    pipeline_options,
     signing_options,
-    threads_option,
 )
 from runtime.bundle import default_bundle
 from runtime.credentials import Signer
@@ -70,20 +68,16 @@ from runtime.pipeline import PipelineOptions
 @option_group(
     "Images",
     model_option,
-    click.option(
+    integer_option(
         "-n",
         "count",
-        type=click.IntRange(1, MAX_IMAGES),
+        least=1,
+        most=MAX_IMAGES,
         default=1,
-        show_default=True,
         help="Images per prompt, for rows without n. A larger number extends the job.",
     ),
-    click.option(
-        "--seed",
-        type=click.IntRange(0, MAX_SEED),
-        default=0,
-        show_default=True,
-        help="Noise seed, for rows without seed.",
+    integer_option(
+        "--seed", least=0, most=MAX_SEED, default=0, help="Noise seed, for rows without seed."
     ),
 )
 @option_group(
@@ -103,13 +97,13 @@ from runtime.pipeline import PipelineOptions
         show_default=True,
         help="One file per image, tar shards for webdataset, or Parquet shards.",
     ),
-    click.option(
+    integer_option(
         "--shard-size",
+        least=1,
+        most=100_000,
+        default=JobOptions.shard_size,
         cls=RenamedOption,
         former=["--part"],
-        type=click.IntRange(1, 100_000),
-        default=JobOptions.shard_size,
-        show_default=True,
         help="Images per shard, or per folder of image files.",
     ),
     click.option(
@@ -121,11 +115,11 @@ from runtime.pipeline import PipelineOptions
         show_default=True,
         help="Encoding of the images; PNG files hold prompt and seed.",
     ),
-    click.option(
+    integer_option(
         "--quality",
-        type=click.IntRange(1, 100),
+        least=1,
+        most=100,
         default=ImageFormat.quality,
-        show_default=True,
         help="Quality of jpeg and webp.",
     ),
     signing_options,
@@ -147,9 +141,7 @@ from runtime.pipeline import PipelineOptions
         is_flag=True,
         help="Compare each image with its hash, and regenerate damaged and missing ones.",
     ),
-    click.option(
-        "--max-errors", type=click.IntRange(min=0), help="Stop after more failures than this."
-    ),
+    integer_option("--max-errors", least=0, help="Stop after more failures than this."),
     click.option(
         "--force",
         is_flag=True,
@@ -158,9 +150,9 @@ from runtime.pipeline import PipelineOptions
 )
 @option_group(
     "Execution",
-    click.option(
+    integer_option(
         "--workers",
-        type=click.IntRange(min=1),
+        least=1,
         help="Processes, each with its share of the cores; default: 1, with ray 1 per node.",
     ),
     click.option(
@@ -173,17 +165,14 @@ from runtime.pipeline import PipelineOptions
         help="Run workers on this machine, or on a Ray cluster.",
     ),
     click.option("--address", help="Ray cluster; default: RAY_ADDRESS, else this machine."),
-    threads_option,
-    click.option(
+    integer_option(
         "--streams",
-        type=click.IntRange(min=0),
+        least=0,
         default=0,
         show_default="one per core",
         help="Images in parallel in each process.",
     ),
-    precision_option,
-    inference_device_option,
-    cache_option,
+    pipeline_options,
 )
 @option_group(
     "Reporting",
@@ -217,11 +206,7 @@ def command(
     max_errors: int | None,
     force: bool,
     dry_run: bool,
-    threads: int,
-    streams: int,
-    cache: bool,
-    precision: str,
-    device: str,
+    options: PipelineOptions,
     as_json: bool,
     signer: Signer | None,
 ) -> None:
@@ -242,7 +227,7 @@ def command(
       # after correcting rows of the file
       galip-edge batch prompts.txt -o images -n 4 --update
     """
-    options = JobOptions(
+    job_options = JobOptions(
         output_format=output_format,
         image_format=ImageFormat(image_format, quality, signer),
         shard_size=shard_size,
@@ -251,7 +236,7 @@ def command(
         update=update,
         verify=verify,
         force=force,
-        pipeline=PipelineOptions(threads, streams, cache, precision, device),
+        pipeline=options,
     )
     bundle = model or default_bundle()
     with _prompt_file(prompts, input_format) as path:
@@ -259,12 +244,12 @@ def command(
         source = "standard input" if str(prompts) == "-" else prompts
         notice(f"{source}: {file.layout}")
         if dry_run:
-            _print_estimate(asdict(estimate(file, bundle, options)), as_json)
+            _print_estimate(asdict(estimate(file, bundle, job_options)), as_json)
             return
         # Ray prints to stdout, up to its end.
         with redirect_stdout(sys.stderr), _executor(executor, workers, address) as chosen:
             with console().status("reading the prompts"):
-                job = Job(file, bundle, out, options, chosen)
+                job = Job(file, bundle, out, job_options, chosen)
             with _progress(job) as show, _stops_at_signals(job):
                 for _ in job:
                     show()

@@ -10,6 +10,7 @@ import click
 from galip_edge.commands.console import StepReporter
 from galip_edge.commands.options import (
     inference_device_option,
+    integer_option,
     json_option,
     model_option,
     precision_option,
@@ -22,12 +23,8 @@ from runtime.pipeline import PipelineOptions
 
 @click.command("benchmark")
 @model_option
-@click.option(
-    "--runs",
-    type=click.IntRange(5, 10_000),
-    default=30,
-    show_default=True,
-    help="Number of prompts for p50 and p95.",
+@integer_option(
+    "--runs", least=5, most=10_000, default=30, help="Number of prompts for p50 and p95."
 )
 @threads_option
 @precision_option
@@ -40,6 +37,10 @@ def command(
 
     p50 and p95 are latencies from a new prompt to its image. Stop other programs first. The last
     line is meant to be pasted into an issue.
+
+    \b
+    Example:
+      galip-edge benchmark --model galip-coco --runs 100
     """
     options = PipelineOptions(threads, precision=precision, device=device)
     with StepReporter() as reporter:

@@ -14,11 +14,11 @@ _VARIABLE = "_GALIP_EDGE_COMPLETE"
 def command(ctx: click.Context, shell: str) -> None:
     """Print a script that completes commands and options in SHELL.
 
-    bash: galip-edge completion bash > ~/.local/share/bash-completion/completions/galip-edge
-
-    zsh: galip-edge completion zsh > ~/.zfunc/_galip-edge (a folder of fpath)
-
-    fish: galip-edge completion fish > ~/.config/fish/completions/galip-edge.fish
+    \b
+    Examples:
+      galip-edge completion bash > ~/.local/share/bash-completion/completions/galip-edge
+      galip-edge completion zsh > ~/.zfunc/_galip-edge  # a folder of fpath
+      galip-edge completion fish > ~/.config/fish/completions/galip-edge.fish
     """
     kind = get_completion_class(shell)
     assert kind is not None

@@ -1,4 +1,4 @@
-"""Progress and tables for people go to stderr; stdout is for results."""
+"""Progress and notices on stderr; stdout is for results."""
 
 from __future__ import annotations
 

@@ -18,7 +18,12 @@ from convert.options import QUANTIZERS
 from convert.workspace import remove_workspaces
 from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import StepReporter, console
-from galip_edge.commands.options import RenamedOption, clip_activation_option, existing_path
+from galip_edge.commands.options import (
+    RenamedOption,
+    clip_activation_option,
+    existing_path,
+    integer_option,
+)
 from runtime.bundle import Manifest
 
 if TYPE_CHECKING:
@@ -66,13 +71,12 @@ def _precision(name: str, flag: str, text: str, **more: Any) -> Any:
         type=existing_path,
         help="Text file with one prompt per line; default: 300 built-in captions.",
     ),
-    click.option(
+    integer_option(
         "--num-samples",
+        least=1,
+        default=ConvertOptions.num_samples,
         cls=RenamedOption,
         former=["--samples"],
-        type=click.IntRange(min=1),
-        default=ConvertOptions.num_samples,
-        show_default=True,
         help="Calibration prompts to use, spread evenly over the file.",
     ),
     click.option(

@@ -10,7 +10,7 @@ import click
 
 from galip_edge import extensions
 from galip_edge.commands.console import counting_progress
-from galip_edge.commands.options import existing_path, json_option, settings_option
+from galip_edge.commands.options import existing_path, integer_option, json_option, settings_option
 from galip_edge.data import Report, check
 from galip_edge.data.icons import export_icons
 from galip_edge.training.config import load_config
@@ -39,7 +39,7 @@ def command() -> None:
 @command.command("check")
 @click.argument("config")
 @settings_option
-@click.option("--limit", type=click.IntRange(min=1), help="Images to check; default: all.")
+@integer_option("--limit", least=1, help="Images to check; default: all.")
 @json_option
 def check_command(
     config: str, assignments: tuple[str, ...], limit: int | None, as_json: bool
@@ -47,6 +47,10 @@ def check_command(
     """Read every training image and caption of CONFIG, a configuration as for train.
 
     Exit with 1 if there are no valid images, or any problem.
+
+    \b
+    Example:
+      galip-edge data check own --set data.root=photos
     """
     settings = load_config(config, assignments).data
     with counting_progress() as progress:
@@ -67,14 +71,8 @@ def check_command(
 
 @command.command("icons")
 @click.argument("packages", nargs=-1, required=True, type=existing_path)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
-@click.option(
-    "--size",
-    type=click.IntRange(1, 2048),
-    default=64,
-    show_default=True,
-    help="Side of the images in pixels.",
-)
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="New folder.")
+@integer_option("--size", least=1, most=2048, default=64, help="Side of the images in pixels.")
 @click.option(
     "--category",
     "categories",
@@ -98,6 +96,10 @@ def icons_command(
     PACKAGES are folders of npm packages in Iconify's format, such as
     node_modules/@iconify-json/noto. Captions are the icons' names, the title of the set, and
     keywords. OUT/SOURCES.md lists the sets and their licences.
+
+    \b
+    Example:
+      galip-edge data icons node_modules/@iconify-json/noto -o data/noto
     """
     with counting_progress() as progress:
         task = progress.add_task("drawing", total=None)

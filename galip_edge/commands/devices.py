@@ -1,4 +1,4 @@
-"""`galip-edge devices`: what `--device` can name on this machine."""
+"""`galip-edge devices`: values of `--device` on this machine."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ def command(as_json: bool) -> None:
     """List the devices that OpenVINO finds here: name, precisions, memory.
 
     A GPU or NPU needs its vendor's driver. --device AUTO measures once which one is fastest.
+
+    \b
+    Example:
+      galip-edge devices
     """
     devices = available_devices()
     if as_json:

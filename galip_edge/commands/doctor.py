@@ -18,6 +18,10 @@ def command(as_json: bool) -> None:
     """Check CPU, memory, extras, cache and models; exit with 1 if there is a problem.
 
     A `note` is a limitation; a `problem` states its remedy.
+
+    \b
+    Example:
+      galip-edge doctor --json
     """
     found = []
     with console().status("examining"):

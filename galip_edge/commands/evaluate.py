@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import console, counting_progress
 from galip_edge.commands.options import (
     clip_activation_option,
     evaluation_device_option,
     input_path,
+    integer_option,
     json_option,
 )
 from runtime.errors import GalipEdgeError
@@ -35,97 +37,101 @@ if TYPE_CHECKING:  # imported in functions: a mistyped path is reported before t
 _UNLIMITED = 1000
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=GroupedCommand)
 @click.argument("model", type=input_path)
-@click.option("--reference", type=input_path, help="Second model, for comparison.")
-@click.option(
-    "--data",
-    metavar="CONFIG",
-    help="Real images and captions: aviary, KIND=FOLDER such as folder=photos, or a training "
-    "configuration: its held-out images if there are any, otherwise its [data].",
+@option_group(
+    "Models",
+    click.option("--reference", type=input_path, help="Second model, for comparison."),
+    click.option("--clip", type=input_path, help="CLIP weights, for an original checkpoint."),
+    clip_activation_option,
+    evaluation_device_option,
 )
-@click.option(
-    "--captions", "captions_file", type=input_path, help="Captions, one per line; no real images."
+@option_group(
+    "Data",
+    click.option(
+        "--data",
+        metavar="CONFIG",
+        help="Real images and captions: aviary, KIND=FOLDER such as folder=photos, or a training "
+        "configuration: its held-out images if there are any, otherwise its [data].",
+    ),
+    click.option(
+        "--captions",
+        "captions_file",
+        type=input_path,
+        help="Captions, one per line; no real images.",
+    ),
+    integer_option(
+        "--count", least=0, default=1000, help="Number of captions and generated images; 0 for all."
+    ),
+    integer_option("--seed", least=0, default=0, help="Seed of the noise."),
+    integer_option("--batch-size", least=1, default=16, help="Images per batch."),
 )
-@click.option("--scorer", type=input_path, help="Checkpoint with the CLIP for scores.")
-@click.option("--clip", type=input_path, help="CLIP weights, for an original checkpoint.")
-@clip_activation_option
-@click.option("--classifier", type=input_path, help="Attribute classifier of the aviary.")
-@click.option(
-    "--inception-torchvision",
-    metavar="FILE|download",
-    help="Weights of torchvision's Inception, as used in the GALIP paper; adds FID and KID.",
+@option_group(
+    "Metrics",
+    click.option("--scorer", type=input_path, help="Checkpoint with the CLIP for scores."),
+    click.option("--classifier", type=input_path, help="Attribute classifier of the aviary."),
+    click.option(
+        "--inception-torchvision",
+        metavar="FILE|download",
+        help="Weights of torchvision's Inception, as used in the GALIP paper; adds FID and KID.",
+    ),
+    click.option(
+        "--inception-tf",
+        metavar="FILE|download",
+        help="Weights of the TensorFlow FID's Inception; adds FID and KID.",
+    ),
+    click.option(
+        "--efficientnet",
+        is_flag=True,
+        help="Add distances, precision, recall, density and coverage in the features of "
+        "EfficientNet-Lite1.",
+    ),
+    integer_option(
+        "--midpoints",
+        least=0,
+        default=0,
+        help="Number of interpolations whose middle image is evaluated, such as 200.",
+    ),
+    integer_option(
+        "--two-sample",
+        least=0,
+        default=0,
+        help="Number of real and of generated images for a classifier two-sample test.",
+    ),
+    integer_option(
+        "--diversity-captions",
+        least=0,
+        default=20,
+        help="Captions whose images are compared with each other; 0 for none.",
+    ),
 )
-@click.option(
-    "--inception-tf",
-    metavar="FILE|download",
-    help="Weights of the TensorFlow FID's Inception; adds FID and KID.",
+@option_group(
+    "Published FID",
+    click.option(
+        "--statistics",
+        type=input_path,
+        help="Statistics of real images (.npz) for fid_published, GALIP's own protocol; needs "
+        "--inception-torchvision.",
+    ),
+    integer_option(
+        "--passes",
+        least=1,
+        help="For fid_published: passes over the images, each with random captions "
+        "[default: 1; published: 12 for CUB].",
+    ),
+    click.option(
+        "--per-caption",
+        is_flag=True,
+        help="For fid_published: one image for every caption of every image.",
+    ),
 )
-@click.option(
-    "--efficientnet",
-    is_flag=True,
-    help="Add distances, precision, recall, density and coverage in EfficientNet-Lite1's features.",
+@option_group(
+    "Output",
+    click.option(
+        "-o", "--out", type=click.Path(path_type=Path), help="Append to this JSON Lines file."
+    ),
+    json_option,
 )
-@click.option(
-    "--midpoints",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Number of interpolations whose middle image is evaluated, such as 200.",
-)
-@click.option(
-    "--two-sample",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Number of real and of generated images for a classifier two-sample test.",
-)
-@click.option(
-    "--statistics",
-    type=input_path,
-    help="Statistics of real images (.npz) for fid_published, GALIP's own protocol; needs "
-    "--inception-torchvision.",
-)
-@click.option(
-    "--passes",
-    type=click.IntRange(min=1),
-    help="For fid_published: passes over the images, each with random captions "
-    "[default: 1; published: 12 for CUB].",
-)
-@click.option(
-    "--per-caption",
-    is_flag=True,
-    help="For fid_published: one image for every caption of every image.",
-)
-@click.option(
-    "--count",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help="Number of captions and generated images; 0 for all.",
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise."
-)
-@click.option(
-    "--diversity-captions",
-    type=click.IntRange(min=0),
-    default=20,
-    show_default=True,
-    help="Captions whose images are compared with each other; 0 for none.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Images per batch.",
-)
-@evaluation_device_option
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Append to this JSON Lines file."
-)
-@json_option
 def command(
     model: Path,
     reference: Path | None,
@@ -151,7 +157,12 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Evaluate MODEL, a checkpoint or a bundle, and with --reference compare it with another."""
+    """Evaluate MODEL, a checkpoint or a bundle, and with --reference compare it with another.
+
+    \b
+    Example:
+      galip-edge evaluate galip-int8 --data coco=/data/coco --reference galip.safetensors
+    """
     if (data is None) == (captions_file is None):
         raise click.UsageError("pass either --data or --captions")
     extractors = inception_tf or inception_torchvision or efficientnet

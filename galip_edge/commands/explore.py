@@ -7,18 +7,17 @@ from pathlib import Path
 
 import click
 
+from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import counting_progress
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
-    cache_option,
-    inference_device_option,
+    integer_option,
     json_option,
     model_option,
     overwrite_option,
-    precision_option,
+    pipeline_options,
     refuse_existing,
     signing_options,
-    threads_option,
     truncation_option,
 )
 from runtime.credentials import Signer
@@ -29,47 +28,34 @@ from runtime.pipeline import PipelineOptions
 from runtime.reproduce import SeriesRecipe
 
 
-@click.command("explore")
+@click.command("explore", cls=GroupedCommand)
 @click.argument("prompt")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, MAX_SEED),
-    default=0,
-    show_default=True,
-    help="First seed.",
+@option_group(
+    "Images",
+    integer_option("--seed", least=0, most=MAX_SEED, default=0, help="First seed."),
+    integer_option("-n", "count", least=1, most=10_000, default=32, help="Number of seeds."),
+    truncation_option,
+    model_option,
 )
-@click.option(
-    "-n",
-    "count",
-    type=click.IntRange(1, 10_000),
-    default=32,
-    show_default=True,
-    help="Number of seeds.",
+@option_group(
+    "Output",
+    click.option(
+        "-o",
+        "--out",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path("seeds.png"),
+        show_default=True,
+        help="Sheet to write, as PNG.",
+    ),
+    integer_option("--columns", least=1, default=8, help="Columns of the sheet."),
+    overwrite_option,
+    signing_options,
+    json_option,
 )
-@click.option(
-    "--columns",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="Columns of the sheet.",
+@option_group(
+    "Execution",
+    pipeline_options,
 )
-@truncation_option
-@model_option
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("seeds.png"),
-    show_default=True,
-    help="Sheet to write, as PNG.",
-)
-@overwrite_option
-@threads_option
-@cache_option
-@precision_option
-@inference_device_option
-@signing_options
-@json_option
 def command(
     prompt: str,
     seed: int,
@@ -79,10 +65,7 @@ def command(
     model: Path | None,
     out: Path,
     force: bool,
-    threads: int,
-    cache: bool,
-    precision: str,
-    device: str,
+    options: PipelineOptions,
     as_json: bool,
     signer: Signer | None,
 ) -> None:
@@ -90,24 +73,26 @@ def command(
 
     Each equals the first image of `galip-edge generate PROMPT --seed SEED`. `galip-edge info`
     prints the command that is stored in the sheet.
+
+    \b
+    Example:
+      galip-edge explore "a green parrot" -n 16 -o parrots.png
     """
     refuse_existing(out, force)
     seeds = range(seed, seed + count)
     if seeds[-1] > MAX_SEED:
         raise click.UsageError(f"the last seed would be above {MAX_SEED}")
-    pipeline = load_pipeline(
-        model, PipelineOptions(threads, cache=cache, precision=precision, device=device)
-    )
+    pipeline = load_pipeline(model, options)
     latents = (keyframe_latent(pipeline, Keyframe(prompt, each), psi) for each in seeds)
-    pictures = []
+    images = []
     with counting_progress() as progress:
         task = progress.add_task("generating", total=count)
         for each, image in zip(seeds, pipeline.synthesize_each(latents, count)):
-            pictures.append(labelled(image, str(each)))
+            images.append(labelled(image, str(each)))
             progress.advance(task)
-    manifest, options = pipeline.manifest, {"n": count, "columns": columns, "psi": psi}
+    manifest, settings = pipeline.manifest, {"n": count, "columns": columns, "psi": psi}
     recipe = SeriesRecipe(
-        "explore", (prompt,), (seed,), manifest.name, manifest.model_hash, options
+        "explore", (prompt,), (seed,), manifest.name, manifest.model_hash, settings
     )
-    save_png(contact_sheet(pictures, columns), out, recipe, signer)
+    save_png(contact_sheet(images, columns), out, recipe, signer)
     click.echo(json.dumps({"path": str(out), "seeds": list(seeds)}) if as_json else out)

@@ -9,20 +9,20 @@ import click
 import torch
 
 from galip_edge.checkpoints.format import load_checkpoint, save_checkpoint, save_sharded_checkpoint
-from galip_edge.commands.options import existing_path, json_option
+from galip_edge.commands.options import existing_path, integer_option, json_option, output_argument
 from galip_edge.errors import CheckpointError
 from galip_edge.training.heads import export_heads
 
 
 @click.command("export-checkpoint")
 @click.argument("source", type=existing_path)
-@click.argument("output", type=click.Path(path_type=Path))
+@output_argument("OUTPUT", "File to write (.safetensors), or with --file-size a folder.")
 @click.option("--half", is_flag=True, help="Store float16: half the size.")
-@click.option(
+@integer_option(
     "--file-size",
-    type=click.IntRange(min=1),
-    metavar="MIB",
+    least=1,
     help="Split into files of at most this many MiB; OUTPUT is then a folder.",
+    metavar="MIB",
 )
 @click.option(
     "--discriminator/--no-discriminator",
@@ -33,7 +33,7 @@ from galip_edge.training.heads import export_heads
 @json_option
 def command(
     source: Path,
-    output: Path,
+    out: Path,
     half: bool,
     file_size: int | None,
     discriminator: bool,
@@ -42,9 +42,13 @@ def command(
     """Write the model of SOURCE, a checkpoint or the folder of a training run, to OUTPUT.
 
     OUTPUT is a .safetensors file, or with --file-size a folder, whose
-    model.safetensors.index.json other commands take as a checkpoint. A run's averaged weights are
+    model.safetensors.index.json other commands accept as a checkpoint. A run's averaged weights are
     exported and, into a folder, also the heads of its projected discriminator: training with
     start=OUTPUT/model.safetensors.index.json continues from both.
+
+    \b
+    Example:
+      galip-edge export-checkpoint runs/own -o own-half.safetensors --half
     """
     run = source if source.is_dir() else None
     loaded = load_checkpoint(source / "model.safetensors" if run else source)
@@ -52,16 +56,16 @@ def command(
         raise CheckpointError(f"{source} has no discriminator: add --no-discriminator")
     dtype = torch.float16 if half else torch.float32
     if file_size is None:
-        if output.suffix != ".safetensors":
+        if out.suffix != ".safetensors":
             raise click.UsageError("OUTPUT must end in .safetensors, unless --file-size is given")
-        save_checkpoint(loaded.model, output, discriminator=discriminator, dtype=dtype)
-        written = output
+        save_checkpoint(loaded.model, out, discriminator=discriminator, dtype=dtype)
+        written = out
     else:
         written = save_sharded_checkpoint(
-            loaded.model, output, file_size * 2**20, discriminator=discriminator, dtype=dtype
+            loaded.model, out, file_size * 2**20, discriminator=discriminator, dtype=dtype
         )
         if run and discriminator:
-            export_heads(run, output, dtype)
+            export_heads(run, out, dtype)
     if as_json:
         click.echo(json.dumps({"checkpoint": str(written)}))
     else:

@@ -25,6 +25,10 @@ def command(checkpoint: Path, out: Path | None, force: bool) -> None:
 
     It must have the dimensions of that code (the presets cub, coco and cc12m; other base widths
     and noise lengths), and OpenAI's ViT-B/32. Optimizer states are not written.
+
+    \b
+    Example:
+      galip-edge export-original runs/cub/model.safetensors -o galip.pth
     """
     path = out or checkpoint.with_suffix(".pth")
     if path.exists() and not force:
@@ -39,6 +43,6 @@ def command(checkpoint: Path, out: Path | None, force: bool) -> None:
     if loaded.model.config.clip_input != "original":
         notice(
             "Warning: trained with clip_input = 'standard', which the authors' code does not have: "
-            "generate with it, but do not train on"
+            "use it to generate, not to continue training"
         )
     click.echo(path)

@@ -7,14 +7,13 @@ from pathlib import Path
 import click
 
 from galip_edge.commands.console import console
-from galip_edge.commands.options import bundle_path, one_output, vnni_option
+from galip_edge.commands.options import bundle_path, output_argument, vnni_option
 from runtime.ovms import export_model_server
 
 
 @click.command("export-ovms")
 @click.argument("bundle", type=bundle_path)
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the repository.")
+@output_argument("FOLDER", "Folder of the repository.")
 @click.option("--force", is_flag=True, help="Replace an existing repository.")
 @click.option(
     "--text",
@@ -23,16 +22,17 @@ from runtime.ovms import export_model_server
     "the server (docs/openvino-models.md).",
 )
 @vnni_option
-def command(
-    bundle: Path, folder: Path | None, out: Path | None, force: bool, text: bool, vnni: bool
-) -> None:
+def command(bundle: Path, out: Path, force: bool, text: bool, vnni: bool) -> None:
     """Write BUNDLE as a model repository of OpenVINO Model Server to FOLDER.
 
     Text encoder and generator become one model: tokens (1,77), or with --text a string, and noise
     (1,Z) to an image (1,H,W,3). `runtime.Tokenizer` and `runtime.draw_noise` generate the inputs of
     a request.
+
+    \b
+    Example:
+      galip-edge export-ovms galip-coco -o repository
     """
-    folder = one_output(folder, out)
     with console().status("exporting"):
-        export_model_server(bundle, folder, force, vnni, text)
-    click.echo(folder)
+        export_model_server(bundle, out, force, vnni, text)
+    click.echo(out)

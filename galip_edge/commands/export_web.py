@@ -8,25 +8,24 @@ import click
 
 from convert.web import export_web
 from galip_edge.commands.console import console
-from galip_edge.commands.options import bundle_path
+from galip_edge.commands.options import bundle_path, output_argument
 
 
 @click.command("export-web")
 @click.argument("bundle", type=bundle_path)
-@click.argument("folder", type=click.Path(path_type=Path))
+@output_argument("FOLDER", "Folder of the page.")
 @click.option("--force", is_flag=True, help="Replace an existing export.")
-def command(bundle: Path, folder: Path, force: bool) -> None:
+def command(bundle: Path, out: Path, force: bool) -> None:
     """Write BUNDLE to FOLDER as static files that generate in the browser.
 
-    Serve FOLDER with any web server, under any path:
+    The page is the studio of `galip-edge serve`. Any web server can serve FOLDER, under any path;
+    nothing leaves the browser, and after the first visit the page works offline.
 
     \b
-        galip-edge export-web my-bundle site
-        python -m http.server --directory site
-
-    The page is the studio of `galip-edge serve`; nothing leaves the browser, and after the first
-    visit it works offline.
+    Example:
+      galip-edge export-web galip-coco -o site
+      python -m http.server --directory site
     """
     with console().status("exporting"):
-        export_web(bundle, folder, force)
-    click.echo(folder)
+        export_web(bundle, out, force)
+    click.echo(out)

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import click
 
+from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import counting_progress, notice
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
-    cache_option,
-    inference_device_option,
+    integer_option,
     json_option,
     model_option,
-    precision_option,
+    pipeline_options,
     signing_options,
-    threads_option,
     truncation_option,
 )
 from runtime.arrays import Images
@@ -46,40 +45,43 @@ from runtime.reproduce import SeriesRecipe
 _FORMATS = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".jpeg": "jpeg"}
 
 
-@click.command("generate")
+@click.command("generate", cls=GroupedCommand)
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
-@click.option("-n", "count", type=click.IntRange(min=1), default=1, help="Images per prompt.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, MAX_SEED),
-    default=0,
-    show_default=True,
-    help="Seed of the noise.",
+@option_group(
+    "Images",
+    integer_option("-n", "count", least=1, default=1, help="Images per prompt."),
+    integer_option("--seed", least=0, most=MAX_SEED, default=0, help="Seed of the noise."),
+    truncation_option,
+    model_option,
 )
-@truncation_option
-@model_option
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path, allow_dash=True),
-    default=Path("images"),
-    show_default=True,
-    help="Folder for the PNG files, file for a single image (.png, .jpg, .webp), or - to write it "
-    "to standard output.",
+@option_group(
+    "Output",
+    click.option(
+        "-o",
+        "--out",
+        type=click.Path(path_type=Path, allow_dash=True),
+        default=Path("images"),
+        show_default=True,
+        help="Folder for the PNG files, file for a single image (.png, .jpg, .webp), or - to write "
+        "it to standard output.",
+    ),
+    click.option(
+        "--grid", is_flag=True, help="Also write a contact sheet with one row per prompt."
+    ),
+    signing_options,
+    json_option,
 )
-@click.option("--grid", is_flag=True, help="Also write a contact sheet with one row per prompt.")
-@threads_option
-@click.option(
-    "--streams",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Images in parallel; default: one, or one per core for many images.",
+@option_group(
+    "Execution",
+    integer_option(
+        "--streams",
+        least=0,
+        default=0,
+        show_default="one, or one per core for many images",
+        help="Images in parallel.",
+    ),
+    pipeline_options,
 )
-@cache_option
-@precision_option
-@inference_device_option
-@signing_options
-@json_option
 def command(
     prompts: tuple[str, ...],
     count: int,
@@ -88,11 +90,7 @@ def command(
     model: Path | None,
     out: Path,
     grid: bool,
-    threads: int,
-    streams: int,
-    cache: bool,
-    precision: str,
-    device: str,
+    options: PipelineOptions,
     as_json: bool,
     signer: Signer | None,
 ) -> None:
@@ -101,12 +99,16 @@ def command(
     PROMPT - reads prompts from standard input, one per line. On a given machine, model, prompt,
     seed, index and --psi determine the image. Each file contains its recipe, which
     `galip-edge info` prints, and a label for AI-generated media (IPTC, XMP).
+
+    \b
+    Examples:
+      galip-edge generate "a bird on a branch" "two dogs" -n 4 --seed 7 --grid
+      galip-edge generate "a bird on a branch" -o bird.png
     """
     prompts = tuple(_all_prompts(prompts))
     single = _single_format(out, signer)
     if single is not None:
         _check_single(out, len(prompts) * count, grid, as_json)
-    options = PipelineOptions(threads, streams, cache, precision, device)
     pipeline = load_pipeline(model, options)
     manifest = pipeline.manifest
     pipeline.prepare(len(prompts) * count)

@@ -23,6 +23,11 @@ def command(path: Path | None, as_json: bool) -> None:
 
     For a bundle: model, precision, provenance and measured fidelity. For an image (.png, .jpg,
     .webp, .gif, .mp4): its recipe, and the command that reproduces it.
+
+    \b
+    Examples:
+      galip-edge info galip-coco
+      galip-edge info images/a-bird-on-a-branch.png
     """
     folder = path or default_bundle()
     if folder.is_file() and folder.suffix.lower() in MEDIA_TYPES:
@@ -54,7 +59,7 @@ def _lines(manifest: Manifest) -> list[tuple[str, str]]:
         ("made with", ", ".join(f"{k} {v}" for k, v in manifest.tools.items())),
     ]
     if (golden := manifest.golden) is None:
-        lines.append(("golden", "none: the bundle was made before format 3; convert again"))
+        lines.append(("golden", "none: the bundle was written before format 3; convert again"))
     else:
         lines.append(
             (

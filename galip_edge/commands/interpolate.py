@@ -9,18 +9,17 @@ from typing import Any
 
 import click
 
+from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import counting_progress
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
-    cache_option,
-    inference_device_option,
+    integer_option,
     json_option,
     model_option,
     overwrite_option,
-    precision_option,
+    pipeline_options,
     refuse_existing,
     signing_options,
-    threads_option,
     truncation_option,
 )
 from runtime.animation import ENDINGS, save_animation
@@ -41,51 +40,57 @@ from runtime.pipeline import PipelineOptions
 from runtime.reproduce import SeriesRecipe
 
 
-@click.command("interpolate")
+@click.command("interpolate", cls=GroupedCommand)
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
-@click.option(
-    "--seed",
-    "seeds",
-    type=click.IntRange(0, MAX_SEED),
-    multiple=True,
-    default=(0,),
-    help="Seed of a keyframe; repeat for more.",
+@option_group(
+    "Images",
+    integer_option(
+        "--seed",
+        "seeds",
+        least=0,
+        most=MAX_SEED,
+        default=(0,),
+        multiple=True,
+        help="Seed of a keyframe; repeat for more.",
+    ),
+    truncation_option,
+    model_option,
 )
-@model_option
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("interpolation.webp"),
-    show_default=True,
-    help=f"An animation ({', '.join(ENDINGS)}), a strip (.png), or a folder for frames.",
+@option_group(
+    "Path",
+    integer_option(
+        "--steps", least=1, most=10_000, default=24, help="Steps from each keyframe to the next."
+    ),
+    click.option("--loop", is_flag=True, help="Return to the first keyframe."),
+    click.option(
+        "--grid", metavar="ROWSxCOLUMNS", help="Interpolate between four images on a grid (PNG)."
+    ),
 )
-@click.option(
-    "--steps",
-    type=click.IntRange(1, 10_000),
-    default=24,
-    show_default=True,
-    help="Steps from each keyframe to the next.",
+@option_group(
+    "Output",
+    click.option(
+        "-o",
+        "--out",
+        type=click.Path(path_type=Path),
+        default=Path("interpolation.webp"),
+        show_default=True,
+        help=f"An animation ({', '.join(ENDINGS)}), a strip (.png), or a folder for frames.",
+    ),
+    click.option(
+        "--fps",
+        type=click.FloatRange(0.1, 100),
+        default=24,
+        show_default=True,
+        help="Frames per second.",
+    ),
+    overwrite_option,
+    signing_options,
+    json_option,
 )
-@click.option("--loop", is_flag=True, help="Return to the first keyframe.")
-@click.option(
-    "--fps",
-    type=click.FloatRange(0.1, 100),
-    default=24,
-    show_default=True,
-    help="Frames per second.",
+@option_group(
+    "Execution",
+    pipeline_options,
 )
-@truncation_option
-@click.option(
-    "--grid", metavar="ROWSxCOLUMNS", help="Interpolate between four images on a grid (PNG)."
-)
-@overwrite_option
-@threads_option
-@cache_option
-@precision_option
-@inference_device_option
-@signing_options
-@json_option
 def command(
     prompts: tuple[str, ...],
     seeds: tuple[int, ...],
@@ -97,10 +102,7 @@ def command(
     psi: float,
     grid: str | None,
     force: bool,
-    threads: int,
-    cache: bool,
-    precision: str,
-    device: str,
+    options: PipelineOptions,
     as_json: bool,
     signer: Signer | None,
 ) -> None:
@@ -109,15 +111,18 @@ def command(
     Pass one prompt and many seeds, many prompts and one seed, or equal numbers of both. Keyframes
     equal the images of `galip-edge generate`. `galip-edge info` prints the command that is
     stored in the file.
+
+    \b
+    Examples:
+      galip-edge interpolate "a red bird" "a blue duck" --seed 3 --seed 8 --loop -o loop.webp
+      galip-edge interpolate "a bird" --seed 1 --seed 2 --seed 3 --seed 4 --grid 5x8 -o grid.png
     """
     keyframes = _keyframes(prompts, seeds)
     shape = _shape(grid) if grid else None
     if shape and out.suffix.lower() != ".png":
         out = out.with_suffix(".png")
     _refuse_existing(out, force)
-    pipeline = load_pipeline(
-        model, PipelineOptions(threads, cache=cache, precision=precision, device=device)
-    )
+    pipeline = load_pipeline(model, options)
     if shape:
         blends = None
         total = shape[0] * shape[1]
@@ -135,18 +140,18 @@ def command(
                 yield frame
 
         if out.suffix or blends is None:
-            options: dict[str, Any] = {"psi": psi}
+            settings: dict[str, Any] = {"psi": psi}
             if grid:
-                options |= {"grid": grid.lower()}
+                settings |= {"grid": grid.lower()}
             else:
-                options |= {"steps": steps, "loop": loop, "fps": fps}
+                settings |= {"steps": steps, "loop": loop, "fps": fps}
             manifest = pipeline.manifest
             identity = manifest.name, manifest.model_hash
-            recipe = SeriesRecipe("interpolate", prompts, seeds, *identity, options)
+            recipe = SeriesRecipe("interpolate", prompts, seeds, *identity, settings)
             _save(counted(), out, shape[1] if shape else total, recipe, signer)
         else:
             _save_frames(counted(), blends, out, pipeline.manifest, signer)
-    click.echo(json.dumps({"path": str(out), "pictures": total}) if as_json else out)
+    click.echo(json.dumps({"path": str(out), "images": total}) if as_json else out)
 
 
 def _keyframes(prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Keyframe]:

@@ -14,11 +14,9 @@ from pydantic import Field
 
 from galip_edge.commands.loading import load_pipeline
 from galip_edge.commands.options import (
-    cache_option,
-    inference_device_option,
     model_option,
+    pipeline_options,
     signing_options,
-    threads_option,
 )
 from runtime.credentials import Signer
 from runtime.errors import PromptError
@@ -32,18 +30,18 @@ from runtime.version import __version__
 
 @click.command("mcp")
 @model_option
-@threads_option
-@cache_option
-@inference_device_option
+@pipeline_options
 @signing_options
-def command(
-    model: Path | None, threads: int, cache: bool, device: str, signer: Signer | None
-) -> None:
+def command(model: Path | None, options: PipelineOptions, signer: Signer | None) -> None:
     """Serve a tool, generate_image, over the Model Context Protocol (standard input and output).
 
     Assistants start this command themselves; see docs/serving.md for their settings.
+
+    \b
+    Example:
+      galip-edge mcp --model galip-coco
     """
-    pipeline = load_pipeline(model, PipelineOptions(threads, cache=cache, device=device))
+    pipeline = load_pipeline(model, options)
     pipeline.generate("a bird on a branch")  # a faulty bundle ends the command here
     server_of(pipeline, signer).run("stdio")
 

@@ -16,7 +16,12 @@ from galip_edge.commands.options import json_option
 @click.command("models")
 @json_option
 def command(as_json: bool) -> None:
-    """List the embedded model and models pulled from a hub."""
+    """List the embedded model and models pulled from a hub.
+
+    \b
+    Example:
+      galip-edge models --json
+    """
     found = list(available_models())
     if as_json:
         click.echo(json.dumps([_values(model) for model in found], indent=1))

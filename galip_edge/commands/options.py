@@ -17,7 +17,7 @@ from runtime.errors import GalipEdgeError
 
 
 class RenamedOption(click.Option):
-    """An option whose former spellings still work, and are not shown.
+    """An option whose former spellings still work, but are hidden.
 
     Args:
         former: the spellings, such as `--part`.
@@ -135,12 +135,17 @@ truncation_option = click.option(
     help="Truncation trick: below 1, more typical, less diverse images.",
 )
 
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default="all cores",
-    help="CPU cores to use.",
+
+def integer_option(
+    *names: str, least: int, most: int | None = None, **attributes: Any
+) -> Callable[[Any], Any]:
+    """An option with an integer from `least` to `most`; help shows the range and the default."""
+    attributes = {"show_default": True, **attributes}
+    return click.option(*names, type=click.IntRange(least, most), **attributes)
+
+
+threads_option = integer_option(
+    "--threads", least=0, default=0, show_default="all cores", help="CPU cores to use."
 )
 
 
@@ -214,6 +219,26 @@ precision_option = click.option(
 )
 
 
+def pipeline_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of a pipeline; the command has the argument `options`, a `PipelineOptions`.
+
+    A command with its own option `--streams` passes it on.
+    """
+
+    @functools.wraps(function)
+    def command(
+        threads: int, cache: bool, precision: str, device: str, streams: int = 0, **others: Any
+    ) -> None:
+        from runtime.pipeline import PipelineOptions
+
+        options = PipelineOptions(threads, streams, cache, precision, device)
+        function(**others, options=options)
+
+    for option in (inference_device_option, precision_option, cache_option, threads_option):
+        command = option(command)
+    return command
+
+
 def signing_options(function: Callable[..., None]) -> Callable[..., None]:
     """Options of a C2PA signature; the command has the argument `signer`."""
 
@@ -244,7 +269,7 @@ overwrite_option = click.option("--force", is_flag=True, help="Replace existing 
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise GalipEdgeError if there is something at `path` that is not to be replaced."""
+    """Raise GalipEdgeError if `path` exists and must not be replaced."""
     if not force and path.exists():
         raise GalipEdgeError(f"{path} exists: choose another --out, or pass --force to replace it")
 
@@ -301,18 +326,33 @@ output_setting_option = click.option(
 )
 
 
-def one_output(argument: Path | None, option: Path | None) -> Path:
-    """The output given as argument or with `-o`. Raises UsageError unless it is one of them."""
-    if (argument is None) == (option is None):
-        raise click.UsageError("pass exactly one output, with -o")
-    return argument or option or Path()
+def output_argument(
+    name: str, text: str, **attributes: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The output, as argument or with `-o`; the command has the argument `out`, a path.
+
+    Args:
+        name: of the argument in help, such as FOLDER.
+        text: help of the option.
+        attributes: of `click.Path`.
+    """
+    kind = click.Path(path_type=Path, **attributes)
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(output_argument: Path | None, out: Path | None, **others: Any) -> None:
+            if (output_argument is None) == (out is None):
+                raise click.UsageError("pass exactly one output, with -o")
+            function(**others, out=output_argument or out)
+
+        command = click.option("-o", "--out", type=kind, help=text)(command)
+        argument = click.argument("output_argument", metavar=f"[{name}]", required=False, type=kind)
+        return argument(command)
+
+    return decorate
 
 
-def with_setting(assignments: tuple[str, ...], name: str, value: str | None) -> tuple[str, ...]:
-    """Assignments of `--set`, with one more if there is a value."""
-    return assignments if value is None else (*assignments, f"{name}={value}")
-
-
-def with_device(assignments: tuple[str, ...], device: str | None) -> tuple[str, ...]:
-    """Assignments of `--set`, with `--device` if it is given."""
-    return assignments if device is None else (*assignments, f"device={device}")
+def with_settings(assignments: tuple[str, ...], **settings: str | None) -> tuple[str, ...]:
+    """Assignments of `--set`, followed by the settings that have a value."""
+    given = (f"{name}={value}" for name, value in settings.items() if value is not None)
+    return (*assignments, *given)

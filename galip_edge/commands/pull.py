@@ -28,6 +28,10 @@ def command(model: str, out: Path | None, force: bool) -> None:
     Later runs with `--model hf:OWNER/NAME` use this revision, offline, until the next pull. Files
     are in huggingface_hub's cache (HF_HOME); its token (`hf auth login`, HF_TOKEN) gives access to
     private repositories, and HF_ENDPOINT selects another hub.
+
+    \b
+    Example:
+      galip-edge pull hf:owner/name@v1 --out bundle
     """
     if out is not None and out.exists():
         raise click.UsageError(f"{out} exists: choose a new folder")

@@ -51,6 +51,10 @@ def command(
     """Verify BUNDLE and upload it with a model card: licence, fidelity and sample images.
 
     The token is that of huggingface_hub (`hf auth login`, or HF_TOKEN). Prints the commit's URL.
+
+    \b
+    Example:
+      galip-edge push galip-own owner/name --license apache-2.0 --dry-run
     """
     if "@" in repository:
         raise click.UsageError(f"{repository} names a revision: push goes to main, omit it")
@@ -60,7 +64,7 @@ def command(
         prompts, sheet = sample_sheet(Pipeline.from_bundle(bundle), prompts)
     card = model_card(opened.manifest, str(model), licence, prompts)
     if licence is None:
-        notice("Warning: the card states no licence: give --license")
+        notice("Warning: the card states no licence: pass --license")
     if dry_run:
         click.echo(card)
         click.echo(f"files: {', '.join((MANIFEST, *opened.manifest.files, 'README.md', SAMPLES))}")
@@ -69,5 +73,5 @@ def command(
     with console().status(f"uploading to {model}"):
         url, kept = push(opened, model.repository, extra, private, message, force)
     if kept:
-        notice("the repository's README.md was kept: give --force to replace it")
+        notice("the repository's README.md was kept: pass --force to replace it")
     click.echo(url)

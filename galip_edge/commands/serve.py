@@ -12,15 +12,14 @@ from typing import Any
 import click
 import uvicorn
 
+from galip_edge.commands._common import GroupedCommand, option_group
 from galip_edge.commands.console import console, notice
 from galip_edge.commands.options import (
     RenamedOption,
-    cache_option,
-    inference_device_option,
+    integer_option,
     model_path,
-    precision_option,
+    pipeline_options,
     signing_options,
-    threads_option,
 )
 from runtime.bundle import default_bundle
 from runtime.credentials import Signer
@@ -91,123 +90,132 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 _REPEATED = ("models", "cors_origins", "allowed_hosts", "trusted_proxies")
 
 
-@click.command("serve", context_settings={"auto_envvar_prefix": "GALIP_EDGE_SERVE"})
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    is_eager=True,
-    expose_value=False,
-    callback=_read_config,
-    help="TOML file with values for these options, such as port = 8080.",
+@click.command(
+    "serve", context_settings={"auto_envvar_prefix": "GALIP_EDGE_SERVE"}, cls=GroupedCommand
 )
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="[NAME=]PATH",
-    help="Bundle folder or hf:owner/name; default: the embedded model. May be repeated: requests "
-    "select one by name; the first is the default.",
+@option_group(
+    "Configuration",
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config,
+        help="TOML file with values for these options, such as port = 8080.",
+    ),
 )
-@click.option(
-    "--memory",
-    type=_Bytes(),
-    help="Memory for models, such as 2GB; the least recently used are unloaded. Default: no limit.",
+@option_group(
+    "Models",
+    click.option(
+        "--model",
+        "models",
+        multiple=True,
+        metavar="[NAME=]PATH",
+        help="Bundle folder or hf:owner/name; default: the embedded model. May be repeated: "
+        "requests select one by name; the first is the default.",
+    ),
+    click.option(
+        "--memory",
+        type=_Bytes(),
+        help="Memory for models, such as 2GB; the least recently used are unloaded. Default: no "
+        "limit.",
+    ),
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="Port to listen on; 0 for any free port.",
+@option_group(
+    "Address",
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
+    integer_option(
+        "--port", least=0, most=65535, default=8000, help="Port to listen on; 0 for any free port."
+    ),
+    click.option(
+        "--root-path",
+        default="",
+        metavar="PATH",
+        help="Path prefix of the server behind a proxy, such as /images.",
+    ),
 )
-@click.option(
-    "--api-key",
-    envvar=["GALIP_EDGE_API_KEY", "GALIP_EDGE_SERVE_API_KEY"],
-    help="API key required from clients; mandatory for non-loopback hosts.",
+@option_group(
+    "Access",
+    click.option(
+        "--api-key",
+        envvar=["GALIP_EDGE_API_KEY", "GALIP_EDGE_SERVE_API_KEY"],
+        help="API key required from clients; mandatory for non-loopback hosts.",
+    ),
+    click.option(
+        "--allowed-host",
+        "allowed_hosts",
+        multiple=True,
+        metavar="NAME",
+        help="Host name accepted without an API key, in addition to localhost; may be repeated.",
+    ),
+    click.option(
+        "--cors-origin",
+        "cors_origins",
+        multiple=True,
+        metavar="ORIGIN",
+        help="Other origin that may use the API, such as https://example.com, or *; may be "
+        "repeated.",
+    ),
+    click.option(
+        "--trusted-proxy",
+        "trusted_proxies",
+        multiple=True,
+        metavar="ADDRESS",
+        help="Address or network of a proxy whose X-Forwarded headers are used, or *; may be "
+        "repeated. Default: this machine.",
+    ),
 )
-@click.option(
-    "--max-images",
-    cls=RenamedOption,
-    former=["--most"],
-    envvar=["GALIP_EDGE_SERVE_MAX_IMAGES", "GALIP_EDGE_SERVE_MOST"],
-    type=click.IntRange(min=1),
-    default=ServerOptions.max_images,
-    show_default=True,
-    help="Maximum number of images per request.",
+@option_group(
+    "Limits",
+    integer_option(
+        "--max-images",
+        least=1,
+        default=ServerOptions.max_images,
+        cls=RenamedOption,
+        former=["--most"],
+        envvar=["GALIP_EDGE_SERVE_MAX_IMAGES", "GALIP_EDGE_SERVE_MOST"],
+        help="Maximum number of images per request.",
+    ),
+    integer_option(
+        "--queue-size",
+        least=1,
+        default=ServerOptions.queue_size,
+        cls=RenamedOption,
+        former=["--queue"],
+        envvar=["GALIP_EDGE_SERVE_QUEUE_SIZE", "GALIP_EDGE_SERVE_QUEUE"],
+        help="Maximum number of queued images per model.",
+    ),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(min=1),
+        default=ServerOptions.timeout,
+        show_default=True,
+        help="Limit in seconds for a request, and for receiving its body.",
+    ),
+    integer_option(
+        "--max-connections",
+        least=1,
+        default=ServerOptions.max_connections,
+        help="Open connections; beyond it, idle ones are closed.",
+    ),
+    click.option(
+        "--header-timeout",
+        type=click.FloatRange(min=0.1),
+        default=ServerOptions.header_timeout,
+        show_default=True,
+        help="Limit in seconds for receiving the header of a request.",
+    ),
 )
-@click.option(
-    "--queue-size",
-    cls=RenamedOption,
-    former=["--queue"],
-    envvar=["GALIP_EDGE_SERVE_QUEUE_SIZE", "GALIP_EDGE_SERVE_QUEUE"],
-    type=click.IntRange(min=1),
-    default=ServerOptions.queue_size,
-    show_default=True,
-    help="Maximum number of queued images per model.",
+@option_group(
+    "Execution",
+    pipeline_options,
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=1),
-    default=ServerOptions.timeout,
-    show_default=True,
-    help="Limit in seconds for a request, and for receiving its body.",
-)
-@click.option(
-    "--max-connections",
-    type=click.IntRange(min=1),
-    default=ServerOptions.max_connections,
-    show_default=True,
-    help="Open connections; beyond it, idle ones are closed.",
-)
-@click.option(
-    "--header-timeout",
-    type=click.FloatRange(min=0.1),
-    default=ServerOptions.header_timeout,
-    show_default=True,
-    help="Limit in seconds for receiving the header of a request.",
-)
-@click.option(
-    "--cors-origin",
-    "cors_origins",
-    multiple=True,
-    metavar="ORIGIN",
-    help="Other origin that may use the API, such as https://example.com, or *; may be repeated.",
-)
-@click.option(
-    "--allowed-host",
-    "allowed_hosts",
-    multiple=True,
-    metavar="NAME",
-    help="Host name accepted without an API key, in addition to localhost; may be repeated.",
-)
-@click.option(
-    "--trusted-proxy",
-    "trusted_proxies",
-    multiple=True,
-    metavar="ADDRESS",
-    help="Address or network of a proxy whose X-Forwarded headers are used, or *; may be repeated. "
-    "Default: this machine.",
-)
-@click.option(
-    "--root-path",
-    default="",
-    metavar="PATH",
-    help="Path prefix of the server behind a proxy, such as /images.",
-)
-@threads_option
-@cache_option
-@precision_option
-@inference_device_option
-@signing_options
+@option_group("Signing", signing_options)
 def command(
     models: tuple[str, ...],
     host: str,
     port: int,
-    threads: int,
-    cache: bool,
-    precision: str,
-    device: str,
+    options: PipelineOptions,
     trusted_proxies: tuple[str, ...],
     root_path: str,
     signer: Signer | None,
@@ -219,26 +227,29 @@ def command(
     GALIP_EDGE_SERVE_PORT.
 
     SIGTERM and SIGINT stop accepting requests and finish those accepted.
+
+    \b
+    Examples:
+      galip-edge serve --model galip-coco
+      galip-edge serve --model birds=galip-cub --model scenes=galip-coco --memory 2GB
     """
     if settings["api_key"] is None and not is_loopback(host):
         raise GalipEdgeError(
             f"{host} is not a loopback address: pass --api-key, set GALIP_EDGE_API_KEY, or omit "
             "--host"
         )
-    options = ServerOptions(
+    server_options = ServerOptions(
         **settings,
         trusted_proxies=trusted_proxies or ServerOptions.trusted_proxies,
         root_path=root_path.rstrip("/"),
         signer=signer,
     )
     with listening(host, port) as listener:
-        sources = model_sources(
-            models, PipelineOptions(threads, cache=cache, precision=precision, device=device)
-        )
+        sources = model_sources(models, options)
         first = next(iter(sources))
         with console().status("loading the model"):
             sources[first] = sources[first].loaded()  # a fault ends the command here
-        server_of(sources, options).run([listener])
+        server_of(sources, server_options).run([listener])
 
 
 def model_sources(models: tuple[str, ...], options: PipelineOptions) -> dict[str, ModelSource]:

@@ -12,8 +12,7 @@ from galip_edge.commands.options import (
     output_setting_option,
     require_config,
     settings_option,
-    with_device,
-    with_setting,
+    with_settings,
 )
 
 
@@ -37,8 +36,13 @@ def command(
     CONFIG is a TOML file, or the name of a configuration in the package, such as cub or coco.
     Under torchrun, each batch is divided among the processes. Ctrl-C saves a checkpoint and ends
     the run.
+
+    \b
+    Examples:
+      galip-edge train own --set data.root=photos -o runs/photos
+      torchrun --nproc-per-node 8 --no-python galip-edge train coco --set data.root=/data/coco
     """
-    assignments = with_setting(with_device(assignments, device), "output", output)
+    assignments = with_settings(assignments, device=device, output=output)
     require_config(config, assignments)
     from galip_edge.training.config import load_config
     from galip_edge.training.run import describe, train

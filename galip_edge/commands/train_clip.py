@@ -11,8 +11,7 @@ from galip_edge.commands.options import (
     output_setting_option,
     require_config,
     settings_option,
-    with_device,
-    with_setting,
+    with_settings,
 )
 
 
@@ -27,8 +26,12 @@ def command(
     """Train a CLIP contrastively as configured by CONFIG, or resume; `train` reads its weights.
 
     CONFIG is a TOML file, or the name of a configuration in the package, such as own.
+
+    \b
+    Example:
+      galip-edge train-clip own --set data.root=photos
     """
-    assignments = with_setting(with_device(assignments, device), "output", output)
+    assignments = with_settings(assignments, device=device, output=output)
     require_config(config, assignments, "clip")
     from galip_edge.training.contrastive import load_contrastive_config, train_clip
 

@@ -25,6 +25,10 @@ def command(bundle: Path | None, precision: str, device: str) -> None:
 
     Checks hashes and graphs, loads the models in a child process, compares them with the golden
     numbers that PyTorch computed, and generates one image. The cache is not used.
+
+    \b
+    Example:
+      galip-edge verify galip-coco
     """
     with console().status("verifying"):
         for step in verify_bundle(bundle or default_bundle(), precision, device):

@@ -129,7 +129,7 @@ class ModelConfig:
         if self.prompt_blocks and not self.visual_concept_scale:
             raise ValueError(
                 f"prompt_blocks {self.prompt_blocks} have no effect with visual_concept_scale 0, "
-                "which leaves the ViT out: make them empty"
+                "which omits the ViT: make them empty"
             )
         if self.clip_input not in ("standard", "original"):
             raise ValueError(f"clip_input must be standard or original, got {self.clip_input!r}")

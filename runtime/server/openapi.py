@@ -78,7 +78,7 @@ def document(max_images: int, with_key: bool) -> dict[str, Any]:
                 {**_json(images), "text/event-stream": {"schema": {"type": "string"}}},
             ),
             "/v1/images/interpolations": posting(
-                "An image between two",
+                "An interpolated image",
                 "interpolate",
                 INTERPOLATION.schema(),
                 {"image/png": {"schema": {"type": "string", "format": "binary"}}},

@@ -93,7 +93,7 @@ class GenerationQueue:
             taken: deque[_Queued] = deque()
             started, count = time.perf_counter(), len(self._queued)
             # A single image ends its pass: more may be queued by then, for a parallel pass.
-            most = 1 if self._pipeline.side_by_side(count) == 1 else sys.maxsize
+            most = 1 if self._pipeline.parallel_images(count) == 1 else sys.maxsize
             try:
                 for image in self._pipeline.synthesize_each(self._rows(taken, most), count):
                     self._finished(1)

@@ -79,7 +79,7 @@ def test_dimensions_are_kept_with_the_weights(tmp_path):
     found = loaded.predict(np.zeros((2, 16, 16, 3), np.uint8))
     assert found["place"].shape == (2, 2)
     assert found["facing"].sum(1) == pytest.approx([1, 1], abs=1e-3)
-    # Files of earlier versions do not tell theirs.
+    # Files of earlier versions do not state theirs.
     load_classifier(Path(__file__).parents[2] / "models/aviary-classifier.safetensors")
 
 

@@ -242,7 +242,7 @@ def test_wide_scenes_take_every_value_where_the_caption_leaves_it_open():
     for name in ("species", "body", "belly", "wing", "beak", "size", "background"):
         shares = [np.mean([getattr(s, name) == v for s in scenes]) for v in ATTRIBUTES[name]]
         assert min(shares) > 0.05, (name, shares)
-    # A body of which nothing is said can be told from parts of which something is.
+    # A body that is not stated can be inferred from parts that are.
     given = [random_scene(some_noise(i), {"wing": "red", "belly": "blue"}) for i in range(300)]
     bodies = {scene.body for scene in given}
     assert bodies == set(ATTRIBUTES["body"]) - {"red", "blue"}
@@ -378,7 +378,7 @@ def test_noise_is_normal_and_does_not_depend_on_the_caption():
     assert noise.dtype == np.float32
     assert np.abs(noise.mean(0)).max() < 0.1
     assert np.abs(noise.std(0) - 1).max() < 0.1
-    # Where a colour is told, the entry of that colour is as any other.
+    # Where a colour is stated, its entry is like any other.
     red = [i for i in range(3000) if "body" in aviary.described(i)[0].states
            and aviary.scene(i).body == "red"]  # fmt: skip
     own = [entries(noise[i], "body")[ATTRIBUTES["body"].index("red")] for i in red]

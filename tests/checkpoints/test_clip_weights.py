@@ -80,7 +80,7 @@ def test_hugging_face_layout(name, given, clip, tmp_path):
 @pytest.mark.parametrize(
     ("file", "config", "expected"),
     [
-        ("config.json", {"model_type": "clip"}, "quick_gelu"),  # their default, left out
+        ("config.json", {"model_type": "clip"}, "quick_gelu"),  # their default, omitted
         ("config.json", {"model_type": "siglip"}, None),
         ("config.json", [1], None),
         ("config.json", {"model_type": "clip", "text_config": {"hidden_act": "gelu"}}, None),

@@ -106,7 +106,7 @@ def test_command(as_theirs, tiny_model, tiny_checkpoint, tmp_path, capsys):
     assert run("export-original", tiny_checkpoint, "-o", out) == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == str(out)
-    assert "do not train on" in captured.err
+    assert "not to continue training" in captured.err
     content = torch.load(out, weights_only=True)
     assert content.keys() == {"model"}
     assert run("export-original", tiny_checkpoint, "-o", out) == 1

@@ -1,4 +1,4 @@
-"""The embedded model: it comes with the package, and its pictures are what their captions say."""
+"""The embedded model: it comes with the package, and its images match their captions."""
 
 import zlib
 from pathlib import Path
@@ -40,6 +40,6 @@ def test_seeds_give_different_birds(pipeline):
     images = pipeline.generate(["a bird on a branch"], n=8, seed=3).astype(int)
     for i in range(8):
         for j in range(i):
-            # A small bird is a twentieth of its picture; 40 of 255 levels are plain to see.
+            # A small bird is a twentieth of its image; 40 of 255 levels are clearly visible.
             plain = np.abs(images[i] - images[j]).max(axis=-1) > 40
             assert plain.mean() > 0.03, (i, j)

@@ -153,7 +153,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(hub, published, monkeypatch,
 
     monkeypatch.setattr("galip_edge.hub.write_whole", full)
     assert galip_edge("info", "hf:me/tiny").returncode == 0
-    assert "later runs will ask the hub again" in caplog.text
+    assert "later runs will query the hub again" in caplog.text
 
 
 def test_all_commands_take_a_model_of_a_hub(hub, published, tmp_path):

@@ -24,7 +24,7 @@ def test_an_animation_between_prompts_and_seeds(tiny_bundles, tmp_path):
     out = tmp_path / "way.gif"
     done = galip_edge(*command, "--loop", "--model", tiny_bundles["int8"], "--out", out, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"path": str(out), "pictures": 6}
+    assert json.loads(done.stdout) == {"path": str(out), "images": 6}
     with Image.open(out) as animation:
         assert animation.n_frames == 6
 

@@ -170,7 +170,7 @@ def test_completion_scripts(shell):
 
 
 def completed(words: str) -> list[str]:
-    """What bash would offer after `words`, by click's protocol."""
+    """Completions that bash would offer after `words`, by click's protocol."""
     runner, count = CliRunner(), len(words.split(" ")) - 1
     environment = {"_GALIP_EDGE_COMPLETE": "bash_complete", "COMP_WORDS": words}
     environment["COMP_CWORD"] = str(count)

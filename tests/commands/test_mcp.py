@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def session(bundle, use, *options):
-    """What `use` returns for a session with the command as a process."""
+    """Result of `use` for a session with the command as a process."""
     from mcp import ClientSession, StdioServerParameters
     from mcp.client.stdio import stdio_client
 

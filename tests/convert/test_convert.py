@@ -300,7 +300,7 @@ def test_an_onnx_folder_with_other_files_is_not_replaced(tiny_checkpoint, tmp_pa
 def test_full_size_conversion_reproduces_the_original(
     precision, weights, psnr, full_size_files, parity, tmp_path
 ):
-    """From the published layout to pictures, against images that the original code computed."""
+    """From the published layout to images, compared with those of the original code."""
     # Few samples: this is about the way, and 300 gain 2 dB over minutes.
     options = ConvertOptions(precision=precision, num_samples=32)
     convert(full_size_files[weights], tmp_path / "b", options, clip=full_size_files["clip"])

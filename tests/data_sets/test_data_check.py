@@ -86,7 +86,7 @@ def test_shards(shards: Path) -> None:
     pytest.importorskip("webdataset")
     tars = [shards / f"{n:05}.tar" for n in range(4)]
     tars[0].write_bytes(tars[0].read_bytes()[:9000])
-    # Cut exactly after a file: nothing but the missing end mark tells.
+    # Cut exactly after a file: only the missing end mark shows it.
     whole = write_shard(tars[1], shard_samples(1, 9)).read_bytes().rstrip(b"\0")
     tars[1].write_bytes(whole + bytes(-len(whole) % 512))
     tars[2].write_bytes(b"")

@@ -47,7 +47,7 @@ def test_cub_in_the_familys_layout(cub: Path) -> None:
     source = source_of("cub", cub)
     assert keys(source) == CUB_KEYS[:6]
     assert source.captions(1) == ("a bird 1.", "it has a beak.")
-    # The box 20x16 at (10,5): radius 15 around (20,13), clipped above.
+    # Bounding box 20x16 at (10,5): radius 15 around (20,13), clipped above.
     assert source.image(1).size == (30, 28)
     assert keys(source_of("cub", cub, split="test")) == CUB_KEYS[6:]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
@@ -79,7 +81,7 @@ ILLUSTRATIONS = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What the pages assume: bundles, a file of prompts."""
+    """Files that the pages assume: bundles, a file of prompts."""
     folder = tmp_path_factory.mktemp("pages")
     for name in BUNDLES:
         (folder / name).symlink_to(default_bundle())
@@ -180,6 +182,38 @@ def test_commands_exist_and_know_their_options(block):
             assert words[0] in NOT_RUN, f"{block}: {words[0]} is not known here"
 
 
+def helps() -> Iterator[Block]:
+    """The examples in the help of each command."""
+
+    def of(command: click.Command, name: str) -> Iterator[Block]:
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for each in command.list_commands(context):
+                yield from of(command.get_command(context, each), f"{name} {each}")
+        else:
+            text = inspect.cleandoc(command.help or "").partition("\b\nExample")[2]
+            yield Block(name, 0, "", textwrap.dedent(text.partition("\n")[2]))
+
+    context = click.Context(galip_edge)
+    for name in galip_edge.list_commands(context):
+        try:
+            command = galip_edge.get_command(context, name)
+        except ModuleNotFoundError:  # of an extra
+            continue
+        yield from of(command, name)
+
+
+def test_each_help_has_examples_with_known_options():
+    for block in helps():
+        assert block.text, f"the help of {block.page} has no example"
+        for words in commands_of(block):
+            arguments = galip_edge_command([word for word in words if word != ">"])
+            if arguments is None:
+                check_script(words)
+            else:
+                check_options(arguments[: 2 if arguments[0] == "completion" else None])
+
+
 def cheap(block: Block) -> list[list[str]]:
     """The commands of a block that run here."""
     if illustration(block):
@@ -189,7 +223,7 @@ def cheap(block: Block) -> list[list[str]]:
 
 
 def needs_more(words: list[str]) -> bool:
-    """Whether a command needs a hub, a cluster, another device, keys, or a file of the reader."""
+    """True if a command needs a hub, a cluster, another device, keys, or a file of the reader."""
     if {"--executor", "--engine", "--device", "--sign-key"} & set(words):
         return True
     own_file = words[0] == "info" and words[-1].endswith((".png", ".webp"))

@@ -30,6 +30,10 @@ BANNED = {
     r"\btold\b|\btell(s|ing)?\b": "report, print, return",
     r"\bbut for\b": "except",
     r"\bin place of\b": "instead of",
+    r"\bbeside\b": "next to, in addition to",
+    r"\bside by side\b": "in parallel, next to each other",
+    r"\bof (its|their) own\b": "its own, separate",
+    r"\b(nobody|somebody|whom)\b": "no program, a client",
     r"\bat hand\b": "available",
 }
 PATTERN = re.compile("|".join(f"(?:{word})" for word in BANNED), re.IGNORECASE)
@@ -54,13 +58,18 @@ def _in_markdown(text: str) -> Iterator[Finding]:
     yield from _in_text(CODE.sub(lambda found: "\n" * found[0].count("\n"), text))
 
 
-def _in_python(text: str) -> Iterator[Finding]:
-    tree = ast.parse(text)
+def _fragments(tree: ast.Module) -> Iterator[Finding]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node)
             if docstring and (start := FRAGMENT.match(docstring)):
                 yield node.body[0].lineno, f"docstring that starts with {start[0]}"
+
+
+def _in_python(text: str) -> Iterator[Finding]:
+    tree = ast.parse(text)
+    yield from _fragments(tree)
+    for node in ast.walk(tree):
         # A name, such as that of a column or route, is no text.
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             yield from _in_text(node.value, node.lineno)
@@ -109,6 +118,12 @@ def test_no_banned_words() -> None:
 def test_each_unrevised_entry_has_findings() -> None:
     with_findings = {entry_of(path) for path in files() if entry_of(path) and findings(path)}
     assert set(UNREVISED) == with_findings, "remove the others from UNREVISED"
+
+
+def test_no_docstring_of_tests_starts_as_a_fragment() -> None:
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        found = [what for _, what in _fragments(ast.parse(path.read_text(encoding="utf-8")))]
+        assert not found, f"{path}: {found}"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Compiled models in the cache: the same pictures, without a second copy of the weights."""
+"""Compiled models in the cache: the same images, without a second copy of the weights."""
 
 import re
 from pathlib import Path

@@ -334,7 +334,7 @@ def test_arm_computes_in_float16(fake, cache, arm, monkeypatch):
     pipeline.generate(PROMPT)
     assert {p["INFERENCE_PRECISION_HINT"] for _, p in core.compiled} == {"f16"}
     assert not core.imported
-    assert pipeline.side_by_side(1000) == (1 if pipeline.settled_options.dequantize else 2)
+    assert pipeline.parallel_images(1000) == (1 if pipeline.settled_options.dequantize else 2)
 
 
 def test_arm_does_not_use_int8_where_its_text_encoder_is_wrong(fake, cache, arm, monkeypatch):

@@ -170,7 +170,7 @@ def worker_is_noticed(state):
 
 
 def test_no_module_imports_posix_modules_at_the_top():
-    """What Windows lacks is imported where it is used, and where its absence is handled."""
+    """Modules that Windows lacks are imported where they are used, and their absence is handled."""
     packages = [
         importlib.util.find_spec(n).submodule_search_locations[0]
         for n in ("runtime", "convert", "galip_edge")

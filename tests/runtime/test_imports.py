@@ -1,4 +1,4 @@
-"""An edge box has no torch: nothing on the way to an image may import it."""
+"""A target machine has no torch: nothing on the way to an image may import it."""
 
 import json
 import os

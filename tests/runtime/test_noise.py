@@ -14,7 +14,7 @@ GOLDEN_UMLAUT = [0.2922148108482361, -0.7140341997146606, -0.39882227778434753]
 
 
 def test_stream_is_fixed():
-    """These numbers must never change: pictures that users published depend on them."""
+    """These numbers must never change: images that users published depend on them."""
     noise = draw_noise(0, "a bird on a branch", 0, 5)
     assert noise.dtype == np.float32
     np.testing.assert_allclose(noise, GOLDEN_BIRD, rtol=3e-7)

@@ -23,7 +23,7 @@ def test_shapes_and_types(pipeline):
     images = pipeline.synthesize(sentence, np.zeros((3, 16), np.float32))
     assert (images.shape, images.dtype) == ((3, 64, 64, 3), np.uint8)
     assert pipeline.generate(PROMPTS, n=2).shape == (6, 64, 64, 3)
-    assert images.std() > 10  # not a flat picture
+    assert images.std() > 10  # not a flat image
 
 
 def test_images_depend_on_prompt_seed_and_index(pipeline):
@@ -54,7 +54,7 @@ def test_truncation_leaves_less_of_the_noise(pipeline):
     ids=str,
 )
 def test_same_seed_same_picture(options, precision, tiny_bundles):
-    """Whatever is asked for beside it, in whatever order, on however many threads."""
+    """Independent of other images, order and number of threads."""
     base = Pipeline.from_bundle(tiny_bundles[precision]).generate(PROMPTS[:2], n=4, seed=5)
     other = Pipeline.from_bundle(tiny_bundles[precision], options)
     together = other.generate([PROMPTS[1], "another", PROMPTS[0]], n=4, seed=5)

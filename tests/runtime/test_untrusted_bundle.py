@@ -298,7 +298,7 @@ def test_what_the_cache_makes_is_private(tmp_path, monkeypatch):
 
 @pytest.fixture
 def said(monkeypatch):
-    """What is said about the cache; each sentence once."""
+    """Warnings about the cache; each one once."""
     texts = []
     monkeypatch.setattr(compiled_cache, "_warn", texts.append)
     return texts

@@ -54,19 +54,19 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def colours() -> dict[str, tuple[int, int, int]]:
-    """Of the squares."""
+    """Data of the squares."""
     return COLOURS
 
 
 @pytest.fixture(scope="session")
 def captions() -> list[str]:
-    """Of the squares, one for each kind."""
+    """Captions of the squares, one for each kind."""
     return CAPTIONS
 
 
 @pytest.fixture(scope="session")
 def clip_file(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP, trained until it tells the squares apart: a random one sees no difference."""
+    """A tiny CLIP, trained until it distinguishes the squares: a random one does not."""
     config = PRESETS["tiny"].clip
     torch.manual_seed(0)
     clip = build_clip(config).requires_grad_(True)

@@ -317,7 +317,7 @@ def test_tiny_training_fits_its_data(make_config, clip_file, colours, captions):
     assert next((folder / "tensorboard").iterdir()).stat().st_size > 1000
     samples = np.array(Image.open(folder / "samples" / "step-00000120.png")).astype(int)
     assert samples.shape == (140, 140, 3)
-    centres = samples[[36, 36, 104, 104], [36, 104, 36, 104]]  # of four pictures of 64 pixels
+    centres = samples[[36, 36, 104, 104], [36, 104, 36, 104]]  # of four images of 64 pixels
     assert np.abs(centres - list(colours.values())).max() < 80
 
     loaded = load_checkpoint(result.model)

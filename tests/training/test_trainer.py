@@ -47,7 +47,7 @@ def stepped(config, world=None, first=0, count=BATCH, steps=1, loss_scale=None):
 
 
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Of the last step: with the published beta1 = 0, Adam's first moment is the gradient."""
+    """Gradients of the last step: with the published beta1 = 0, they are Adam's first moment."""
     return {
         name: network.optimizer.state[p]["exp_avg"].clone()
         for network in trainer.modules

@@ -9,33 +9,15 @@ import click
 
 from galip_edge.aviary.data import AviaryConfig, draw_ahead
 from galip_edge.commands.console import counting_progress
-from galip_edge.commands.options import json_option
+from galip_edge.commands.options import integer_option, json_option, output_argument
 from runtime.cpu import available_cores
 
 
 @click.command("draw")
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    default=20_000,
-    show_default=True,
-    help="Number of images.",
-)
-@click.option(
-    "--size",
-    type=click.IntRange(min=16),
-    default=128,
-    show_default=True,
-    help="Width and height in pixels.",
-)
-@click.option(
-    "--captions",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Captions per image.",
-)
+@output_argument("FOLDER", "Folder of the images.", file_okay=False)
+@integer_option("--samples", least=1, default=20_000, help="Number of images.")
+@integer_option("--size", least=16, default=128, help="Width and height in pixels.")
+@integer_option("--captions", least=1, default=4, help="Captions per image.")
 @click.option(
     "--variety",
     type=click.Choice(["wide", "narrow"]),
@@ -50,19 +32,13 @@ from runtime.cpu import available_cores
     show_default=True,
     help="Training or held-out images.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the images."
-)
-@click.option(
-    "--processes",
-    type=click.IntRange(min=1),
-    default=None,
-    show_default="one per CPU core",
-    help="Processes that draw in parallel.",
+@integer_option("--seed", least=0, default=0, help="Seed of the images.")
+@integer_option(
+    "--processes", least=1, show_default="one per CPU core", help="Processes that draw in parallel."
 )
 @json_option
 def command(
-    folder: Path,
+    out: Path,
     samples: int,
     size: int,
     captions: int,
@@ -75,6 +51,10 @@ def command(
     """Draw images of birds with captions into FOLDER, as data of kind `folder`.
 
     Rerun the same command to resume, or with a larger --samples to add images.
+
+    \b
+    Example:
+      galip-edge data draw -o runs/aviary-images --samples 100000
     """
     config = AviaryConfig(
         split=split,
@@ -87,13 +67,13 @@ def command(
     with counting_progress() as progress:
         task = progress.add_task("drawing", total=samples)
         drawn = draw_ahead(
-            folder,
+            out,
             config,
             captions,
             processes or available_cores(),
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     if as_json:
-        click.echo(json.dumps({"folder": str(folder), "images": samples, "drawn": drawn}))
+        click.echo(json.dumps({"folder": str(out), "images": samples, "drawn": drawn}))
     else:
-        click.echo(f"{folder}: {samples:,} images, {drawn:,} newly drawn")
+        click.echo(f"{out}: {samples:,} images, {drawn:,} newly drawn")

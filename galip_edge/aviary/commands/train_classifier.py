@@ -11,7 +11,7 @@ import click
 from galip_edge.aviary.classifier import accuracy, save_classifier, train_classifier
 from galip_edge.aviary.data import AviaryConfig, AviarySource
 from galip_edge.commands.console import counting_progress
-from galip_edge.commands.options import device_option, json_option, one_output
+from galip_edge.commands.options import device_option, integer_option, json_option, output_argument
 from galip_edge.devices import choose_device
 from galip_edge.training.precision import fastest_precision
 
@@ -20,45 +20,18 @@ _IMAGE_SIZE = 128
 
 
 @click.command("train-classifier")
-@click.argument("output", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write (.safetensors).",
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(min=64),
-    default=20000,
-    show_default=True,
-    help="Number of training images.",
-)
-@click.option(
-    "--epochs",
-    type=click.IntRange(min=1),
-    default=6,
-    show_default=True,
-    help="Passes over the training images.",
-)
-@click.option(
-    "--held-out",
-    type=click.IntRange(min=1),
-    default=2000,
-    show_default=True,
-    help="Number of test images.",
-)
+@output_argument("OUTPUT", "File to write (.safetensors).", dir_okay=False)
+@integer_option("--samples", least=64, default=20000, help="Number of training images.")
+@integer_option("--epochs", least=1, default=6, help="Passes over the training images.")
+@integer_option("--held-out", least=1, default=2000, help="Number of test images.")
 @click.option(
     "--cache", help="Folder for drawn images, or the output of `data draw` (wide, seed 0)."
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the training."
-)
+@integer_option("--seed", least=0, default=0, help="Seed of the training.")
 @device_option
 @json_option
 def command(
-    output: Path | None,
-    out: Path | None,
+    out: Path,
     samples: int,
     epochs: int,
     held_out: int,
@@ -67,8 +40,12 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Train a classifier of the aviary's attributes, write OUTPUT (.safetensors), and test it."""
-    output = one_output(output, out)
+    """Train a classifier of the aviary's attributes, write OUTPUT (.safetensors), and test it.
+
+    \b
+    Example:
+      galip-edge train-classifier -o models/aviary-classifier.safetensors
+    """
     chosen = choose_device(device)
     train, test = (
         AviarySource(
@@ -94,11 +71,11 @@ def command(
             device=chosen,
             precision=fastest_precision(chosen, "bfloat16"),
         )
-    save_classifier(classifier, output)
+    save_classifier(classifier, out)
     found = {name: asdict(value) for name, value in accuracy(classifier, test, held_out).items()}
     if as_json:
-        click.echo(json.dumps({"output": str(output), "held_out": found}, indent=1))
+        click.echo(json.dumps({"output": str(out), "held_out": found}, indent=1))
     else:
-        click.echo(output)
+        click.echo(out)
         for name, value in found.items():
             click.echo(f"{name:12}{value['right']:8.2%}  of {value['count']} held-out images")

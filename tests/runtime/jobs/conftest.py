@@ -1,4 +1,4 @@
-"""What jobs are made of, and what they leave."""
+"""Inputs of jobs, and readers of their output."""
 
 from pathlib import Path
 

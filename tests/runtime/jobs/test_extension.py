@@ -11,8 +11,7 @@ from plain_model import PlainPipeline
 
 from runtime import Job, JobError, JobOptions, PromptFile
 from runtime.jobs.prompts import RESERVED
-
-OUTPUT_FORMATS = ("folder", "tar", "parquet")
+from runtime.jobs.writers import OUTPUT_FORMATS
 
 
 @pytest.fixture(autouse=True)
@@ -402,7 +401,7 @@ def test_shards_with_another_type_are_not_added(bundle, tmp_path):
 
 
 def as_version_1(out, path) -> None:
-    """What the version before wrote: no tables of rows, other names, no hashes of shards."""
+    """State of the previous version: no tables of rows, other names, no hashes of shards."""
     state = json.loads((out / ".job" / "job.json").read_text())
     for name in ("passes", "column types", "format", "prompt column", "encoding", "checksum"):
         del state[name]

@@ -1,4 +1,4 @@
-"""Jobs in this process: what they make, that they go on, and what they refuse."""
+"""Jobs in this process: results, resuming, and refusals."""
 
 import io
 import json
@@ -20,8 +20,7 @@ from runtime.errors import GalipEdgeError
 from runtime.images import ImageFormat, read_metadata
 from runtime.jobs import writers
 from runtime.jobs.state import STATE_FILE, State
-
-OUTPUT_FORMATS = ("folder", "tar", "parquet")
+from runtime.jobs.writers import OUTPUT_FORMATS
 
 
 @pytest.fixture

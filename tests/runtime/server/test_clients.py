@@ -1,4 +1,4 @@
-"""What image clients send to the real server, and what they need from it (clients.jsonl)."""
+"""Requests of image clients to the real server, and what they need from it (clients.jsonl)."""
 
 import base64
 import io

@@ -49,7 +49,7 @@ def connect(address, text=""):
 
 
 def is_closed(connection, seconds=0.0):
-    """Whether the server closed a connection; what it sent before is read."""
+    """True if the server closed a connection; its earlier output is read."""
     deadline = time.monotonic() + seconds
     while select.select([connection], [], [], max(0.0, deadline - time.monotonic()))[0]:
         try:

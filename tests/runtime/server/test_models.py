@@ -56,7 +56,7 @@ class TinyPipeline:
     def __init__(self, manifest):
         self.manifest = manifest
 
-    def side_by_side(self, count):
+    def parallel_images(self, count):
         return 1
 
     def encode(self, prompts):

@@ -333,12 +333,12 @@ def test_a_body_that_does_not_come_is_not_waited_for(serving, bundle):
 
 
 class SlowPipeline:
-    """Makes a picture each time it is allowed to."""
+    """Generates an image each time it is allowed to."""
 
     def __init__(self, manifest):
         self.manifest, self.allowed, self.made = manifest, threading.Semaphore(0), []
 
-    def side_by_side(self, count):
+    def parallel_images(self, count):
         return 2
 
     def encode(self, prompts):

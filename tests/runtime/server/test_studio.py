@@ -96,7 +96,7 @@ def shows(page, text):
 
 
 def saved(page, path, button="#save"):
-    """What a button gives, as a file."""
+    """The file that a button downloads."""
     with page.expect_download() as download:
         page.click(button)
     download.value.save_as(path)
@@ -220,7 +220,7 @@ def test_sliders_move_between_prompts_and_seeds(page, pipeline, tmp_path):
     page.fill("#psi", "1")
     page.fill("#sentence-share", "1")
     page.fill("#noise-share", "1")
-    shows(page, "a red bird (seed 0, image 0)")  # an end is a picture of its own
+    shows(page, "a red bird (seed 0, image 0)")  # an end is a separate image
     np.testing.assert_array_equal(
         pixels(saved(page, tmp_path / "b.png")[0]), pipeline.generate("a red bird")[0]
     )
@@ -391,7 +391,7 @@ def test_a_full_queue_is_waited_for(context, serving, bundle):
         page.click("#make")
         status(page, "6 images in")
         expect(page.locator("#images li")).to_have_count(6)
-    context.errors.clear()  # the browser tells each 429
+    context.errors.clear()  # the browser logs each 429
 
 
 def test_a_server_that_goes_and_comes_back(context, serving, bundle):
@@ -420,7 +420,7 @@ def test_a_key_is_asked_for_once(context, serving, bundle):
         page.reload()
         expect(page.locator("#image")).to_be_visible()
         expect(page.locator("#key")).to_be_hidden()
-    context.errors.clear()  # the browser tells each 401
+    context.errors.clear()  # the browser logs each 401
 
 
 def test_all_of_it_by_keyboard(page):
