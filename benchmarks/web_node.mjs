@@ -9,8 +9,9 @@
 
 import { readFileSync, statSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
-import { fileURLToPath, pathToFileURL } from "node:url";
+import { pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
+import { gunzipSync } from "node:zlib";
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -26,10 +27,10 @@ const load = (name) => import(pathToFileURL(resolve(site, name)).href);
 const ort = await load("vendor/onnxruntime/ort.wasm.min.mjs");
 const { drawNoise } = await load("browser/noise.js");
 const { Tokenizer } = await load("browser/tokenizer.js");
-// Node's fetch reads no files.
-globalThis.fetch = async (url) =>
-  new Response(readFileSync(fileURLToPath(url)), { headers: { "content-type": "application/wasm" } });
-ort.env.wasm.wasmPaths = pathToFileURL(resolve(site, "vendor/onnxruntime")).href + "/";
+const unpacked = (path) => gunzipSync(readFileSync(`${path}.gz`));
+const onnxRuntime = resolve(site, "vendor/onnxruntime");
+ort.env.wasm.wasmPaths = pathToFileURL(onnxRuntime).href + "/";
+ort.env.wasm.wasmBinary = unpacked(resolve(onnxRuntime, "ort-wasm-simd-threaded.wasm"));
 ort.env.wasm.numThreads = 1;
 
 const model = (name) => resolve(site, "model", name);
@@ -45,7 +46,7 @@ const median = (all) => [...all].sort((a, b) => a - b)[Math.floor(all.length / 2
 const config = json("model.json");
 const merges = readFileSync(model("merges.txt"), "utf-8").split("\n").filter((line) => line);
 const tokenizer = new Tokenizer(merges, config.context_length, json("text_tables.json"));
-const create = (name) => ort.InferenceSession.create(readFileSync(model(name)));
+const create = (name) => ort.InferenceSession.create(unpacked(model(name)));
 const [loading, [encoder, generator]] = await seconds(async () => [
   await create("text_encoder.onnx"),
   await create("generator.onnx"),
@@ -73,8 +74,8 @@ const bytes = (name) => statSync(model(name)).size;
 console.log(
   JSON.stringify({
     model: config.id,
-    text_encoder_bytes: bytes("text_encoder.onnx"),
-    generator_bytes: bytes("generator.onnx"),
+    text_encoder_bytes: bytes("text_encoder.onnx.gz"),
+    generator_bytes: bytes("generator.onnx.gz"),
     load_s: loading,
     text_s: median(text),
     image_s: median(image),

@@ -9,6 +9,7 @@ DIR/sw.js, manifest.webmanifest      use offline, installation
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import lzma
@@ -22,7 +23,7 @@ import runtime.server
 from convert.errors import ConversionError
 from convert.web.onnx_graph import to_onnx
 from convert.web.text_tables import text_tables
-from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest
+from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest, check_export_folder
 from runtime.files import atomic_folder
 from runtime.graph_io import read_graph
 from runtime.openvino_core import keep_locale
@@ -60,17 +61,12 @@ def export_web(bundle: Path, folder: Path, force: bool = False) -> Manifest:
         The bundle's manifest.
 
     Raises:
-        BundleError: the bundle is missing or damaged.
-        ConversionError: `folder` exists, or the bundle has a layer without an ONNX translation.
+        BundleError: the bundle is missing or damaged, or `folder` exists.
+        ConversionError: the bundle has a layer without an ONNX translation.
     """
     folder, opened = Path(folder), Bundle.open(Path(bundle))
     manifest = opened.manifest
-    if folder.exists() and not (force and (folder / MARK).is_file()):
-        raise ConversionError(
-            f"{folder} exists and is not a web export, so --force does not replace it"
-            if force
-            else f"{folder} exists: choose another folder, or pass --force"
-        )
+    check_export_folder(folder, force, MARK, "a web export")
     with keep_locale(), atomic_folder(folder, replace=force) as temporary:
         _write_page(temporary)
         _write_model(opened, temporary / "model")
@@ -99,8 +95,7 @@ def _write_model(bundle: Bundle, folder: Path) -> None:
     sizes, manifest = 0, bundle.manifest
     for graph, name in ((TEXT_ENCODER, "text_encoder"), (GENERATOR, "generator")):
         model = onnx_model(bundle, graph).SerializeToString()
-        (folder / f"{name}.onnx").write_bytes(model)
-        sizes += len(model)
+        sizes += _write_compressed(folder / f"{name}.onnx.gz", model)
     (folder / MERGES).write_bytes(bundle.read(MERGES))
     _write_json(folder / "text_tables.json", text_tables())
     described = {
@@ -137,9 +132,17 @@ def _write_vendored(folder: Path) -> None:
     folder.mkdir(parents=True)
     for file in sorted(VENDOR.iterdir()):
         if file.suffix == ".xz":
-            (folder / file.stem).write_bytes(lzma.decompress(file.read_bytes()))
+            _write_compressed(folder / f"{file.stem}.gz", lzma.decompress(file.read_bytes()))
         else:
             shutil.copyfile(file, folder / file.name)
+
+
+def _write_compressed(path: Path, content: bytes) -> int:
+    """Write a large file as gzip, because few static hosts compress it; returns its size.
+
+    The worker decompresses it.
+    """
+    return path.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
 
 
 def _write_manifest(manifest: Manifest, path: Path) -> None:

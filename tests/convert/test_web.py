@@ -1,12 +1,10 @@
 """Bundles as pages that generate in the browser: the models in ONNX, and the page in Chromium."""
 
+import gzip
 import html
-import http.server
 import json
 import re
 import shutil
-import threading
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from openvino import opset13 as ops
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
+from static_host import static_host
 
 from convert.errors import ConversionError
 from convert.web import export_web
@@ -26,6 +25,7 @@ from convert.web.onnx_graph import to_onnx
 from galip_edge.cli import main
 from runtime import Pipeline
 from runtime.bundle import GENERATOR, TEXT_ENCODER, Bundle
+from runtime.errors import BundleError
 from runtime.graph_io import read_graph
 from runtime.images import read_metadata
 from runtime.noise import MAX_SEED, draw_noise
@@ -48,30 +48,45 @@ def psnr(a, b):
     return np.inf if error == 0 else 10 * np.log10(255**2 / error)
 
 
-def by_onnx(bundle, pipeline, prompt, seed):
-    """Image (H,W,3) of a prompt by the two ONNX models."""
+def sessions(bundle):
+    """The page's text encoder and generator."""
     opened = Bundle.open(bundle)
-    text, generator = (
+    return [
         onnxruntime.InferenceSession(onnx_model(opened, graph).SerializeToString())
         for graph in (TEXT_ENCODER, GENERATOR)
-    )
+    ]
+
+
+def run(models, pipeline, prompt, seed):
+    """The page's image (H,W,3) of a prompt."""
+    text, generator = models
     (sentence,) = text.run(None, {"tokens": pipeline.tokenizer([prompt])})
-    noise = draw_noise(seed, prompt, 0, opened.manifest.noise_dim)[None]
+    noise = draw_noise(seed, prompt, 0, pipeline.manifest.noise_dim)[None]
     return generator.run(None, {"noise": noise, "sentence": sentence})[0][0]
 
 
 def test_float32_images_are_the_runtimes_within_one_level(tiny_bundles):
     pipeline = Pipeline.from_bundle(tiny_bundles["fp32"])
-    image = by_onnx(tiny_bundles["fp32"], pipeline, "a red bird", 7)
+    image = run(sessions(tiny_bundles["fp32"]), pipeline, "a red bird", 7)
     reference = pipeline.generate(["a red bird"], n=1, seed=7)[0]
     assert np.abs(image.astype(int) - reference).max() <= 1
+
+
+def test_float16_images_are_the_float32_bundles_within_one_level(tiny_bundles):
+    reference = Pipeline.from_bundle(tiny_bundles["fp32"])
+    models = sessions(tiny_bundles["fp16"])
+    for caption in CAPTIONS[:8]:
+        image = run(models, reference, caption, 0)
+        exact = reference.generate([caption], n=1, seed=0)[0]
+        assert np.abs(image.astype(int) - exact).max() <= 1
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16", "bf16"])
 def test_every_precision_can_be_exported_and_stays_near_float32(precision, tiny_bundles):
     reference = Pipeline.from_bundle(tiny_bundles["fp32"]).generate(["two dogs"], n=1, seed=3)[0]
     pipeline = Pipeline.from_bundle(tiny_bundles[precision])
-    assert psnr(by_onnx(tiny_bundles[precision], pipeline, "two dogs", 3), reference) > 30
+    image = run(sessions(tiny_bundles[precision]), pipeline, "two dogs", 3)
+    assert psnr(image, reference) > 30
 
 
 def test_int8_weights_stay_in_eight_bits(tiny_bundles):
@@ -88,6 +103,21 @@ def test_int8_weights_stay_in_eight_bits(tiny_bundles):
     assert {node.op_type for node in model.graph.node} & {"Shape", "Range"} == set()
 
 
+def test_large_files_are_compressed(tiny_bundles, tmp_path):
+    export_web(tiny_bundles["fp16"], tmp_path / "site")
+    files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
+    assert [path.name for path in files if path.suffix in (".wasm", ".onnx")] == []
+    unpacked = {p.stem: gzip.decompress(p.read_bytes()) for p in files if p.suffix == ".gz"}
+    expected = onnx_model(Bundle.open(tiny_bundles["fp16"]), GENERATOR).SerializeToString()
+    assert unpacked["generator.onnx"] == expected
+    assert unpacked["ort-wasm-simd-threaded.wasm"].startswith(b"\0asm")
+    models = (tmp_path / "site" / "model").glob("*.onnx.gz")
+    described = json.loads((tmp_path / "site" / "model" / "model.json").read_text())
+    assert described["bytes"] == sum(path.stat().st_size for path in models)
+    # Everything but the model; 35 MB leave room for the embedded one in float16 (27 MB).
+    assert sum(path.stat().st_size for path in files) - described["bytes"] < 5e6
+
+
 def test_a_layer_without_translation_is_named():
     data = ops.parameter([1, 4], np.float32, name="x")
     model = ov.Model([ops.result(ops.erf(data))], [data], "odd")
@@ -99,9 +129,9 @@ def test_a_layer_without_translation_is_named():
 
 def test_an_export_replaces_only_an_export(tiny_bundles, tmp_path):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ConversionError, match="exists: choose another folder, or pass --force"):
+    with pytest.raises(BundleError, match="exists: choose another folder, or pass --force"):
         export_web(tiny_bundles["int8"], tmp_path / "mine")
-    with pytest.raises(ConversionError, match="is not a web export, so --force does not replace"):
+    with pytest.raises(BundleError, match="is not a web export, so --force does not replace"):
         export_web(tiny_bundles["int8"], tmp_path / "mine", force=True)
     export_web(tiny_bundles["int8"], tmp_path / "site")
     export_web(tiny_bundles["int8"], tmp_path / "site", force=True)
@@ -117,21 +147,13 @@ def test_an_export_replaces_only_an_export(tiny_bundles, tmp_path):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A static host that serves the export under a path; what was requested, and the address."""
+    """The export of the embedded model on a static host, under a path."""
     root = tmp_path_factory.mktemp("host")
     with pytest.raises(SystemExit) as ended:
         main(["export-web", str(EMBEDDED), str(root / "birds" / "site")])
     assert ended.value.code == 0
-    requested = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            requested.append(self.path)
-
-    host = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=root))
-    threading.Thread(target=host.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{host.server_port}/birds/site/", requested, host
-    host.shutdown()
+    with static_host(root) as (address, requested, host):
+        yield f"{address}birds/site/", requested, host
 
 
 @pytest.fixture(scope="module")
@@ -273,9 +295,18 @@ def test_the_page_is_accessible_and_fits_a_phone(page):
 
 
 @needs_chromium
+def test_hosts_may_label_compressed_files(context, tiny_bundles, tmp_path):
+    export_web(tiny_bundles["int8"], tmp_path / "site")
+    with static_host(tmp_path / "site", encodings=True) as (address, _, _):
+        with context.browser.new_page() as page:
+            page.goto(address)
+            expect(page.locator("#image")).to_be_visible()
+
+
+@needs_chromium
 def test_it_works_offline_and_downloads_large_files_once(page, site, context):
     _, requested, host = site
-    large = [path for path in requested if path.endswith((".onnx", ".wasm"))]
+    large = [path for path in requested if path.endswith(".gz")]
     assert len(large) == len(set(large)) == 3
     host.shutdown()
     host.server_close()

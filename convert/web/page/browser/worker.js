@@ -7,11 +7,12 @@ import { png, XMP } from "./png.js";
 import { Tokenizer } from "./tokenizer.js";
 
 const MODEL = new URL("../model/", import.meta.url);
+const ONNX_RUNTIME = new URL("../vendor/onnxruntime/", import.meta.url);
 const MAX_CHARACTERS = 2000;
 const MAX_THREADS = 4;
 const KEPT_SENTENCES = 64;
 
-ort.env.wasm.wasmPaths = new URL("../vendor/onnxruntime/", import.meta.url).href;
+ort.env.wasm.wasmPaths = ONNX_RUNTIME.href;
 ort.env.wasm.numThreads = self.crossOriginIsolated
   ? Math.min(navigator.hardwareConcurrency || 1, MAX_THREADS)
   : 1;
@@ -23,10 +24,10 @@ class RequestError extends Error {
   }
 }
 
-/** Bytes of a file, reporting how much has arrived. */
-async function fetched(name, onBytes) {
-  const response = await fetch(new URL(name, MODEL));
-  if (!response.ok) throw new Error(`${name} could not be loaded (HTTP ${response.status})`);
+/** Bytes of a file that is stored as NAME.gz, reporting how many have arrived. */
+async function fetched(name, base, onBytes = () => {}) {
+  const response = await fetch(new URL(`${name}.gz`, base));
+  if (!response.ok) throw new Error(`${name}.gz could not be loaded (HTTP ${response.status})`);
   const reader = response.body.getReader();
   const parts = [];
   for (;;) {
@@ -35,7 +36,14 @@ async function fetched(name, onBytes) {
     parts.push(value);
     onBytes(value.length);
   }
-  return new Uint8Array(await new Blob(parts).arrayBuffer());
+  const received = new Blob(parts);
+  const [first, second] = new Uint8Array(await received.slice(0, 2).arrayBuffer());
+  // A host that labels .gz files with Content-Encoding has made the browser decompress them.
+  const isCompressed = first === 0x1f && second === 0x8b;
+  const stream = isCompressed
+    ? received.stream().pipeThrough(new DecompressionStream("gzip"))
+    : received.stream();
+  return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 async function load() {
@@ -46,17 +54,22 @@ async function load() {
     const percent = Math.min(100, Math.round((100 * received) / config.bytes));
     self.postMessage({ progress: `loading the model: ${percent} %` });
   };
-  const [merges, tables, text, generator] = await Promise.all([
-    fetched("merges.txt", () => {}),
+  const [merges, tables, text, generator, runtime] = await Promise.all([
+    fetch(new URL("merges.txt", MODEL)).then((response) => response.text()),
     fetch(new URL("text_tables.json", MODEL)).then((response) => response.json()),
-    fetched("text_encoder.onnx", onBytes),
-    fetched("generator.onnx", onBytes),
+    fetched("text_encoder.onnx", MODEL, onBytes),
+    fetched("generator.onnx", MODEL, onBytes),
+    fetched("ort-wasm-simd-threaded.wasm", ONNX_RUNTIME),
   ]);
-  const lines = new TextDecoder().decode(merges).split("\n").filter((line) => line);
   self.postMessage({ progress: "preparing the model" });
+  ort.env.wasm.wasmBinary = runtime;
   return {
     config,
-    tokenizer: new Tokenizer(lines, config.context_length, tables),
+    tokenizer: new Tokenizer(
+      merges.split("\n").filter((line) => line),
+      config.context_length,
+      tables,
+    ),
     textEncoder: await ort.InferenceSession.create(text),
     generator: await ort.InferenceSession.create(generator),
   };
