@@ -194,7 +194,7 @@ def test_every_folder_of_modules_is_a_regular_package():
 
 
 def test_no_second_core_leaves_the_process_with_a_freed_signal_stack():
-    """See `openvino_core`; tests of one process have died of it long after they made a core."""
+    """A second core (see `openvino_core`) has crashed processes long after it was created."""
     makers = [
         path.relative_to(ROOT).as_posix()
         for folder in ("galip_edge", "convert", "runtime", "tests", "benchmarks")
