@@ -23,12 +23,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import gpu_parts
-from gpu_parts import Settings
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the packed folder is not installed
 
-from galip_edge.models import PRESETS
+import gpu_parts  # noqa: E402
+from gpu_parts import Settings  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "gpu.json"
+from galip_edge.models import PRESETS  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 Part = Callable[[Settings], Iterator[dict[str, Any]]]
 
 # Part -> (function, seconds that it may take).

@@ -26,9 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.cpu import available_cores
-
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the packed folder is not installed
+
+from runtime.cpu import available_cores  # noqa: E402
+
 FEATURES = ROOT / "lite0-features.safetensors"  # as gpu_pack.py writes it
 
 # A tenth of the widths, images of 64 pixels.

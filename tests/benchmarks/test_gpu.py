@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,32 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
+TREES = ("benchmarks", "galip_edge", "runtime")
 HIDDEN = ("openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "tensorboard", "pyarrow", "ray")
 
-# None in sys.modules makes an import fail as that of a missing package does.
-SITE = f"import sys\nsys.modules.update(dict.fromkeys({HIDDEN!r}))\n"
+# None in sys.modules makes an import fail as that of a missing package does; and the packages are
+# found in the packed folder alone.
+SITE = f"""
+import sys
+sys.modules.update(dict.fromkeys({HIDDEN!r}))
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in f"{{f}} {{f.__module__}}"]
+sys.path[:] = [path for path in sys.path if path != {str(ROOT)!r}]
+"""
 
 
 def run_on_bare_machine(folder, script, *arguments):
-    """Output of a script of benchmarks/ on a CPU, in a process without HIDDEN."""
-    (folder / "sitecustomize.py").write_text(SITE)
-    command = [sys.executable, str(ROOT / "benchmarks" / script), "--device", "cpu", *arguments]
-    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    """Output of a script of a copied tree on a CPU, in a process without HIDDEN."""
+    kit, site = folder / "kit", folder / "site"
+    if not kit.exists():
+        for tree in TREES:
+            shutil.copytree(ROOT / tree, kit / tree, ignore=shutil.ignore_patterns("*.bin"))
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(SITE)
+    command = [sys.executable, f"benchmarks/{script}", "--device", "cpu", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    result = subprocess.run(
+        command, env=environment, cwd=kit, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 
