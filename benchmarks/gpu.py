@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument(
         "--limit",
         type=float,
-        help="factor on the time limits; default: 1, on a CPU 6, where torch.compile takes a minute",
+        help="factor on the time limits; default: 1, or 6 on a CPU, whose compiler is slow",
     )
     parser.add_argument("--out", type=Path, help="results; default on CUDA: results/gpu.json")
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
