@@ -40,6 +40,11 @@ _REQUIRED_IF_DONE = ("file", "key", "bytes", "sha256")
 # Above the size of any image or shard.
 _MAX_BYTES = 1 << 50
 
+# Manifests have integers of 64 bits, and floats, which hold integers up to here exactly.
+_MAX_INTEGER, _MAX_MILLISECONDS = 1 << 63, 1 << 53
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
 
 def entry_of(item: Item, model: str, milliseconds: float, **outcome: Any) -> Entry:
     """Build an entry; `outcome` holds status, error and what is known about the file."""
@@ -54,6 +59,23 @@ def entry_of(item: Item, model: str, milliseconds: float, **outcome: Any) -> Ent
     } | outcome
     invalid = {} if item.error is None else {INVALID: True}
     return {name: known.get(name) for name in COLUMNS} | item.columns | invalid
+
+
+def matches(entry: Entry, item: Item) -> bool:
+    """Check that an entry is the outcome of an item, its row unchanged since."""
+    if set(entry) - set(COLUMNS) - set(item.columns) - {INVALID}:
+        return False
+    expected = {"id": item.id, "prompt": item.prompt, "seed": item.seed, **item.columns}
+    if not all(_same(entry.get(name), value) for name, value in expected.items()):
+        return False
+    return bool(entry.get(INVALID)) == (item.error is not None)
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Compare JSON values; 1, 1.0 and true differ."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True)
+    return type(value) is type(other) and bool(value == other)
 
 
 def to_line(value: Mapping[str, Any]) -> str:
@@ -113,7 +135,7 @@ def _is_completion(found: Entry) -> bool:
         isinstance(sizes, dict)
         and isinstance(hashes, dict)
         and all(_is_job_file(name) and _is_size(size) for name, size in sizes.items())
-        and all(isinstance(each, str) for each in hashes.values())
+        and all(isinstance(each, str) and _HASH.fullmatch(each) for each in hashes.values())
     )
 
 
@@ -124,17 +146,31 @@ def _is_entry(found: Entry) -> bool:
         value = found[name]
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             return False
+        if isinstance(value, str) and not _is_unicode(value):
+            return False
     done = found["status"] == DONE
     required = _REQUIRED + (_REQUIRED_IF_DONE if done else ())
     if any(found[name] is None for name in required) or found["status"] not in (DONE, FAILED):
         return False
     numbers = (found[name] for name in ("row", "index", "seed", "bytes"))
-    if not all(number is None or 0 <= number < 1 << 64 for number in numbers):
+    if not all(number is None or 0 <= number < _MAX_INTEGER for number in numbers):
+        return False
+    if found["milliseconds"] is not None and not 0 <= found["milliseconds"] < _MAX_MILLISECONDS:
+        return False
+    if found["sha256"] is not None and not _HASH.fullmatch(found["sha256"]):
         return False
     if not done:
         return found["file"] is None or _is_job_file(found["file"])
     key = re.fullmatch(r"\d{8,}-\d{5,}-[a-z0-9-]{1,40}", found["key"])
     return key is not None and _is_job_file(found["file"]) and _is_size(found["bytes"])
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a surrogate
+        return False
+    return True
 
 
 def _is_size(value: Any) -> bool:

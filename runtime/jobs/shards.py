@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
@@ -62,13 +62,6 @@ class Item:
         words = self.prompt if self.id == f"{self.row:08d}" else self.id
         words = re.sub(r"[^a-z0-9]+", "-", words.lower())
         return f"{self.row:08d}-{self.index:05d}-{words[:40].strip('-') or 'image'}"
-
-    def matches(self, entry: Mapping[str, Any]) -> bool:
-        """Check that a journal entry is the outcome of this item, its row unchanged since."""
-        expected = {"id": self.id, "prompt": self.prompt, "seed": self.seed, **self.columns}
-        if any(entry.get(name) != value for name, value in expected.items()):
-            return False
-        return bool(entry.get("invalid")) == (self.error is not None)
 
 
 @dataclass(frozen=True)

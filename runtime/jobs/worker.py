@@ -23,6 +23,7 @@ from runtime.jobs.journal import (
     Journal,
     ShardRecord,
     entry_of,
+    matches,
     parse_journal,
 )
 from runtime.jobs.shards import Item, Shard
@@ -197,7 +198,7 @@ class Worker:
         for entry in record.entries:
             position = entry["row"], entry["index"]
             item = items.get(position)
-            if item is None or not item.matches(entry):
+            if item is None or not matches(entry, item):
                 continue
             retry = entry["status"] == FAILED and item.error is None and self._spec.retry_failed
             if not retry:

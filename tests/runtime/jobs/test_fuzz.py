@@ -138,6 +138,26 @@ def test_readers_of_records_and_states_fail_in_one_way():
             pass
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("milliseconds", value) for value in (2**70, -1, float("nan"), float("inf"))),
+        *(("seed", 2**63), ("bytes", 2**63), ("model", "\ud800"), ("sha256", "x"), ("kind", 2**70)),
+        *(("kind", True), ("kind", 1.0), ("of nobody", 1)),
+    ],
+)
+@pytest.mark.parametrize("whole", ["parquet"], indirect=True)
+def test_values_that_a_manifest_cannot_hold_are_made_again(name, value, whole, bundle, tmp_path):
+    prompts, options = whole
+    journal = tmp_path / "whole" / ".job" / "parts" / "00000000.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    lines[1] = json.dumps(json.loads(lines[1]) | {name: value}) + "\n"
+    before = made(tmp_path / "whole")
+    journal.write_text("".join(lines))
+    list(Job(prompts, bundle, tmp_path / "whole", options))
+    assert made(tmp_path / "whole") == before
+
+
 def test_a_record_that_is_none_is_one_sentence(bundle, tmp_path, plain_model, caplog):
     path = tmp_path / "p.txt"
     path.write_text("a bird\ntwo dogs\n")
