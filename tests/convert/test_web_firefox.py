@@ -52,7 +52,7 @@ async def download(address, folder):
 def test_the_page_generates_the_runtimes_image(tmp_path):
     export_web(EMBEDDED, tmp_path / "host" / "site")
     with static_host(tmp_path / "host") as (address, _, _):
-        run = asyncio.wait_for(download(f"{address}site/", tmp_path), timeout=180)
+        run = asyncio.wait_for(download(f"{address}site/", tmp_path), timeout=400)
         path, requests, width = asyncio.run(run)
     pipeline = Pipeline.from_bundle(EMBEDDED)
     error = np.asarray(Image.open(path)).astype(float) - pipeline.generate([PROMPT], seed=SEED)[0]
