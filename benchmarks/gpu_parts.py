@@ -196,7 +196,7 @@ def _time(settings: Settings, work: Callable[[], Any]) -> dict[str, Any]:
 
 def training(settings: Settings) -> Iterator[dict[str, Any]]:
     """Whole training steps, images already on the device: images/s and peak memory."""
-    batch, burn_in, steps = (64, 5, 15) if settings.on_gpu else (4, 1, 2)
+    batch, burn_in, steps = (64, 5, 15) if settings.on_gpu else (2, 1, 1)
     for compiled in (False, True) if settings.compiles else (False,):
         for precision in ("bfloat16", "float16", "float32"):
             _reset_memory(settings)
