@@ -79,7 +79,7 @@ def arrays() -> bytes:
         (arrays(), r"holds NumPy arrays \(\.npz\)"),
         (zipped(), "is an empty zip archive"),
         (zipped(notes_txt=b"a"), "is a zip archive without weights .it holds 'notes.txt'"),
-        (zipped(models__galip_pth=b"a"), "is a zip archive: unpack it and give 'models/galip.pth'"),
+        (zipped(models__galip_pth=b"a"), "is a zip archive: unpack it and pass 'models/galip.pth'"),
         (zipped(notes_txt=b"a" * 999)[:500], "is incomplete: it starts as a PyTorch file, but"),
         (
             b"\xe8" + zipped(archive__data_pkl=b"\x80\x04\x95" + bytes(8) + b"}.")[1:],

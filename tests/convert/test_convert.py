@@ -220,7 +220,7 @@ def test_a_bundle_is_not_quantized_again(tiny_bundle, tmp_path):
 
 def test_unfaithful_bundle_is_refused_and_leaves_nothing(tiny_checkpoint, tmp_path):
     options = ConvertOptions(precision="bf16", min_psnr=99)
-    with pytest.raises(ConversionError, match=r"only \d+\.\d dB .* below the 99\.0 dB asked for"):
+    with pytest.raises(ConversionError, match=r"only \d+\.\d dB .* below the required 99\.0 dB"):
         convert(tiny_checkpoint, tmp_path / "bundle", options)
     assert os.listdir(tmp_path) == []
 
