@@ -142,12 +142,11 @@ def test_readers_of_records_and_states_fail_in_one_way():
     ("name", "value"),
     [
         *(("milliseconds", value) for value in (2**70, -1, float("nan"), float("inf"))),
-        *(("seed", 2**63), ("bytes", 2**63), ("model", "\ud800"), ("sha256", "x"), ("kind", 2**70)),
-        *(("kind", True), ("kind", 1.0), ("of nobody", 1)),
+        *(("model", "\ud800"), ("sha256", "x"), ("kind", True), ("kind", 1.0), ("unknown", 1)),
     ],
 )
 @pytest.mark.parametrize("whole", ["parquet"], indirect=True)
-def test_values_that_a_manifest_cannot_hold_are_made_again(name, value, whole, bundle, tmp_path):
+def test_values_that_no_manifest_can_hold_are_generated_again(name, value, whole, bundle, tmp_path):
     prompts, options = whole
     journal = tmp_path / "whole" / ".job" / "parts" / "00000000.jsonl"
     lines = journal.read_text().splitlines(keepends=True)

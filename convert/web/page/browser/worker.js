@@ -24,10 +24,15 @@ class RequestError extends Error {
   }
 }
 
+async function responseOf(name, base) {
+  const response = await fetch(new URL(name, base));
+  if (!response.ok) throw new Error(`${name} could not be loaded (HTTP ${response.status})`);
+  return response;
+}
+
 /** Bytes of a file that is stored as NAME.gz, reporting how many have arrived. */
 async function fetched(name, base, onBytes = () => {}) {
-  const response = await fetch(new URL(`${name}.gz`, base));
-  if (!response.ok) throw new Error(`${name}.gz could not be loaded (HTTP ${response.status})`);
+  const response = await responseOf(`${name}.gz`, base);
   const reader = response.body.getReader();
   const parts = [];
   for (;;) {
@@ -55,7 +60,7 @@ async function load() {
     self.postMessage({ progress: `loading the model: ${percent} %` });
   };
   const [merges, tables, text, generator, runtime] = await Promise.all([
-    fetch(new URL("merges.txt", MODEL)).then((response) => response.text()),
+    responseOf("merges.txt", MODEL).then((response) => response.text()),
     fetch(new URL("text_tables.json", MODEL)).then((response) => response.json()),
     fetched("text_encoder.onnx", MODEL, onBytes),
     fetched("generator.onnx", MODEL, onBytes),
