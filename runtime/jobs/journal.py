@@ -61,11 +61,20 @@ def entry_of(item: Item, model: str, milliseconds: float, **outcome: Any) -> Ent
     return {name: known.get(name) for name in COLUMNS} | item.columns | invalid
 
 
-def matches(entry: Entry, item: Item) -> bool:
-    """Check that an entry is the outcome of an item, its row unchanged since."""
+def matches(entry: Entry, item: Item, model: str) -> bool:
+    """Check that an entry is the outcome of an item, its row unchanged since.
+
+    Args:
+        entry: of a journal.
+        item: at the entry's position.
+        model: hash of the job's model.
+    """
     if set(entry) - set(COLUMNS) - set(item.columns) - {INVALID}:
         return False
-    expected = {"id": item.id, "prompt": item.prompt, "seed": item.seed, **item.columns}
+    expected = {"id": item.id, "prompt": item.prompt, "seed": item.seed, "model": model}
+    expected |= item.columns
+    if entry["status"] == DONE:
+        expected["key"] = item.key
     if not all(_same(entry.get(name), value) for name, value in expected.items()):
         return False
     return bool(entry.get(INVALID)) == (item.error is not None)

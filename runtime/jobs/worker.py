@@ -198,7 +198,7 @@ class Worker:
         for entry in record.entries:
             position = entry["row"], entry["index"]
             item = items.get(position)
-            if item is None or not matches(entry, item):
+            if item is None or not matches(entry, item, self._spec.model_hash):
                 continue
             retry = entry["status"] == FAILED and item.error is None and self._spec.retry_failed
             if not retry:

@@ -141,8 +141,9 @@ def test_readers_of_records_and_states_fail_in_one_way():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("milliseconds", value) for value in (2**70, -1, float("nan"), float("inf"))),
-        *(("model", "\ud800"), ("sha256", "x"), ("kind", True), ("kind", 1.0), ("unknown", 1)),
+        *(("milliseconds", value) for value in (2**70, float("nan"), float("inf"))),
+        *(("model", "\ud800"), ("model", "0" * 64), ("key", "00000000-00000-bird-0")),
+        *(("sha256", "x"), ("kind", True), ("kind", 1.0), ("unknown", 1)),
     ],
 )
 @pytest.mark.parametrize("whole", ["parquet"], indirect=True)
