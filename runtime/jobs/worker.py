@@ -236,7 +236,8 @@ class Worker:
         missing = [item for item in shard.items if item.position not in known]
         finished = record.sizes is not None
         yield Resumed(len(entries), len(valid) - len(entries) if finished else 0)
-        if finished and not missing and not writer.atomic and len(entries) == len(record.entries):
+        unchanged = not missing and len(entries) == len(record.entries)
+        if finished and unchanged and not writer.atomic and not writer.unfinished:
             return
         if not writer.atomic:
             journal.restart(ShardRecord(entries, record.sizes, record.hashes))

@@ -57,9 +57,11 @@ class ShardWriter(Protocol):
 
     Attributes:
         atomic: whether journal entries are recorded together, when the shard is finished.
+        unfinished: after `resume`, whether images are in a shard file that is not finished.
     """
 
     atomic: bool
+    unfinished: bool
 
     def resume(self, record: ShardRecord, valid: Sequence[Entry], verify: bool) -> list[Entry]:
         """Return the entries that need no more work, and remove all other files of the shard.
@@ -126,6 +128,7 @@ class _FolderWriter:
     """One file per image, in a folder per shard."""
 
     atomic = False
+    unfinished = False
 
     def __init__(self, folder: Path, shard: Shard, suffix: str) -> None:
         self._folder, self._shard, self._suffix = folder, shard, suffix
@@ -165,6 +168,7 @@ class _FileWriter:
 
     Attributes:
         atomic: whether a finished shard file is being rewritten; the old one stays until then.
+        unfinished: after `resume`, whether it returned images of an unfinished shard file.
     """
 
     suffix: str
@@ -178,7 +182,7 @@ class _FileWriter:
         # Shard files that are being rewritten as one, and the entries of their valid images.
         self._replaced: list[str] = []
         self._kept: deque[Entry] = deque()
-        self.atomic = False
+        self.atomic = self.unfinished = False
 
     @property
     def _open(self) -> Path:
@@ -197,7 +201,9 @@ class _FileWriter:
         if sizes:
             self._name = f"{self._shard.name}-retry{len(sizes)}.{self.suffix}"
         unfinished = [e for e in record.entries if e["status"] == DONE and e["file"] == self._name]
-        return failed + good + self._resume_open(unfinished, valid)
+        resumed = self._resume_open(unfinished, valid)
+        self.unfinished = bool(resumed)
+        return failed + good + resumed
 
     def _is_intact(
         self, record: ShardRecord, name: str, finished: Sequence[Entry], verify: bool

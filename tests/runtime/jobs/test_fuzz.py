@@ -158,6 +158,17 @@ def test_values_that_no_manifest_can_hold_are_generated_again(name, value, whole
     assert made(tmp_path / "whole") == before
 
 
+@pytest.mark.parametrize("whole", ["tar", "parquet"], indirect=True)
+def test_a_completion_without_the_shard_is_made_again(whole, bundle, tmp_path):
+    prompts, options = whole
+    before = made(tmp_path / "whole")
+    journal = tmp_path / "whole" / ".job" / "parts" / "00000001.jsonl"
+    *lines, _ = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines) + '{"shards": {}, "hashes": {}}\n')
+    list(Job(prompts, bundle, tmp_path / "whole", options))
+    assert made(tmp_path / "whole") == before
+
+
 def test_a_record_that_is_none_is_one_sentence(bundle, tmp_path, plain_model, caplog):
     path = tmp_path / "p.txt"
     path.write_text("a bird\ntwo dogs\n")

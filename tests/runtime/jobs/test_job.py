@@ -211,6 +211,16 @@ def test_one_that_fails_stops_nothing_and_can_be_tried_again(
     after = made(tmp_path / "out")
     assert {e["status"] for e in entries(tmp_path / "out")} == {"done"}
     assert all(after[name] == data for name, data in before.items() if name[0] == "0")
+    # Killed after the last image of a repeated shard was recorded, before its file was finished.
+    for file in (tmp_path / "out").glob("*-retry1.tar"):
+        number, first = file.name[:8], file.with_name(f"{file.name[:8]}.tar")
+        journal = tmp_path / "out" / ".job" / "parts" / f"{number}.jsonl"
+        *lines, _ = journal.read_text().splitlines(keepends=True)
+        earlier = json.dumps({"shards": {first.name: first.stat().st_size}}) + "\n"
+        lines.sort(key=lambda line: file.name in line)
+        place = sum(file.name not in line for line in lines)
+        journal.write_text("".join([*lines[:place], earlier, *lines[place:]]))
+        file.rename(tmp_path / "out" / ".job" / "open" / file.name)
     assert (
         run(PromptFile(path), bundle, tmp_path / "out", output_format=output_format).progress.kept
         == 25
