@@ -52,13 +52,17 @@ PROPERTIES = {
 class FakeCore:
     """OpenVINO's core with more devices; all of them compute on the CPU in float32.
 
+    Args:
+        folder: for what other devices compiled, which takes seconds without it.
+
     Attributes:
         cpu_capabilities: replaces the capabilities of the CPU.
         compiled: device and properties of each compilation.
         imported: devices that blobs were imported for.
     """
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, folder: Path) -> None:
+        self._folder = folder
         self._core = openvino_core.openvino_core()
         self.available_devices = ["CPU", *names]
         self.cpu_capabilities: list[str] | None = None
@@ -79,7 +83,11 @@ class FakeCore:
     def compile_model(self, model, device, properties):
         self.compiled.append((device, dict(properties)))
         if device != "CPU" or self.cpu_capabilities:
-            properties = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+            properties = {
+                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_NUM_THREADS": 1,
+                "CACHE_DIR": str(self._folder),
+            }
         return self._core.compile_model(model, "CPU", properties)
 
     def import_model(self, blob, device, properties):
@@ -97,11 +105,12 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def fake(monkeypatch):
+def fake(monkeypatch, tmp_path_factory):
     """Makes a core the one that every module uses."""
+    folder = tmp_path_factory.getbasetemp() / "compiled"
 
     def install(*names: str) -> FakeCore:
-        core, real = FakeCore(*names), openvino_core.openvino_core
+        core, real = FakeCore(*names, folder=folder), openvino_core.openvino_core
 
         def fake_core() -> FakeCore:
             return core
