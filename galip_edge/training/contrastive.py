@@ -38,6 +38,7 @@ from galip_edge.models.clip import build_clip, clip_pixels
 from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.fast_attention import with_fast_attention
 from galip_edge.training.precision import Precision, autocast, fastest_precision
+from galip_edge.training.resume import only_run
 from galip_edge.training.text_cache import sentence_embeddings
 from galip_edge.training.words import WordReader
 from runtime.files import atomic_path, write_whole
@@ -170,9 +171,13 @@ def train_clip(config: ContrastiveConfig) -> Path:
 
     Raises:
         DataError, CheckpointError: the data or the stored state is invalid.
+        GalipEdgeError: another process trains in `config.output`, or it cannot be written.
     """
     device = choose_device(config.device)
-    with compute_settings(config.threads or default_threads(config.data.workers)):
+    with (
+        only_run(Path(config.output)),
+        compute_settings(config.threads or default_threads(config.data.workers)),
+    ):
         return _ContrastiveRun(config, device).go()
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from galip_edge.training.optimized_module import OptimizedModule
 from galip_edge.training.trainer import Trainer
 from runtime.errors import GalipEdgeError
 from runtime.files import atomic_folder, sha256_of
+from runtime.locks import remove_locked, try_lock
 
 VERSION = 1
+_LOCK = "lock"
 _log = logging.getLogger(__name__)
 
 
@@ -149,6 +151,29 @@ def writing(path: Path) -> Iterator[None]:
             f"{_reason(error, path)}; earlier checkpoints are intact: free some space, and "
             "rerun the same command to resume"
         ) from error
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Be the only process that trains in `folder`.
+
+    Raises GalipEdgeError if another one does, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(folder / _LOCK)
+    except OSError as error:
+        raise GalipEdgeError(f"cannot write {folder}: {error.strerror or error}") from error
+    if lock is None:
+        raise GalipEdgeError(
+            f"another process is training in {folder}: wait for it, or set another output"
+        )
+    try:
+        yield
+    finally:
+        remove_locked(lock, folder / _LOCK)
+        with suppress(OSError):  # not empty, unless the run failed before its first checkpoint
+            folder.rmdir()
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from galip_edge.training.resume import (
     load_moments,
     load_trainer_state,
     newest_state,
+    only_run,
     save_state,
     writing,
 )
@@ -74,10 +75,17 @@ def train(config: TrainConfig) -> RunResult:
     Ctrl-C and SIGTERM end the run after the current step, with a checkpoint.
 
     Raises:
-        GalipEdgeError: data, weights or settings are invalid, a checkpoint cannot be written, or
-            losses stay non-finite.
+        GalipEdgeError: data, weights or settings are invalid, a checkpoint cannot be written,
+            another process trains in `config.output`, or losses stay non-finite.
     """
-    with join_world(config.device) as world, _stop_requests() as stop_requested:
+    with (
+        join_world(config.device) as world,
+        _stop_requests() as stop_requested,
+        ExitStack() as stack,
+    ):
+        with world.together():
+            if world.is_first:
+                stack.enter_context(only_run(Path(config.output)))
         precision = fastest_precision(world.device, config.precision)
         config = replace(config, precision=precision)
         threads = config.threads or default_threads(config.data.workers)

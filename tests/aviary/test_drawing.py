@@ -324,6 +324,11 @@ def test_images_drawn_ahead_are_the_data_sets_own(tmp_path):
     with pytest.raises(DataError, match="variety was wide, is now narrow"):
         AviarySource(replace(config, cache=str(folder), variety="narrow"))
     # What exists is kept; more can be added; a partial block is drawn again.
+    # Held-out images are not among them.
+    held_out = AviarySource(replace(config, split="test", cache=str(folder)))
+    assert (
+        pixels(held_out.image(7)) == pixels(AviarySource(replace(config, split="test")).image(7))
+    ).all()
     assert draw_ahead(folder, config, 3) == 0
     assert draw_ahead(folder, replace(config, samples=300), 3) == 50
     (folder / "00000/0000249.txt").unlink()

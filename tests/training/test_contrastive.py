@@ -23,7 +23,9 @@ from galip_edge.training.contrastive import (
     train_clip,
 )
 from galip_edge.training.fast_attention import with_fast_attention
+from galip_edge.training.resume import only_run
 from galip_edge.training.text_cache import sentence_embeddings
+from runtime.errors import GalipEdgeError
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +124,14 @@ def test_another_run_in_the_folder_is_not_overwritten(tmp_path):
     with pytest.raises(CheckpointError, match="another run"):
         train_clip(config(tmp_path / "run", "batch_size=4"))
     assert path.read_bytes() == before
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(tmp_path):
+    with (
+        only_run(tmp_path / "run"),
+        pytest.raises(GalipEdgeError, match="another process is training in"),
+    ):
+        train_clip(config(tmp_path / "run"))
 
 
 def test_a_damaged_state_is_named(tmp_path):

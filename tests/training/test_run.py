@@ -25,7 +25,7 @@ from galip_edge.errors import CheckpointError
 from galip_edge.models import GALIP
 from galip_edge.training.config import TrainConfig
 from galip_edge.training.distributed import World
-from galip_edge.training.resume import newest_state, save_state
+from galip_edge.training.resume import newest_state, only_run, save_state
 from galip_edge.training.run import describe, train
 from galip_edge.training.trainer import Trainer
 from runtime.errors import GalipEdgeError
@@ -106,11 +106,11 @@ def test_resume_after_sigkill_is_exact_to_the_bit(make_config, tmp_path):
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_resume_is_exact_in_every_precision(make_config, tmp_path, precision):
-    whole = make_config(steps=6, output=str(tmp_path / "whole"), precision=precision)
+    whole = make_config(steps=4, output=str(tmp_path / "whole"), precision=precision)
     train(whole)
-    halves = make_config(steps=3, precision=precision)
+    halves = make_config(steps=2, precision=precision)
     train(halves)
-    train(replace(halves, steps=6))
+    train(replace(halves, steps=4))
     assert_same_state(state_of(halves), state_of(whole))
 
 
@@ -247,6 +247,15 @@ def test_another_run_in_the_folder_is_refused(make_config):
     train(config)
     with pytest.raises(GalipEdgeError, match=r"seed was 0, is now 1.*choose another output"):
         train(replace(config, seed=1))
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(make_config):
+    config = make_config(steps=1)
+    with only_run(Path(config.output)), pytest.raises(GalipEdgeError, match="another process is"):
+        train(config)
+    assert not Path(config.output).exists()
+    assert train(config).finished
+    assert "lock" not in {path.name for path in Path(config.output).iterdir()}
 
 
 def test_finished_run_is_left_alone(make_config):

@@ -41,13 +41,17 @@ def drawn_settings(config: AviaryConfig) -> dict[str, object]:
     }
 
 
-def check_drawn(folder: Path, config: AviaryConfig, **more: object) -> None:
-    """Raises DataError if `folder` was drawn ahead with other settings than `config` and `more`."""
-    path, wanted = folder / SETTINGS, {**drawn_settings(config), **more}
+def _read_settings(folder: Path) -> dict[str, object]:
+    path = folder / SETTINGS
     try:
-        known = dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"cannot read {path} ({error}): choose a new folder") from error
+
+
+def check_drawn(folder: Path, config: AviaryConfig, **more: object) -> None:
+    """Raises DataError if `folder` was drawn ahead with other settings than `config` and `more`."""
+    known, wanted = _read_settings(folder), {**drawn_settings(config), **more}
     changed = [
         f"{k} was {known.get(k)}, is now {v}" for k, v in wanted.items() if known.get(k) != v
     ]
@@ -65,7 +69,7 @@ class AviarySource:
 
     Args:
         config: `split` and `seed` select the images; `cache` is a folder for drawn images, or one
-            that `galip-edge data draw` filled.
+            that `galip-edge data draw` filled with images of a split.
 
     Raises:
         DataError: the cache was drawn ahead with other settings.
@@ -79,8 +83,10 @@ class AviarySource:
         if config.cache:
             cache = Path(config.cache).expanduser().absolute()
             if (cache / SETTINGS).exists():
-                check_drawn(cache, config)
-                self._drawn = cache
+                # Images of the other split, as those held out of training, are drawn as needed.
+                if _read_settings(cache).get("split") == config.split:
+                    check_drawn(cache, config)
+                    self._drawn = cache
             else:
                 wide = "wide-" if config.variety == "wide" else ""
                 self._kept = cache / f"{wide}{config.split}-{config.seed}-{self._size}px-v{VERSION}"
