@@ -40,7 +40,7 @@ def table_records(config: DataConfig) -> list[ImageRecord]:
             captions.setdefault(image, []).extend(str(one) for one in several if one is not None)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # also pyarrow's, JSON's and Unicode's
+    except (ValueError, OverflowError) as error:  # also pyarrow's, JSON's and Unicode's
         raise DataError(f"{path} is damaged: {error}") from error
     if not captions:
         raise DataError(f"{path} has no rows")

@@ -588,6 +588,11 @@ def _parquet_file(path: Path) -> Iterator[Any]:
             yield file
     except pa.ArrowException as error:
         raise JobError(f"{path} is damaged or not a Parquet file: {error}") from error
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date after 9999
+        raise JobError(
+            f"{path} has a value that Python cannot hold ({error}): change it, or do not keep its "
+            "column"
+        ) from error
 
 
 def _parquet_columns(path: Path) -> list[str]:

@@ -405,7 +405,7 @@ class _ParquetWriter(_FileWriter):
         found = {}
         for name in files:
             with (
-                suppress(OSError, pa.ArrowException, KeyError, TypeError),
+                suppress(OSError, pa.ArrowException, KeyError, TypeError, ValueError),
                 pq.ParquetFile(self._folder / name) as file,
             ):
                 for image in file.read(["image"])["image"].to_pylist():

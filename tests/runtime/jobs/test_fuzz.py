@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 from left import entries, made
@@ -166,6 +167,20 @@ def test_a_completion_without_the_shard_is_made_again(whole, bundle, tmp_path):
     *lines, _ = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(lines) + '{"shards": {}, "hashes": {}}\n')
     list(Job(prompts, bundle, tmp_path / "whole", options))
+    assert made(tmp_path / "whole") == before
+
+
+@pytest.mark.parametrize("whole", ["parquet"], indirect=True)
+def test_a_shard_whose_text_is_not_utf8_is_made_again(whole, bundle, tmp_path):
+    prompts, options = whole
+    before = made(tmp_path / "whole")
+    shard = tmp_path / "whole" / "00000000.parquet"
+    content = shard.read_bytes()
+    assert content.count(b"00000002-00000-bird-2.png") >= 1
+    shard.write_bytes(
+        content.replace(b"00000002-00000-bird-2.png", b"\xee0000002-00000-bird-2.png")
+    )
+    list(Job(prompts, bundle, tmp_path / "whole", replace(options, verify=True)))
     assert made(tmp_path / "whole") == before
 
 

@@ -115,6 +115,18 @@ def test_a_file_that_is_none_is_one_sentence(name, content, message, tmp_path):
         rows(tmp_path, name, content)
 
 
+@pytest.mark.parametrize("column", ["prompt", "kind"])
+def test_parquet_values_that_python_cannot_hold_are_one_sentence(column, tmp_path):
+    raw = pa.array([b"a bird", b"\xee\xff"])
+    prompts = pa.StringArray.from_buffers(2, *raw.buffers()[1:])  # not UTF-8
+    dates = pa.array([0, 2**62], pa.timestamp("us"))  # of the year 148,000
+    table = {"prompt": prompts} if column == "prompt" else {"prompt": ["a", "b"], "kind": dates}
+    pq.write_table(pa.table(table), tmp_path / "p.parquet")
+    keep = ("kind",) if column == "kind" else ()
+    with pytest.raises(JobError, match=r"p.parquet has a value that Python cannot hold \("):
+        list(PromptFile(tmp_path / "p.parquet", keep_columns=keep).rows())
+
+
 def test_a_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(JobError, match=r"cannot read the prompts in .*: No such file"):
         list(PromptFile(tmp_path / "p.txt").rows())
