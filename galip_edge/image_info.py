@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from galip_edge.available import available_models
+from runtime.errors import printable
 from runtime.images import ImageMetadata
 from runtime.recipes import StoredRecipe, read_recipe
 from runtime.reproduce import (
     Reproduction,
     SeriesRecipe,
-    printable,
     recipe_of,
     reproduction,
     shown,

@@ -30,3 +30,13 @@ def install_hint(extra: str) -> str:
         return f"pip install 'galip-edge[{extra}]'"
     folder = "." if Path.cwd() == CHECKOUT else str(CHECKOUT)
     return f"pip install -e '{folder}[{extra}]'"
+
+
+def printable(text: str) -> str:
+    """Untrusted text for a terminal: control characters as escapes."""
+    return "".join(it if it.isprintable() else it.encode("unicode_escape").decode() for it in text)
+
+
+def one_line(text: str) -> str:
+    """A message that may quote untrusted text, for a terminal: printable, and on one line."""
+    return printable(" ".join(text.splitlines()))

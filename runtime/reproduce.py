@@ -225,8 +225,3 @@ def _escaped(character: str) -> str:
         return character
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x80 else f"\\U{code:08x}"
-
-
-def printable(text: str) -> str:
-    """Untrusted text for a terminal: control characters as escapes."""
-    return "".join(it if it.isprintable() else it.encode("unicode_escape").decode() for it in text)

@@ -12,6 +12,7 @@ from galip_edge.data.captions import tidy_all
 from galip_edge.data.config import DataConfig
 from galip_edge.data.errors import DataError, require
 from galip_edge.data.records import ImageRecord
+from runtime.errors import one_line
 
 Row = Mapping[str, Any]
 
@@ -38,10 +39,10 @@ def table_records(config: DataConfig) -> list[ImageRecord]:
             caption = _cell(row, config.caption_column, path)
             several = caption if isinstance(caption, list) else [caption]
             captions.setdefault(image, []).extend(str(one) for one in several if one is not None)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, OverflowError) as error:  # also pyarrow's, JSON's and Unicode's
-        raise DataError(f"{path} is damaged: {error}") from error
+    except (OSError, ValueError, OverflowError) as error:  # also of pyarrow, JSON and Unicode
+        if isinstance(error, OSError) and error.errno:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"{path} is damaged: {one_line(str(error))}") from error
     if not captions:
         raise DataError(f"{path} has no rows")
     return [

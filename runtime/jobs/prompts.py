@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 from runtime.checks import checked_path, require_integers
-from runtime.errors import JobError, PromptError
+from runtime.errors import JobError, PromptError, one_line
 from runtime.noise import MAX_SEED
 from runtime.prompts import MAX_CHARACTERS, checked_prompt
 
@@ -586,8 +586,12 @@ def _parquet_file(path: Path) -> Iterator[Any]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except pa.ArrowException as error:
-        raise JobError(f"{path} is damaged or not a Parquet file: {error}") from error
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise JobError(
+            f"{path} is damaged or not a Parquet file: {one_line(str(error))}"
+        ) from error
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date after 9999
         raise JobError(
             f"{path} has a value that Python cannot hold ({error}): change it, or do not keep its "

@@ -138,6 +138,12 @@ def test_wrong_bundle_path(tmp_path):
         assert_one_clear_sentence(result, "no bundle at", "nothing")
 
 
+def test_untrusted_text_in_an_error_cannot_command_the_terminal(tmp_path):
+    result = galip_edge("info", tmp_path / "no\x1b[2Jthing\nError: forged")
+    assert_one_clear_sentence(result, r"no\x1b[2Jthing Error: forged")
+    assert "\x1b" not in result.stderr
+
+
 def test_truncated_and_flipped_bundle(tiny_bundle, tmp_path):
     weights = tiny_bundle / "generator.bin"
     good = weights.read_bytes()
