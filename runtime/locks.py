@@ -109,9 +109,30 @@ def _try_soft(file: Path) -> Lock | None:
     return Lock(held, soft.release)
 
 
+# Descriptors of the locks that this process holds, each in a list that `release` empties.
+_native_locks: list[list[int]] = []
+
+
 def _native(path: Path, descriptor: int) -> Lock:
     left = [descriptor]
-    return Lock(lambda: _is_at(path, descriptor), lambda: os.close(left.pop()) if left else None)
+    _native_locks.append(left)
+
+    def release() -> None:
+        if left:
+            _native_locks.remove(left)
+            os.close(left.pop())
+
+    return Lock(lambda: _is_at(path, descriptor), release)
+
+
+def _leave_locks_to_the_parent() -> None:
+    """A forked child, such as a data worker, must not hold the locks of a killed parent."""
+    while _native_locks:
+        os.close(_native_locks.pop().pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -338,8 +338,8 @@ class _Lease:
         """Stop renewing and remove the lease."""
         self._end.set()
         self._thread.join()
-        if not self._lost:
-            with suppress(JobError):
+        with suppress(JobError):
+            if not self._lost and self._is_mine():
                 self._storage.remove(self._name)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import contextmanager
 
 import pytest
 import s3fs
@@ -176,21 +177,27 @@ def test_the_lease_of_a_killed_leader_is_taken_over(store, prompts, bundle, plai
     assert not objects(store, "out/.job/lease")
 
 
-def wait_until_lease_is_read(store) -> None:
-    """Wait for the renewal that notices another owner."""
-    first = len(store.requests)
-    path = "GET /bucket/out/.job/lease"
-    wait_until(lambda: any(request.startswith(path) for request in store.requests[first:]))
+def test_who_lost_the_lease_stops(store, prompts, bundle, plain_model, monkeypatch):
+    leases, lock = [], RemoteStorage.lock
 
+    @contextmanager
+    def remembered(self):
+        with lock(self) as held:
+            leases.append(held)
+            yield held
 
-def test_who_lost_the_lease_stops(store, prompts, bundle, plain_model):
+    monkeypatch.setattr(RemoteStorage, "lock", remembered)
+
+    def is_taken_over() -> bool:  # repeated, because a renewal may be under way
+        body = b"another-host 1 0123 1"
+        store.client.put_object(Bucket="bucket", Key="out/.job/lease", Body=body)
+        return not leases[-1]()
+
     job = Job(PromptFile(prompts), bundle, "s3://bucket/out", JobOptions(shard_size=5))
     with pytest.raises(JobError, match="another process took over the job in s3://bucket/out"):
         for count, _ in enumerate(job):
             if count == 5:
-                body = b"another-host 1 0123 1"
-                store.client.put_object(Bucket="bucket", Key="out/.job/lease", Body=body)
-                wait_until_lease_is_read(store)
+                wait_until(is_taken_over)
     assert objects(store, "out/.job/lease")  # it belongs to the other one
 
 
