@@ -7,7 +7,7 @@ from convert.auto import Candidate, choose
 from convert.errors import ConversionError
 from runtime import Pipeline
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("exported_once")]
 
 FAST, SLOW = Candidate("int8", 31.0, 0.10), Candidate("bf16", 50.0, 0.20)
 

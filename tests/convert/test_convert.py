@@ -65,6 +65,7 @@ def test_nothing_overflows_without_vnni(tiny_bundles, tiny_model, tmp_path):
     assert psnr_db(images, reference.image) >= 24
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_nncf_quantizes_instead(tiny_checkpoint, tiny_model, tmp_path):
     options = ConvertOptions(quantizer="nncf", num_samples=20)
     manifest = convert(tiny_checkpoint, tmp_path / "bundle", options)
@@ -200,6 +201,7 @@ def test_bad_calibration_file_is_explained(content, message, tiny_checkpoint, tm
         convert(tiny_checkpoint, tmp_path / "b", ConvertOptions(calibration=tmp_path / "none"))
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_nothing_is_overwritten_unasked(tiny_checkpoint, tiny_bundle, tmp_path):
     options = ConvertOptions(precision="fp32")
     with pytest.raises(ConversionError, match="exists: choose another folder .* or pass --force"):
@@ -218,6 +220,7 @@ def test_a_bundle_is_not_quantized_again(tiny_bundle, tmp_path):
             convert(source, tmp_path / "again")
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_unfaithful_bundle_is_refused_and_leaves_nothing(tiny_checkpoint, tmp_path):
     options = ConvertOptions(precision="bf16", min_psnr=99)
     with pytest.raises(ConversionError, match=r"only \d+\.\d dB .* below the required 99\.0 dB"):
@@ -225,6 +228,7 @@ def test_unfaithful_bundle_is_refused_and_leaves_nothing(tiny_checkpoint, tmp_pa
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_failing_in_the_middle_keeps_the_old_bundle(
     tiny_checkpoint, tiny_bundle, tmp_path, monkeypatch
 ):

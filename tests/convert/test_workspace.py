@@ -100,6 +100,7 @@ def test_two_conversions_to_one_output(tiny_checkpoint, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_a_symbolic_link_stays_and_points_to_the_new_bundle(tiny_checkpoint, tiny_bundle, tmp_path):
     link = tmp_path / "current"
     link.symlink_to("bundle")
@@ -131,6 +132,7 @@ def test_a_disk_that_is_full_while_onnx_is_written_is_named(tiny_checkpoint, tmp
     assert os.listdir(disk) == []
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_a_disk_that_is_full_while_the_bundle_is_written_is_named(
     tiny_checkpoint, tmpfs, monkeypatch
 ):
@@ -158,6 +160,7 @@ def test_a_full_output_disk_keeps_the_old_bundle(tiny_checkpoint, tiny_bundles, 
     assert sorted(os.listdir(disk)) == ["bundle", "filling"]
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_a_full_temporary_disk_does_not_matter(tiny_checkpoint, tmp_path, tmpfs, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmpfs("temporary", "4k")))
     convert(tiny_checkpoint, tmp_path / "bundle", FP32)
