@@ -8,13 +8,13 @@ import pytest
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory):
-    """What was exported to ONNX, by checkpoint, and where."""
+    """Exports by checkpoint, with the folder of the ONNX files."""
     return {}
 
 
 @pytest.fixture
 def exported_once(exports, monkeypatch, tmp_path_factory):
-    """Export each checkpoint to ONNX once, which takes longest, where that is not tested."""
+    """Export each checkpoint to ONNX once, because that takes longest."""
     from convert import pipeline
 
     real = pipeline.export
