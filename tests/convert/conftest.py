@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory):
+def exports():
     """Exports by checkpoint, with the folder of the ONNX files."""
     return {}
 
