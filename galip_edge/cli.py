@@ -19,7 +19,7 @@ from click.shell_completion import CompletionItem
 from galip_edge import extensions
 from galip_edge.own_packages import ForeignPackageError, require_own_package
 from galip_edge.variables import name_variables
-from runtime.errors import GalipEdgeError, install_hint, one_line
+from runtime.errors import GalipEdgeError, install_hint, log_to_stderr, one_line
 from runtime.version import __version__
 
 # Command -> (module, in galip_edge.commands or by its full name; extra that it needs; help).
@@ -240,18 +240,9 @@ def _sentence(error: BaseException) -> str:
     return f"unexpected {kind}: {error}; rerun with --debug and report the traceback"
 
 
-class _OneLine(logging.Formatter):
-    """Messages on one line; tracebacks stay as they are."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return one_line(super().formatMessage(record))
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 on success, 1 on an error, 2 on wrong usage."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log_to_stderr()
     # Its report of a missing CUDA runtime is irrelevant here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     state: dict[str, Any] = {"debug": False}

@@ -1,5 +1,6 @@
-"""Errors that a user can cause and fix."""
+"""Errors that a user can cause and fix, and how messages are printed."""
 
+import logging
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -40,3 +41,17 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """A message that may quote untrusted text, for a terminal: printable, and on one line."""
     return printable(" ".join(text.splitlines()))
+
+
+class _OneLine(logging.Formatter):
+    """Messages on one line; tracebacks stay as they are."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return one_line(super().formatMessage(record))
+
+
+def log_to_stderr() -> None:
+    """Print warnings and errors of the program's loggers, each on one line."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -8,7 +8,6 @@ OpenVINO loads an untrusted bundle in a child process with bounded memory and ti
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import NamedTuple
 
 from runtime.bundle import FORMAT_VERSION, Bundle
 from runtime.devices import CPU, checked_name, devices_for
-from runtime.errors import BundleError, GalipEdgeError
+from runtime.errors import BundleError, GalipEdgeError, log_to_stderr
 from runtime.pipeline import Pipeline, PipelineOptions
 
 _SECONDS = 600
@@ -127,7 +126,7 @@ def _load(folder: Path, precision: str, device: str) -> Iterator[Step]:
 
 
 def _main(folder: str, precision: str, device: str) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    log_to_stderr()
     try:
         # Drivers of other devices reserve more address space.
         if all(each.is_cpu for each in devices_for(checked_name(device))):

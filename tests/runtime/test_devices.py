@@ -53,7 +53,7 @@ class FakeCore:
     """OpenVINO's core with more devices; all of them compute on the CPU in float32.
 
     Args:
-        folder: for what other devices compiled, which takes seconds without it.
+        folder: cache of models compiled for the other devices.
 
     Attributes:
         cpu_capabilities: replaces the capabilities of the CPU.
