@@ -152,6 +152,8 @@ def _describe(kind: Any) -> str:
 def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Apply `a.b=value` assignments; each value is parsed as TOML, or else taken as a string.
 
+    An empty value removes the setting, which restores its default.
+
     Raises ValueError if an assignment has no `=`, or its name passes through a plain value.
     """
     result = _copy(values)
@@ -165,7 +167,10 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
             inner = inner.setdefault(table, {})
             if not isinstance(inner, dict):
                 raise ValueError(f"--set {name}: {table} is a value, not a table of settings")
-        inner[last] = _parse(text.strip())
+        if text.strip():
+            inner[last] = _parse(text.strip())
+        else:
+            inner.pop(last, None)
     return result
 
 

@@ -118,7 +118,8 @@ settings_option = click.option(
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a setting, such as batch_size=32 or data.root=photos; may be repeated.",
+    help="Override a setting, such as batch_size=32 or data.root=photos; an empty value restores "
+    "the default. May be repeated.",
 )
 
 model_option = click.option(

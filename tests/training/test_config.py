@@ -65,6 +65,12 @@ def test_assignments_override_the_file(file):
     assert config.channels_last is False
 
 
+def test_an_empty_assignment_restores_the_default(file):
+    config = load_config(str(file), ["ema_decay=0.5", "ema_decay=", "clip=random", "clip="])
+    assert (config.ema_decay, config.clip) == (0.0, None)
+    assert load_config(str(file), ["threads="]).threads is None  # not set before
+
+
 def test_new_training_uses_the_standard_clip_input(file):
     assert load_config(str(file)).model.clip_input == "standard"
 
