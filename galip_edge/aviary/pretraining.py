@@ -14,14 +14,13 @@ trained together. The encoder is discarded. Latent diffusion models are trained 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from galip_edge.aviary.data.chance import NOISE_DIM
 from galip_edge.aviary.data.config import AviaryConfig
@@ -33,16 +32,17 @@ from galip_edge.config import (
     check_positive,
 )
 from galip_edge.models.config import ModelConfig
+from galip_edge.training.distances import pyramid_distance
 from galip_edge.training.micro_batch import MicroBatch
-from galip_edge.training.optimized_module import (
-    OptimizedModule,
-    StepReport,
-    Update,
-    backward,
-    report,
-)
+from galip_edge.training.optimized_module import OptimizedModule, StepReport
 from galip_edge.training.precision import autocast
-from galip_edge.training.pretraining import AuxiliaryLoss, PretrainingConfig
+from galip_edge.training.pretraining import (
+    AuxiliaryLoss,
+    PretrainingConfig,
+    downsampling,
+    joint_step,
+    rate_factor,
+)
 
 if TYPE_CHECKING:
     from galip_edge.training.config import TrainConfig
@@ -50,11 +50,6 @@ if TYPE_CHECKING:
 
 # Relative to the features' magnitude: the upsampling blocks must tolerate imprecise features.
 _FEATURE_NOISE = 0.3
-
-# Fractions of a phase in which the learning rate rises from zero, and falls to zero.
-_RISE, _FALL = 0.02, 0.4
-
-_LEVELS = 4  # of the Laplacian pyramid
 
 
 @dataclass(frozen=True)
@@ -147,8 +142,7 @@ class Phase:
     @property
     def rate_factor(self) -> float:
         """Factor of the learning rate."""
-        rise = (self.step + 1) / (_RISE * self.steps)
-        return min(1.0, rise, (self.steps - self.step) / (_FALL * self.steps))
+        return rate_factor(self.step, self.steps)
 
 
 def phase_of(number: int, config: RegressionConfig) -> Phase | None:
@@ -172,24 +166,13 @@ class FeatureEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        features, size, width = config.block_channels[0], config.image_size, 16
-        layers: list[nn.Module] = []
-        before = 3
-        while size > config.clip.grid:
-            width, size = min(2 * width, 192), size // 2
-            layers += [nn.Conv2d(before, width, 4, 2, 1), *_activated(width)]
-            before = width
-        layers += [nn.Conv2d(width, width, 3, 1, 1), *_activated(width)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, features, 1))
+        layers, width, _ = downsampling(config.image_size, config.clip.grid)
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, config.block_channels[0], 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B,3,H,W) in [-1,1] -> (B,C,grid,grid), of mean square 1 at each position."""
         features: Tensor = self.layers(images)
         return features * torch.rsqrt(features.square().mean(1, keepdim=True) + 1e-6)
-
-
-def _activated(channels: int) -> tuple[nn.Module, nn.Module]:
-    return nn.GroupNorm(8, channels), nn.LeakyReLU(0.2)
 
 
 class Regression:
@@ -227,44 +210,24 @@ class Regression:
             "features": ("features", self._features),
             "all": ("regression", self._regression),
         }[phase.name]
-        generator = self.trainer.generator
-        modules = (generator, *(self.modules if phase.name == "autoencoder" else ()))
+        modules = (
+            self.trainer.generator,
+            *(self.modules if phase.name == "autoencoder" else ()),
+        )
         for module in modules:
             if phase.step == 0:  # parameters without a gradient would follow their old moments
                 module.reset_moments()
             module.set_rate(self.config.warmup_lr * phase.rate_factor, self.config.warmup_betas)
-        updates = self._updates(modules, micro_batches, number, term, loss)
-        # All modules share one scale; only float16 has one.
-        scale = generator.scale
-        while scale.searching and all(u.failed() for u in updates) and scale.lower():
-            updates = self._updates(modules, micro_batches, number, term, loss)
-        found = report(*updates)
-        values = {n: v for n, v in found.values.items() if n.startswith(f"{generator.name}/")}
-        return StepReport(values, found.skipped)
 
-    def _updates(
-        self,
-        modules: tuple[OptimizedModule, ...],
-        micro_batches: list[MicroBatch],
-        number: int,
-        term: str,
-        loss_of: Callable[[MicroBatch, int], Tensor],
-    ) -> list[Update]:
-        world, precision = self.trainer.world, self.trainer.config.precision
-        generator = self.trainer.generator
-        value, scale = torch.zeros(1, device=world.device), generator.scale.value
-        for batch in micro_batches:
-            with autocast(world.device, precision):
-                loss = loss_of(batch, number)
-            backward(self.config.weight * loss, batch.share * scale)
-            value += batch.share * loss.detach()
-        updates = []
-        for module in modules:
-            if module.scale.enabled:
-                module.scale.value = scale
-            shares = value if module is generator else torch.zeros_like(value)
-            updates.append(module.update(world, shares, (term,)))
-        return updates
+        def weighted(batch: MicroBatch) -> tuple[Tensor, Tensor]:
+            value = loss(batch, number)
+            return self.config.weight * value, value.detach()[None]
+
+        return joint_step(self.trainer, modules, micro_batches, (term,), weighted)
+
+    def prepare(self, number: int, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
+        """The same micro-batches: their noise is that of the images."""
+        return micro_batches
 
     def _reconstruction(self, batch: MicroBatch, number: int) -> Tensor:
         """Distance of the image and its reconstruction from encoded features."""
@@ -290,34 +253,6 @@ class Regression:
         """The same during adversarial training."""
         with autocast(self.trainer.world.device, "float32"):
             return pyramid_distance(generated.images, batch.images)
-
-
-def pyramid_distance(generated: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute difference of the Laplacian pyramids, with equal weight for every level.
-
-    Fine levels compare edges independently of the surrounding color; coarse levels distinguish a
-    slightly displaced shape from a missing one (Bojanowski et al. 2018,
-    https://arxiv.org/abs/1707.05776, section 2).
-
-    Args:
-        generated, images: (B,3,H,W); H and W are halved three times.
-
-    Returns:
-        A scalar, the mean over the batch.
-    """
-    difference = generated - images  # the pyramid is linear
-    total = difference.new_zeros(())
-    for _ in range(_LEVELS - 1):
-        smaller = F.avg_pool2d(difference, 2)
-        larger = F.interpolate(smaller, size=difference.shape[-2:], mode="bilinear")
-        total = total + _mean_error(difference - larger)
-        difference = smaller
-    return torch.as_tensor((total + _mean_error(difference)) / _LEVELS)
-
-
-def _mean_error(difference: Tensor) -> Tensor:
-    """Mean absolute value, quadratic below 0.1, where errors are negligible."""
-    return F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=0.1)
 
 
 def feature_noise(seed: int, number: int, first: int, shape: torch.Size) -> Tensor:

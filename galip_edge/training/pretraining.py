@@ -10,15 +10,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from galip_edge import extensions
 from galip_edge.training.micro_batch import MicroBatch
-from galip_edge.training.optimized_module import OptimizedModule, StepReport
+from galip_edge.training.optimized_module import (
+    OptimizedModule,
+    StepReport,
+    Update,
+    backward,
+    report,
+)
+from galip_edge.training.precision import autocast
 
 if TYPE_CHECKING:
     from galip_edge.training.config import TrainConfig
     from galip_edge.training.trainer import Trainer
+
+# Fractions of a phase in which the learning rate rises from zero, and falls to zero.
+_RISE, _FALL = 0.02, 0.4
 
 
 class Pretraining(Protocol):
@@ -40,13 +51,17 @@ class Pretraining(Protocol):
         """Perform step `number`; None if it belongs to adversarial training."""
         ...
 
+    def prepare(self, number: int, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
+        """The micro-batches that adversarial step `number` uses."""
+        ...
+
 
 @dataclass(frozen=True)
 class PretrainingConfig:
     """Base of the settings of a pretraining.
 
     Attributes:
-        kind: name in `galip_edge.extensions`.
+        kind: `vae`, or a name in `galip_edge.extensions`.
     """
 
     kind: str = "regression"
@@ -54,6 +69,10 @@ class PretrainingConfig:
     @classmethod
     def class_for(cls, values: Mapping[str, Any]) -> type[PretrainingConfig]:
         """The class of the kind in `values`. Raises GalipEdgeError if it is missing."""
+        if values.get("kind") == "vae":
+            from galip_edge.training.vae import VAEConfig
+
+            return VAEConfig
         found: type[PretrainingConfig] = extensions.require(
             "pretraining", str(values.get("kind", cls.kind))
         )
@@ -80,3 +99,79 @@ class AuxiliaryLoss:
     name: str
     weight: float
     compute: Callable[[Any, MicroBatch], Tensor]
+
+
+def rate_factor(step: int, steps: int) -> float:
+    """Factor of the learning rate at `step`, from 0, of a phase of `steps`."""
+    return min(1.0, (step + 1) / (_RISE * steps), (steps - step) / (_FALL * steps))
+
+
+def joint_step(
+    trainer: Trainer,
+    modules: tuple[OptimizedModule, ...],
+    micro_batches: list[MicroBatch],
+    terms: tuple[str, ...],
+    loss: Callable[[MicroBatch], tuple[Tensor, Tensor]],
+) -> StepReport:
+    """Update several modules along the gradients of one loss.
+
+    Args:
+        trainer: device, precision, and the generator, whose loss scale all modules share.
+        modules: updated.
+        micro_batches: of this process.
+        terms: names of the reported values.
+        loss: a micro-batch to its loss and the values of `terms` (n,), both means over samples.
+
+    Returns:
+        A report of the generator's values; `skipped` lists all modules.
+    """
+    scale = trainer.generator.scale
+    updates = _joint_updates(trainer, modules, micro_batches, terms, loss)
+    while scale.searching and all(u.failed() for u in updates) and scale.lower():
+        updates = _joint_updates(trainer, modules, micro_batches, terms, loss)
+    found, prefix = report(*updates), f"{trainer.generator.name}/"
+    values = {name: value for name, value in found.values.items() if name.startswith(prefix)}
+    return StepReport(values, found.skipped)
+
+
+def _joint_updates(
+    trainer: Trainer,
+    modules: tuple[OptimizedModule, ...],
+    micro_batches: list[MicroBatch],
+    terms: tuple[str, ...],
+    loss: Callable[[MicroBatch], tuple[Tensor, Tensor]],
+) -> list[Update]:
+    world, scale = trainer.world, trainer.generator.scale.value
+    values = torch.zeros(len(terms), device=world.device)
+    for batch in micro_batches:
+        with autocast(world.device, trainer.config.precision):
+            total, found = loss(batch)
+        backward(total, batch.share * scale)
+        values += batch.share * found
+    updates = []
+    for module in modules:
+        if module.scale.enabled:
+            module.scale.value = scale
+        # Every module takes part in the sum over processes; the values are reported once.
+        mine = values if module is trainer.generator else torch.zeros_like(values)
+        updates.append(module.update(world, mine, terms))
+    return updates
+
+
+def downsampling(size: int, least: int) -> tuple[list[nn.Module], int, int]:
+    """Convolutions that halve an image (B,3,size,size) until its side is at most `least`.
+
+    Returns:
+        The layers, the channels of their result, and its side.
+    """
+    layers: list[nn.Module] = []
+    before, width = 3, 16
+    while size > least:
+        width, size = min(2 * width, 192), size // 2
+        layers += [nn.Conv2d(before, width, 4, 2, 1), *_activated(width)]
+        before = width
+    return [*layers, nn.Conv2d(before, width, 3, 1, 1), *_activated(width)], width, size
+
+
+def _activated(channels: int) -> tuple[nn.Module, nn.Module]:
+    return nn.GroupNorm(8, channels), nn.LeakyReLU(0.2)

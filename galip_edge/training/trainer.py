@@ -170,6 +170,8 @@ class Trainer:
         micro_batches = self._divide(number, images, sentence, noise, self.stream)
         if self.pretraining and (done := self.pretraining.step(number, micro_batches)):
             return self._with_average(done)
+        if self.pretraining:
+            micro_batches = self.pretraining.prepare(number, micro_batches)
         settings = self.config.optimizer
         self.generator.set_rate(settings.generator_lr, settings.betas)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from aviary_pairs import aviary_config, batch, trainer
 
-from galip_edge.aviary.pretraining import pyramid_distance
 from galip_edge.errors import ConfigError
 from galip_edge.training.config import load_config
+from galip_edge.training.distances import pyramid_distance
 from galip_edge.training.run import train
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,61 @@
+"""Distances between generated and real images, for losses that compare them directly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_LEVELS = 4  # of the Laplacian pyramid
+
+
+def pyramid_distance(generated: Tensor, images: Tensor) -> Tensor:
+    """Mean absolute difference of the Laplacian pyramids, with equal weight for every level.
+
+    Fine levels compare edges independently of the surrounding color; coarse levels distinguish a
+    slightly displaced shape from a missing one (Bojanowski et al. 2018,
+    https://arxiv.org/abs/1707.05776, section 2).
+
+    Args:
+        generated, images: (B,3,H,W); H and W are halved three times.
+
+    Returns:
+        A scalar, the mean over the batch.
+    """
+    difference = generated - images  # the pyramid is linear
+    total = difference.new_zeros(())
+    for _ in range(_LEVELS - 1):
+        smaller = F.avg_pool2d(difference, 2)
+        larger = F.interpolate(smaller, size=difference.shape[-2:], mode="bilinear")
+        total = total + _mean_error(difference - larger)
+        difference = smaller
+    return torch.as_tensor((total + _mean_error(difference)) / _LEVELS)
+
+
+def perceptual_distance(generated: Sequence[Tensor], images: Sequence[Tensor]) -> Tensor:
+    """Mean squared distance of normalized features (Zhang et al. 2018,
+    https://arxiv.org/abs/1801.03924, equation 1, with equal weight for every channel).
+
+    Args:
+        generated, images: features (B,C,h,w) at several scales, the same for both.
+
+    Returns:
+        A scalar, the mean over batch, positions and scales; at most 4.
+    """
+    terms = [
+        (_normalized(a) - _normalized(b)).square().sum(1).mean() for a, b in zip(generated, images)
+    ]
+    return torch.stack(terms).mean()
+
+
+def _mean_error(difference: Tensor) -> Tensor:
+    """Mean absolute value, quadratic below 0.1, where errors are negligible."""
+    return F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=0.1)
+
+
+def _normalized(features: Tensor) -> Tensor:
+    """Features (B,C,h,w) in float32, of length 1 at each position."""
+    features = features.float()
+    return features * torch.rsqrt(features.square().sum(1, keepdim=True) + 1e-6)

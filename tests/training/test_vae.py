@@ -1,0 +1,173 @@
+"""Pretraining as an autoencoder: what it trains, and what it leaves to adversarial training."""
+
+import json
+
+import pytest
+import torch
+from torch.distributions import Normal
+from torch.distributions import kl_divergence as reference_divergence
+
+from galip_edge.errors import ConfigError
+from galip_edge.models import GALIP
+from galip_edge.training.config import load_config
+from galip_edge.training.distributed import World
+from galip_edge.training.resume import newest_state
+from galip_edge.training.run import train
+from galip_edge.training.trainer import Trainer
+from galip_edge.training.vae import NoiseEncoder, kl_divergence
+
+pytestmark = pytest.mark.slow
+
+COUNT = 6
+
+
+def trainer(config):
+    torch.manual_seed(0)
+    return Trainer(GALIP(config.model), config, World())
+
+
+def settings(**changes):
+    return {"pretraining": {"kind": "vae", "steps": 4, **changes}, "batch_size": COUNT}
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    small = torch.rand(COUNT, 3, 4, 4, generator=generator) * 2 - 1
+    images = torch.nn.functional.interpolate(small, scale_factor=16.0)
+    return images, torch.randn(COUNT, 32, generator=generator)
+
+
+@pytest.fixture
+def batch_of(make_config, batch):
+    images, sentence = batch
+    embedding_dim = make_config().model.clip.embedding_dim
+    return images, sentence.repeat(1, 1 + embedding_dim // 32)[:, :embedding_dim]
+
+
+def test_the_divergence_is_that_of_normal_distributions():
+    generator = torch.Generator().manual_seed(0)
+    mean, log_variance = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+    posterior = Normal(mean, torch.exp(log_variance / 2))
+    prior = Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    wanted = reference_divergence(posterior, prior).sum(1)
+    assert torch.allclose(kl_divergence(mean, log_variance), wanted)
+
+
+@pytest.mark.parametrize("size", [64, 96, 224])
+def test_any_image_size_is_encoded(make_config, size):
+    model = make_config(model={"preset": "tiny"}).model
+    with torch.no_grad():
+        changed = type(model)(**{**vars(model), "block_sizes": (*model.block_sizes[:-1], size)})
+        embedding = torch.zeros(2, model.clip.embedding_dim)
+        mean, log_variance = NoiseEncoder(changed)(torch.zeros(2, 3, size, size), embedding)
+    assert mean.shape == log_variance.shape == (2, model.noise_dim)
+
+
+def test_generator_and_encoder_learn_to_reproduce_images(make_config, batch_of):
+    mine = trainer(make_config(**settings(steps=1000, learning_rate=3e-3)))
+    before = [p.clone() for p in mine.discriminator.parameters.values()]
+    first = mine.step(0, *batch_of).values
+    names = {"reconstruction", "perceptual", "kl", "norm"}
+    assert set(first) == {f"generator/{name}" for name in names}
+    encoder = [p.clone() for p in mine.pretraining.encoder.parameters()]
+    for number in range(1, 30):
+        last = mine.step(number, *batch_of).values
+    assert last["generator/reconstruction"] < 0.75 * first["generator/reconstruction"]
+    after = list(mine.pretraining.encoder.parameters())
+    assert not any(torch.equal(a, b) for a, b in zip(encoder, after))
+    assert all(torch.equal(a, b) for a, b in zip(before, mine.discriminator.parameters.values()))
+
+
+def test_the_divergence_holds_the_noise_near_its_prior(make_config, batch_of):
+    found = {}
+    for weight in (0.0, 1.0):
+        mine = trainer(make_config(**settings(steps=100, kl_weight=weight, learning_rate=3e-3)))
+        for number in range(25):
+            found[weight] = mine.step(number, *batch_of).values["generator/kl"]
+    assert found[1.0] < 0.5 * found[0.0]
+
+
+def test_features_of_the_projected_discriminator_are_compared(make_config, batch_of):
+    projected = {"weight": 1.0, "width": 16, "projection": 8}
+    mine = trainer(make_config(**settings(perceptual_weight=0.5), projected=projected))
+    values = mine.step(0, *batch_of).values
+    assert 0 < values["generator/perceptual"] <= 4
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_parts_equal_the_whole_batch(make_config, batch_of, number):
+    values = []
+    for size in (COUNT, 4):
+        changes = settings(encoded=0.5, weight=3.0)
+        mine = trainer(make_config(**changes, micro_batch_size=size))
+        values.append(mine.step(number, *batch_of).values)
+    assert values[1] == pytest.approx(values[0], rel=2e-4, abs=2e-5)
+
+
+def test_the_given_fraction_of_noise_is_encoded_in_adversarial_training(make_config, batch_of):
+    mine = trainer(make_config(**settings(encoded=0.5, weight=3.0)))
+    (plain,) = mine._divide(4, *batch_of)
+    (prepared,) = mine.pretraining.prepare(4, [plain])
+    changed = (prepared.noise != plain.noise).any(1)
+    assert changed.tolist() == [False, True] * (COUNT // 2)
+    with torch.no_grad():
+        mean, log_variance = mine.pretraining.encoder(plain.images, plain.sentence)
+    wanted = mean + torch.exp(log_variance / 2) * plain.noise
+    assert torch.allclose(prepared.noise[changed], wanted[changed], atol=1e-5)
+    values = mine.step(4, *batch_of).values
+    assert {"generator/reconstruction", "discriminator/total"} < set(values)
+
+
+def test_the_distance_of_encoded_noise_acts_on_the_generator_alone(make_config, batch_of):
+    norms, encoders = {}, []
+    for weight in (1.0, 100.0):
+        mine = trainer(make_config(**settings(encoded=0.5, weight=weight)))
+        before = [p.clone() for p in mine.pretraining.encoder.parameters()]
+        norms[weight] = mine.step(4, *batch_of).values
+        encoders.append(zip(before, mine.pretraining.encoder.parameters()))
+    assert norms[100.0]["generator/norm"] > 2 * norms[1.0]["generator/norm"]
+    assert norms[100.0]["discriminator/norm"] == norms[1.0]["discriminator/norm"]
+    assert all(torch.equal(a, b) for pairs in encoders for a, b in pairs)
+
+
+def test_adversarial_training_begins_without_the_moments_of_the_pretraining(make_config, batch_of):
+    mine = trainer(make_config(**settings()))
+    for number in range(5):
+        mine.step(number, *batch_of)
+    steps = {int(s["step"]) for s in mine.generator.optimizer.state.values()}
+    assert steps == {1}
+
+
+def test_a_run_resumes_in_both_phases(make_config, tmp_path):
+    changes = {**settings(encoded=0.5, weight=3.0), "checkpoint": {"interval": 1}}
+    whole = {**changes, "output": str(tmp_path / "whole"), "steps": 8}
+    train(make_config(**whole))
+    for steps in (2, 6, 8):  # the first ends within the pretraining
+        train(make_config(**changes, output=str(tmp_path / "parts"), steps=steps))
+    states = [newest_state(tmp_path / name / "checkpoints") for name in ("whole", "parts")]
+    for name, tensor in states[0]["parameters"].items():
+        assert torch.equal(tensor, states[1]["parameters"][name]), name
+    lines = (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
+    kinds = ["discriminator/total" in json.loads(line) for line in lines]
+    assert kinds == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["pretraining.steps=-1"], "steps.*-1"),
+        (["pretraining.kl_weight=-1"], "kl_weight.*-1"),
+        (["pretraining.learning_rate=0"], "learning_rate.*0"),
+        (["pretraining.encoded=1.5"], "encoded.*1.5"),
+        (["pretraining.encoded=0.5", "pretraining.steps=0"], "encoder is not trained"),
+        (["pretraining.weight=1"], "weight is 1.*encoded"),
+        (["pretraining.perceptual_weight=1"], "perceptual_weight.*projected.weight"),
+        (["data.image_size=32"], "image_size 32"),
+        (["pretraining.warmup_steps=1"], "unknown setting pretraining.warmup_steps"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(changes, message):
+    fitting = ["data.root=x", "pretraining.kind=vae", "pretraining.steps=5"]
+    with pytest.raises(ConfigError, match=message):
+        load_config("tiny", [*fitting, *changes])
