@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def table_records(config: DataConfig) -> list[ImageRecord]:
         raise DataError(f"{path} is not a table: expected a file ending in {', '.join(_READERS)}")
     captions: dict[str, list[str]] = {}
     try:
-        for row in reader(path):
+        for row in reader(path, (config.image_column, config.caption_column)):
             image = str(_cell(row, config.image_column, path) or "").strip()
             if not image:
                 raise DataError(f"{path} has a row without an image: {dict(row)}")
@@ -59,7 +59,7 @@ def _cell(row: Row, column: str, path: Path) -> Any:
     return row[column]
 
 
-def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
+def _read_csv(path: Path, columns: Collection[str], delimiter: str = ",") -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
             for row in csv.DictReader(file, delimiter=delimiter):
@@ -74,11 +74,11 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
             raise ValueError(str(error)) from error
 
 
-def _read_tsv(path: Path) -> Iterator[Row]:
-    return _read_csv(path, delimiter="\t")
+def _read_tsv(path: Path, columns: Collection[str]) -> Iterator[Row]:
+    return _read_csv(path, columns, delimiter="\t")
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _read_jsonl(path: Path, columns: Collection[str]) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -92,14 +92,18 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             yield row
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path, columns: Collection[str]) -> Iterator[Row]:
     parquet = require("pyarrow.parquet", "reading Parquet")
     with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches():
+        names = file.schema_arrow.names
+        if not set(columns) <= set(names):
+            yield dict.fromkeys(names)  # for the message about columns
+        for batch in file.iter_batches(columns=list(columns)):
             yield from batch.to_pylist()
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+# File and the columns that are needed to rows, which may have more columns.
+_READERS: dict[str, Callable[[Path, Collection[str]], Iterator[Row]]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,

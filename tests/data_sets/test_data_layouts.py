@@ -264,13 +264,15 @@ def test_table_errors(tmp_path: Path, name: str, content: bytes | str, message: 
     refused(message, "table", tmp_path, table=name)
 
 
-def test_table_with_a_date_that_python_cannot_hold(tmp_path: Path) -> None:
+def test_table_with_a_date_that_python_cannot_hold(folder: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     dates = pyarrow.array([2**62], pyarrow.timestamp("us"))  # of the year 148,000
-    table = pyarrow.table({"image": ["a.jpg"], "caption": ["one"], "taken": dates})
-    parquet.write_table(table, tmp_path / "t.parquet")
-    refused("t.parquet is damaged: date value out", "table", tmp_path, table="t.parquet")
+    table = pyarrow.table({"image": ["01.jpg"], "caption": ["one"], "taken": dates})
+    parquet.write_table(table, folder / "t.parquet")
+    assert keys(source_of("table", folder, table="t.parquet")) == ["01.jpg"]  # it is not needed
+    message = "t.parquet is damaged: date value out"
+    refused(message, "table", folder, table="t.parquet", caption_column="taken")
 
 
 def test_missing_table(tmp_path: Path) -> None:
