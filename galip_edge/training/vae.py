@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 _GRID = 8  # largest side of the features that the encoder flattens
 _CHANNELS, _HIDDEN = 48, 512
 
-# Fraction of the pretraining in which the weight of the KL divergence rises from zero. With its
-# full weight from the first step, the encoder is never used (Bowman et al. 2016,
-# https://arxiv.org/abs/1511.06349, section 3.1).
-_KL_RISE = 0.2
+# The KL divergence starts with a multiple of its weight, which falls to 1 (geometrically) in the
+# first part of the pretraining. So the generator learns first what captions say. Otherwise the
+# encoder learns all of an image at once, and random noise overrides the caption.
+_KL_FIRST, _KL_FALL = 50.0, 0.3
 
 # Initial log variances: noise that says little is not listened to.
 _LOG_VARIANCE, _LEAST, _MOST = -3.0, -8.0, 2.0
@@ -146,6 +146,12 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
 
 
+def kl_factor(step: int, steps: int) -> float:
+    """Factor of the weight of the KL divergence at `step`, from 0, of `steps`."""
+    left = max(0.0, 1 - step / (_KL_FALL * steps))
+    return float(_KL_FIRST**left)
+
+
 class VAE:
     """An encoder for `trainer.generator`: a `Pretraining`."""
 
@@ -176,7 +182,7 @@ class VAE:
         rate = self.config.learning_rate * rate_factor(number, self.steps)
         for module in modules:
             module.set_rate(rate, self.config.betas)
-        kl_weight = self.config.kl_weight * min(1.0, (number + 1) / (_KL_RISE * self.steps))
+        kl_weight = self.config.kl_weight * kl_factor(number, self.steps)
         return joint_step(
             self.trainer, modules, micro_batches, _TERMS, lambda batch: self._loss(batch, kl_weight)
         )

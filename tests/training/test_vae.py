@@ -14,7 +14,7 @@ from galip_edge.training.distributed import World
 from galip_edge.training.resume import newest_state
 from galip_edge.training.run import train
 from galip_edge.training.trainer import Trainer
-from galip_edge.training.vae import NoiseEncoder, kl_divergence
+from galip_edge.training.vae import NoiseEncoder, kl_divergence, kl_factor
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +52,14 @@ def test_the_divergence_is_that_of_normal_distributions():
     prior = Normal(torch.zeros_like(mean), torch.ones_like(mean))
     wanted = reference_divergence(posterior, prior).sum(1)
     assert torch.allclose(kl_divergence(mean, log_variance), wanted)
+
+
+def test_captions_come_first():
+    """The divergence weighs most at the start, so that the encoder adds only what they omit."""
+    factors = [kl_factor(step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(50)
+    assert factors[15] == pytest.approx(50**0.5)
+    assert factors[30:] == [1.0] * 70
 
 
 @pytest.mark.parametrize("size", [64, 96, 224])
