@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from runtime.cpu import available_cores
-from runtime.errors import GalipEdgeError, JobError
+from runtime.errors import GalipEdgeError, JobError, log_to_stderr
 from runtime.jobs.shards import Shard
 from runtime.jobs.storage import open_storage
 from runtime.jobs.worker import Completed, JobSpec, Resumed, Worker
@@ -188,6 +188,7 @@ def _serve(spec: JobSpec, connection: Connection, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
+    log_to_stderr()  # warnings may quote the bundle or the prompts
 
     def stopped() -> bool:
         return bool(stop.is_set()) or (parent is not None and not parent.is_alive())

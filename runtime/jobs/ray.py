@@ -16,7 +16,7 @@ from typing import Any
 
 from runtime.bundle import MANIFEST, read_manifest, verify_files
 from runtime.compiled_cache import VerifiedFiles, private_folder
-from runtime.errors import BundleError, GalipEdgeError, JobError, install_hint
+from runtime.errors import BundleError, GalipEdgeError, JobError, install_hint, log_to_stderr
 from runtime.files import atomic_folder, cache_folder
 from runtime.jobs.executors import Executor
 from runtime.jobs.locks import file_lock
@@ -235,6 +235,7 @@ class _Actor:
 
     def prepare(self) -> Events | GalipEdgeError:
         """Store the bundle on this node; return no events, or the error that ends the job."""
+        log_to_stderr()
         try:
             # Held until the actor ends: a later leader waits for it.
             self._resources.enter_context(open_storage(self._spec.out).join())
