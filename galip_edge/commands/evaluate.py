@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # imported in functions: a mistyped path is reported before t
     from galip_edge.evaluation.evaluate import FeatureExtractor
     from galip_edge.evaluation.inception import InceptionPublished
 
+_DEFAULT_COUNT = 1000
+
 # Images of an unlimited data set for --count 0.
 _UNLIMITED = 1000
 
@@ -61,7 +63,11 @@ _UNLIMITED = 1000
         help="Captions, one per line; no real images.",
     ),
     integer_option(
-        "--count", least=0, default=1000, help="Number of captions and generated images; 0 for all."
+        "--count",
+        least=0,
+        default=None,
+        help="Number of captions and generated images; 0 for all. Default: 1000, or all if there "
+        "are fewer.",
     ),
     integer_option("--seed", least=0, default=0, help="Seed of the noise."),
     integer_option("--batch-size", least=1, default=16, help="Images per batch."),
@@ -149,7 +155,7 @@ def command(
     statistics: Path | None,
     passes: int | None,
     per_caption: bool,
-    count: int,
+    count: int | None,
     seed: int,
     diversity_captions: int,
     batch_size: int,
@@ -204,8 +210,21 @@ def command(
         _scorer(scorer, clip, place, evaluated, other),
         inceptions,
     )
-    inputs = _inputs(data, captions_file, evaluated.image_size, count)
+    inputs = _inputs(
+        data, captions_file, evaluated.image_size, _DEFAULT_COUNT if count is None else count
+    )
     captions, real = inputs.captions, inputs.real
+    if len(captions) < 2:
+        raise GalipEdgeError(
+            f"evaluation needs at least 2 captions, {data or captions_file} has {len(captions)}"
+        )
+    if count is None:
+        count = min(_DEFAULT_COUNT, len(captions))
+    elif count > len(captions):
+        raise GalipEdgeError(
+            f"{data or captions_file} has {len(captions)} captions, fewer than --count {count}: "
+            "pass --count 0 for all"
+        )
     extra = _extra_metrics(inputs, networks.scorer, classifier, place)
     with counting_progress() as bars:
         tasks: dict[str, Any] = {}
@@ -391,7 +410,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
     columns = [result["metrics"]]
     if "reference" in result:
         columns.append(result["reference"]["metrics"])
-    lines = []
+    lines = [f"{'images':24}{result['protocol']['count']:10}"]
     for name, value in columns[0].items():
         if name == "attributes":
             for attribute, found in value.items():
