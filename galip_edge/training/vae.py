@@ -51,10 +51,8 @@ _CHANNELS, _HIDDEN = 48, 512
 # encoder learns all of an image at once, and random noise overrides the caption.
 _KL_FIRST, _KL_FALL = 50.0, 0.3
 
-# Initial log variances: noise that says little is not listened to.
+# Log variances, initial and limits. The prior's 0 would drown the mean of an untrained encoder.
 _LOG_VARIANCE, _LEAST, _MOST = -3.0, -8.0, 2.0
-
-_TERMS = ("reconstruction", "perceptual", "kl")
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,9 @@ class VAEConfig(PretrainingConfig):
         steps: before adversarial training.
         perceptual_weight: of the distance in the features of `[projected]`, relative to the
             distance of pixels; 0 for none.
-        kl_weight: of the KL divergence between encoded noise and N(0,1), in nats per image,
-            relative to the distance of pixels. More gives blurrier images, less gives noise that
-            random noise does not resemble.
+        kl_weight: of the KL divergence of encoded noise from N(0,1), in nats per image, relative
+            to the distance of pixels. More gives blurrier images; with less, encoded noise
+            resembles random noise less.
         encoded: fraction of each batch of adversarial training whose noise is encoded.
         weight: of the distance of these images from the real ones in the generator's loss.
         learning_rate, betas: Adam's, during pretraining.
@@ -141,6 +139,11 @@ class NoiseEncoder(nn.Module):
         return self.to_mean(hidden).float(), log_variance
 
 
+def sample(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
+    """Standard normal noise (B,Z) as that of N(mean, exp(log_variance)), (B,Z) each -> (B,Z)."""
+    return mean + torch.exp(log_variance / 2) * noise
+
+
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL divergence of N(mean, exp(log_variance)) from N(0,1): (B,Z) each -> (B,) nats."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
@@ -183,8 +186,13 @@ class VAE:
         for module in modules:
             module.set_rate(rate, self.config.betas)
         kl_weight = self.config.kl_weight * kl_factor(number, self.steps)
+        terms = (
+            "reconstruction",
+            "kl",
+            *(("perceptual",) if self.config.perceptual_weight else ()),
+        )
         return joint_step(
-            self.trainer, modules, micro_batches, _TERMS, lambda batch: self._loss(batch, kl_weight)
+            self.trainer, modules, micro_batches, terms, lambda batch: self._loss(batch, kl_weight)
         )
 
     def prepare(self, number: int, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
@@ -196,19 +204,21 @@ class VAE:
     def _loss(self, batch: MicroBatch, kl_weight: float) -> tuple[Tensor, Tensor]:
         """The negative evidence lower bound of a micro-batch, and its terms."""
         mean, log_variance = self.encoder(batch.images, batch.sentence)
-        noise = mean + torch.exp(log_variance / 2) * batch.noise
+        noise = sample(mean, log_variance, batch.noise)
         generated = self.trainer.generate(noise, batch.sentence).float()
-        distance = pyramid_distance(generated, batch.images)
-        perceptual = torch.zeros_like(distance)
+        terms = [
+            pyramid_distance(generated, batch.images),
+            kl_divergence(mean, log_variance).mean(),
+        ]
+        total = terms[0] + kl_weight * terms[1]
         if self.config.perceptual_weight:
             projected = self.trainer.projected
             assert projected is not None  # checked by the configuration
             with torch.no_grad():
                 wanted = projected.features(batch.images)
-            perceptual = perceptual_distance(projected.features(generated), wanted)
-        divergence = kl_divergence(mean, log_variance).mean()
-        total = distance + self.config.perceptual_weight * perceptual + kl_weight * divergence
-        return total, torch.stack([distance, perceptual, divergence]).detach()
+            terms.append(perceptual_distance(projected.features(generated), wanted))
+            total = total + self.config.perceptual_weight * terms[-1]
+        return total, torch.stack(terms).detach()
 
     @torch.no_grad()
     def _with_encoded_noise(self, batch: MicroBatch) -> MicroBatch:
@@ -218,7 +228,7 @@ class VAE:
         with autocast(self.trainer.world.device, self.trainer.config.precision):
             mean, log_variance = self.encoder(batch.images[encoded], batch.sentence[encoded])
         noise = batch.noise.clone()
-        noise[encoded] = mean + torch.exp(log_variance / 2) * noise[encoded]
+        noise[encoded] = sample(mean, log_variance, noise[encoded])
         return replace(batch, noise=noise)
 
     def _is_encoded(self, batch: MicroBatch) -> Tensor:
@@ -228,7 +238,7 @@ class VAE:
         return (passed.diff() > 0).to(batch.noise.device)
 
     def _reconstruction(self, generated: Generated, batch: MicroBatch) -> Tensor:
-        """Distance of the images with encoded noise from the real ones, per sample of such."""
+        """Mean distance of the images with encoded noise from the real ones."""
         encoded = self._is_encoded(batch)
         if not encoded.any():
             return generated.images.new_zeros(())

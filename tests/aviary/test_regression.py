@@ -2,14 +2,12 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from aviary_pairs import aviary_config, batch, trainer
 
 from galip_edge.errors import ConfigError
 from galip_edge.training.config import load_config
-from galip_edge.training.distances import pyramid_distance
 from galip_edge.training.run import train
 
 pytestmark = pytest.mark.slow
@@ -17,34 +15,6 @@ pytestmark = pytest.mark.slow
 
 def config(tmp_path, *changes):
     return aviary_config(tmp_path, "steps=4", "pretraining.warmup_steps=2", *changes)
-
-
-def test_the_distance_is_that_of_laplacian_pyramids():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 2, 3, 16, 16))
-
-    def pyramid(x, levels):
-        if levels == 1:
-            return [x]
-        small = x.reshape(2, 3, x.shape[2] // 2, 2, x.shape[3] // 2, 2).mean((3, 5))
-        # Bilinear by hand: pixels of the half size lie at a quarter and three quarters.
-        for axis in (2, 3):
-            n = small.shape[axis]
-            before, after = np.clip([np.arange(n) - 1, np.arange(n) + 1], 0, n - 1)
-            pair = [0.75 * small + 0.25 * small.take(side, axis) for side in (before, after)]
-            wide = np.stack(pair, axis + 1)
-            small = wide.reshape(*small.shape[:axis], 2 * n, *small.shape[axis + 1 :])
-        half = x.reshape(2, 3, x.shape[2] // 2, 2, x.shape[3] // 2, 2).mean((3, 5))
-        return [x - small, *pyramid(half, levels - 1)]
-
-    def error(d):  # absolute values, but squares below a tenth
-        d = np.abs(d)
-        return np.where(d < 0.1, d**2 / 0.2, d - 0.05).mean()
-
-    expected = np.mean([error(p - q) for p, q in zip(pyramid(a, 4), pyramid(b, 4))])
-    found = pyramid_distance(torch.from_numpy(a), torch.from_numpy(b))
-    assert found.item() == pytest.approx(expected, rel=1e-12)
-    assert pyramid_distance(torch.from_numpy(a), torch.from_numpy(a)).item() == 0
 
 
 def test_warming_up_changes_the_generator_alone_and_learns(tmp_path):

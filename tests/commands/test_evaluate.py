@@ -3,22 +3,11 @@
 import json
 
 import pytest
-import torch
 from click.testing import CliRunner
 
-from galip_edge.checkpoints.format import save_checkpoint
 from galip_edge.cli import galip_edge
-from galip_edge.models import GALIP, PRESETS
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("evaluate") / "tiny.safetensors"
-    save_checkpoint(GALIP(PRESETS["tiny"]), path)
-    return path
 
 
 def evaluate(checkpoint, captions, *arguments):
@@ -28,26 +17,26 @@ def evaluate(checkpoint, captions, *arguments):
     return CliRunner().invoke(galip_edge, [*map(str, arguments)])
 
 
-def test_fewer_captions_than_the_default_count_are_all_used(checkpoint, tmp_path):
-    result = evaluate(checkpoint, tmp_path / "captions.txt", "--json")
+def test_fewer_captions_than_the_default_count_are_all_used(tiny_checkpoint, tmp_path):
+    result = evaluate(tiny_checkpoint, tmp_path / "captions.txt", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["protocol"]["count"] == 3
-    lines = evaluate(checkpoint, tmp_path / "captions.txt").stdout.splitlines()
+    lines = evaluate(tiny_checkpoint, tmp_path / "captions.txt").stdout.splitlines()
     assert lines[0].split() == ["images", "3"]
 
 
-def test_more_than_there_are_must_not_be_asked_for(checkpoint, tmp_path):
-    result = evaluate(checkpoint, tmp_path / "captions.txt", "--count", 4)
+def test_more_than_there_are_must_not_be_asked_for(tiny_checkpoint, tmp_path):
+    result = evaluate(tiny_checkpoint, tmp_path / "captions.txt", "--count", 4)
     message = str(result.exception)
     assert "captions.txt has 3 captions, fewer than --count 4: pass --count 0 for all" in message
 
 
-def test_one_caption_is_too_few(checkpoint, tmp_path):
-    result = evaluate(checkpoint, tmp_path / "captions.txt", "--count", 0)
+def test_one_caption_is_too_few(tiny_checkpoint, tmp_path):
+    result = evaluate(tiny_checkpoint, tmp_path / "captions.txt", "--count", 0)
     assert result.exit_code == 0, result.output
     one = tmp_path / "one.txt"
     one.write_text("a bird\n")
-    arguments = ["evaluate", str(checkpoint), "--captions", str(one), "--device", "cpu"]
+    arguments = ["evaluate", str(tiny_checkpoint), "--captions", str(one), "--device", "cpu"]
     found = str(CliRunner().invoke(galip_edge, arguments).exception)
     assert "needs at least 2 captions" in found
     assert "one.txt has 1" in found
