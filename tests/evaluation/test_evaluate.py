@@ -112,7 +112,7 @@ def test_too_few_captions(checkpoint, tmp_path, capsys):
     captions.write_text("a bird\ntwo birds\n")
     status, _, error = run(capsys, checkpoint, "--captions", captions, "--count", 5)
     assert status == 1
-    assert "need 5 captions, found 2" in error
+    assert "captions.txt has 2 captions, fewer than --count 5" in error
 
 
 def test_everything_is_computed_on_the_device_that_is_asked_for(
