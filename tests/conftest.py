@@ -1,12 +1,14 @@
 """Fixtures of many tests: a separate cache, small models, and the reference weights."""
 
 import os
+import shutil
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from exports import export_once
 from workers import built_once, default_workers, share_cores
 
 share_cores()  # before the libraries start their threads
@@ -137,6 +139,25 @@ def tiny_checkpoint(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return built_once(tmp_path_factory, "checkpoint", save) / "tiny.safetensors"
 
 
+@pytest.fixture
+def exported_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Export each checkpoint to ONNX once, because that takes longest."""
+    from convert import pipeline
+
+    real = pipeline.export
+
+    def export(
+        checkpoint: Path, clip: Path | None, activation: Any, folder: Path, progress: Any
+    ) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "export", real)
+            return export_once(tmp_path_factory, checkpoint, folder, clip, activation)
+
+    monkeypatch.setattr(pipeline, "export", export)
+
+
 @pytest.fixture(scope="session")
 def tiny_bundles(tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny model in every precision; do not change them, copy them."""
@@ -144,11 +165,11 @@ def tiny_bundles(tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
     def convert_all(folder: Path) -> None:
         from convert import ConvertOptions
         from convert.calibration import read_captions
-        from convert.pipeline import export, write_bundle
+        from convert.pipeline import write_bundle
         from convert.progress import Progress
 
         captions, onnx = read_captions(None, 100), tmp_path_factory.mktemp("onnx")
-        exported = export(tiny_checkpoint, None, None, onnx, Progress())
+        exported = export_once(tmp_path_factory, tiny_checkpoint, onnx, None, None)
         for precision in PRECISIONS:
             (folder / precision).mkdir()
             options = ConvertOptions(precision)
@@ -161,6 +182,4 @@ def tiny_bundles(tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.fixture
 def tiny_bundle(tiny_bundles, tmp_path: Path) -> Path:
     """A copy of the tiny INT8 bundle, to be damaged."""
-    import shutil
-
     return Path(shutil.copytree(tiny_bundles["int8"], tmp_path / "bundle"))

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from exports import export_once
 
 from convert import ConvertOptions, convert
 from convert.checks import check_paths
@@ -120,6 +121,7 @@ def test_precisions_differ_in_size(tiny_bundles):
     assert size("int8") < 0.6 * size("fp32")
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_onnx_files_are_kept_and_valid(tiny_checkpoint, tmp_path):
     options = ConvertOptions(precision="fp32", keep_onnx=tmp_path / "onnx")
     convert(tiny_checkpoint, tmp_path / "bundle", options)
@@ -150,12 +152,12 @@ def test_nothing_keeps_the_weights_after_an_export(tmp_path):
     assert weight() is None
 
 
-def test_onnx_runs_with_any_batch_in_onnx_runtime(tiny_checkpoint, tiny_model, tmp_path):
+def test_onnx_runs_with_any_batch_in_onnx_runtime(
+    tiny_checkpoint, tiny_model, tmp_path, tmp_path_factory
+):
     import onnxruntime
 
-    from convert.export import export_generator
-
-    file = export_generator(tiny_model, tmp_path)
+    file = export_once(tmp_path_factory, tiny_checkpoint, tmp_path, None, None).generator
     noise = torch.randn(5, 16)
     sentence = torch.randn(5, 32)
     with torch.no_grad():
