@@ -5,11 +5,10 @@ from noise-image pairs of a diffusion model (Yin et al. 2024, https://arxiv.org/
 section 3.3). Regression corrects every pixel; in the few steps that a CPU affords, a discriminator
 behind a small CLIP gives a much weaker signal.
 
-Training all of the generator at once is slow, because what to render and how are learned through
-each other. First the upsampling blocks learn to render, as the decoder of an autoencoder; then the
-layers before them learn to predict the encoder's features from noise and sentence; finally all are
-trained together. The encoder is discarded. Latent diffusion models are trained in two such stages
-(Rombach et al. 2022, https://arxiv.org/abs/2112.10752, section 3).
+First the upsampling blocks learn to render, as the decoder of an autoencoder; then the layers
+before them learn to predict the encoder's features from noise and sentence (see
+`galip_edge.training.feature_autoencoder`); finally all are trained together. The encoder is
+discarded.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from galip_edge.aviary.data.chance import NOISE_DIM
 from galip_edge.aviary.data.config import AviaryConfig
@@ -31,25 +30,22 @@ from galip_edge.config import (
     check_not_negative,
     check_positive,
 )
-from galip_edge.models.config import ModelConfig
 from galip_edge.training.distances import pyramid_distance
+from galip_edge.training.feature_autoencoder import FeatureAutoencoder, check_autoencoder
 from galip_edge.training.micro_batch import MicroBatch
 from galip_edge.training.optimized_module import OptimizedModule, StepReport
 from galip_edge.training.precision import autocast
 from galip_edge.training.pretraining import (
     AuxiliaryLoss,
+    Phase,
     PretrainingConfig,
-    downsampling,
     joint_step,
-    rate_factor,
+    phase_at,
 )
 
 if TYPE_CHECKING:
     from galip_edge.training.config import TrainConfig
     from galip_edge.training.trainer import Generated, Trainer
-
-# Relative to the features' magnitude: the upsampling blocks must tolerate imprecise features.
-_FEATURE_NOISE = 0.3
 
 
 @dataclass(frozen=True)
@@ -113,66 +109,24 @@ class RegressionConfig(PretrainingConfig):
                 "regression compares pixels: set data.image_size and data.resize to the model's "
                 f"{model.image_size}, and data.flip = false; got sizes {sizes}, flip = {data.flip}"
             )
-        halvings, rest = divmod(model.image_size, model.clip.grid)
-        if self.autoencoder_steps and (rest or halvings & (halvings - 1)):
-            raise ValueError(
-                "autoencoder_steps needs an image size that is CLIP's grid times a power of 2; "
-                f"{model.image_size} and {model.clip.grid} are not"
-            )
+        if self.autoencoder_steps:
+            check_autoencoder(model, "autoencoder_steps")
 
     def build(self, trainer: Trainer) -> Regression | None:
         """The regression of `trainer`; None with weight 0."""
         return Regression(self, trainer) if self.weight else None
 
 
-@dataclass(frozen=True)
-class Phase:
-    """Position in the phases before adversarial training.
-
-    Attributes:
-        name: `autoencoder`, `features` or `all`.
-        step: of the phase, from 0.
-        steps: length of the phase.
-    """
-
-    name: str
-    step: int
-    steps: int
-
-    @property
-    def rate_factor(self) -> float:
-        """Factor of the learning rate."""
-        return rate_factor(self.step, self.steps)
-
-
 def phase_of(number: int, config: RegressionConfig) -> Phase | None:
     """The phase of step `number`, from 0; None during adversarial training."""
-    for name, steps in (
-        ("autoencoder", config.autoencoder_steps),
-        ("features", config.features_steps),
-        ("all", config.warmup_steps),
-    ):
-        if number < steps:
-            return Phase(name, number, steps)
-        number -= steps
-    return None
-
-
-class FeatureEncoder(nn.Module):
-    """Encodes an image to features for the generator's first upsampling block.
-
-    Convolutions halve the image down to CLIP's grid.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        layers, width, _ = downsampling(config.image_size, config.clip.grid)
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, config.block_channels[0], 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images (B,3,H,W) in [-1,1] -> (B,C,grid,grid), of mean square 1 at each position."""
-        features: Tensor = self.layers(images)
-        return features * torch.rsqrt(features.square().mean(1, keepdim=True) + 1e-6)
+    return phase_at(
+        number,
+        (
+            ("autoencoder", config.autoencoder_steps),
+            ("features", config.features_steps),
+            ("all", config.warmup_steps),
+        ),
+    )
 
 
 class Regression:
@@ -188,10 +142,8 @@ class Regression:
         self._data = data
         self._generator = trainer.model.generator
         if config.autoencoder_steps:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(trainer.config.seed)
-                self.encoder = FeatureEncoder(trainer.model.config).to(trainer.world.device)
-            self.modules = (trainer.optimized("feature_encoder", self.encoder, config.warmup_lr),)
+            self.autoencoder = FeatureAutoencoder(trainer, config.warmup_lr)
+            self.modules = (self.autoencoder.module,)
         trainer.auxiliary.append(AuxiliaryLoss("regression", config.weight, self._distance))
 
     def noise(self, keys: Sequence[str]) -> Tensor:
@@ -231,18 +183,12 @@ class Regression:
 
     def _reconstruction(self, batch: MicroBatch, number: int) -> Tensor:
         """Distance of the image and its reconstruction from encoded features."""
-        features = self.encoder(batch.images)
-        noise = feature_noise(self.trainer.config.seed, number, batch.first, features.shape)
-        features = features + _FEATURE_NOISE * noise.to(features)
-        rendered = self._generator.render(features, _condition(batch))
-        return pyramid_distance(rendered.float(), batch.images)
+        return self.autoencoder.reconstruction(batch, number)
 
     def _features(self, batch: MicroBatch, number: int) -> Tensor:
         """Squared error of features predicted from noise and sentence."""
-        with torch.no_grad():
-            wanted = self.encoder(batch.images).float()
-        found = self._generator.visual_features(batch.noise, _condition(batch))
-        return (found.float() - wanted).square().mean()
+        wanted = self.autoencoder.features(batch.images)
+        return self.autoencoder.error(batch.noise, batch.sentence, wanted)
 
     def _regression(self, batch: MicroBatch, number: int) -> Tensor:
         """Distance of the image and the one generated from its noise and sentence."""
@@ -253,16 +199,3 @@ class Regression:
         """The same during adversarial training."""
         with autocast(self.trainer.world.device, "float32"):
             return pyramid_distance(generated.images, batch.images)
-
-
-def feature_noise(seed: int, number: int, first: int, shape: torch.Size) -> Tensor:
-    """Noise of N(0,1) on features of `shape`, for the samples from `first` on of a batch."""
-    rows = [
-        np.random.default_rng([seed, number, first + i]).standard_normal(shape[1:], np.float32)
-        for i in range(shape[0])
-    ]
-    return torch.from_numpy(np.stack(rows))
-
-
-def _condition(batch: MicroBatch) -> Tensor:
-    return torch.cat([batch.noise, batch.sentence], dim=1)

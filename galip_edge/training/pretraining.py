@@ -106,6 +106,35 @@ def rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / (_RISE * steps), (steps - step) / (_FALL * steps))
 
 
+@dataclass(frozen=True)
+class Phase:
+    """Position in the phases of a pretraining.
+
+    Attributes:
+        name: of the phase.
+        step: of the phase, from 0.
+        steps: length of the phase.
+    """
+
+    name: str
+    step: int
+    steps: int
+
+    @property
+    def rate_factor(self) -> float:
+        """Factor of the learning rate."""
+        return rate_factor(self.step, self.steps)
+
+
+def phase_at(number: int, phases: Sequence[tuple[str, int]]) -> Phase | None:
+    """The phase of step `number`, from 0, of phases with names and lengths; None after them."""
+    for name, steps in phases:
+        if number < steps:
+            return Phase(name, number, steps)
+        number -= steps
+    return None
+
+
 def joint_step(
     trainer: Trainer,
     modules: tuple[OptimizedModule, ...],
@@ -158,14 +187,22 @@ def _joint_updates(
     return updates
 
 
-def downsampling(size: int, least: int) -> tuple[list[nn.Module], int, int]:
-    """Convolutions that halve an image (B,3,size,size) until its side is at most `least`.
+def downsampling(
+    size: int, least: int, channels: int = 3, width: int = 16
+) -> tuple[list[nn.Module], int, int]:
+    """Convolutions that halve (B,channels,size,size) until the side is at most `least`.
+
+    Args:
+        size, channels: of the input.
+        least: largest side of the result.
+        width: channels of the result, if nothing is halved. Each convolution doubles them, up to
+            192.
 
     Returns:
         The layers, the channels of their result, and its side.
     """
     layers: list[nn.Module] = []
-    before, width = 3, 16
+    before = channels
     while size > least:
         width, size = min(2 * width, 192), size // 2
         layers += [nn.Conv2d(before, width, 4, 2, 1), *_activated(width)]

@@ -7,9 +7,8 @@ import torch
 from aviary_pairs import aviary_config, batch, trainer
 from safetensors.torch import load_file
 
-from galip_edge.aviary.pretraining import FeatureEncoder, RegressionConfig, feature_noise, phase_of
+from galip_edge.aviary.pretraining import RegressionConfig, phase_of
 from galip_edge.errors import ConfigError
-from galip_edge.models import ModelConfig
 from galip_edge.training.run import train
 
 pytestmark = pytest.mark.slow
@@ -87,26 +86,6 @@ def test_parts_equal_the_whole_batch(tmp_path, first):
         mine = trainer(config(tmp_path, f"micro_batch_size={size}"))
         values.append([mine.step(i, *batch()).values for i in range(first + 1)][-1])
     assert values[1] == pytest.approx(values[0], rel=1e-3, abs=1e-5)
-
-
-def test_noise_on_features_belongs_to_the_sample():
-    whole = feature_noise(1, 7, 0, torch.Size((4, 3, 2, 2)))
-    assert torch.equal(whole[2:], feature_noise(1, 7, 2, torch.Size((2, 3, 2, 2))))
-    assert not torch.equal(whole, feature_noise(1, 8, 0, torch.Size((4, 3, 2, 2))))
-    many = feature_noise(1, 7, 0, torch.Size((8, 64, 8, 8)))
-    assert abs(many.mean()) < 0.02
-    assert many.std() == pytest.approx(1, abs=0.02)
-
-
-@pytest.mark.parametrize("size", [32, 64, 128])
-def test_the_encoder_has_the_size_and_scale_of_features(size):
-    tiny = ModelConfig.from_dict(
-        {"clip": {"image_size": 64, "patch_size": 16, "vision_width": 32, "vision_heads": 2},
-         "block_sizes": [size], "block_channels": [24, 8]}
-    )  # fmt: skip
-    features = FeatureEncoder(tiny)(torch.rand(2, 3, size, size) * 2 - 1)
-    assert features.shape == (2, 24, 4, 4)
-    assert features.square().mean(1).detach() == pytest.approx(torch.ones(2, 4, 4), abs=1e-3)
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path):

@@ -11,6 +11,7 @@ from galip_edge.errors import ConfigError
 from galip_edge.models import GALIP
 from galip_edge.training.config import load_config
 from galip_edge.training.distributed import World
+from galip_edge.training.pretraining import phase_at
 from galip_edge.training.resume import newest_state
 from galip_edge.training.run import train
 from galip_edge.training.trainer import Trainer
@@ -66,6 +67,68 @@ def test_any_image_size_is_encoded(make_config, size):
     assert mean.shape == log_variance.shape == (2, model.noise_dim)
 
 
+def test_features_are_encoded_too(make_config):
+    model = make_config(model={"preset": "tiny"}).model
+    channels, grid = model.block_channels[0], model.clip.grid
+    embedding = torch.zeros(2, model.clip.embedding_dim)
+    with torch.no_grad():
+        features = torch.zeros(2, channels, grid, grid)
+        mean, log_variance = NoiseEncoder(model, features=True)(features, embedding)
+    assert mean.shape == log_variance.shape == (2, model.noise_dim)
+
+
+def changed(before, mine) -> set[str]:
+    """The modules, and of the generator the halves, that differ from `before`."""
+    found = set()
+    for module in mine.modules:
+        for name, parameter in module.parameters.items():
+            if not torch.equal(before[name], parameter):
+                renders = name.startswith(("generator.upsampling", "generator.to_rgb"))
+                half = "upsampling" if renders else "lower"
+                found.add(half if module.name == "generator" else module.name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("phase", "term", "moved"),
+    [
+        ("autoencoder", "reconstruction", {"upsampling", "feature_encoder"}),
+        ("features", "features", {"lower", "noise_encoder"}),
+        ("all", "reconstruction", {"upsampling", "lower", "noise_encoder"}),
+    ],
+)
+def test_each_phase_learns_its_own_part(make_config, batch, phase, term, moved):
+    count, lengths = 30, {"autoencoder": 1, "features": 1, "all": 0}
+    names = list(lengths)
+    first = names.index(phase)
+    lengths[phase] = count
+    changes = {
+        "autoencoder_steps": lengths["autoencoder"],
+        "features_steps": lengths["features"],
+        "steps": lengths["all"],
+    }
+    changes |= {"learning_rate": 3e-3, "features_kl_weight": 1e-5}
+    mine = trainer(make_config(**settings(**changes)))
+    for number in range(first):
+        mine.step(number, *batch)
+    before = {k: p.clone() for m in mine.modules for k, p in m.parameters.items()}
+    reports = [mine.step(first + i, *batch).values for i in range(count)]
+    assert reports[-1][f"generator/{term}"] < 0.8 * reports[0][f"generator/{term}"]
+    assert ("generator/kl" in reports[0]) == (phase != "autoencoder")
+    assert changed(before, mine) == moved
+
+
+@pytest.mark.parametrize(("features_steps", "factor"), [(0, 50), (2, 1)])
+def test_the_divergence_is_raised_only_once(make_config, features_steps, factor):
+    changes = {"autoencoder_steps": features_steps, "features_steps": features_steps, "steps": 10}
+    mine = trainer(make_config(**settings(**changes)))
+    weights = []
+    mine.pretraining._loss = lambda batch, weight: weights.append(weight)
+    phase = phase_at(2 * features_steps, mine.config.pretraining.phases)
+    mine.pretraining._objective(phase, 0)[1](None)
+    assert weights == [pytest.approx(factor * mine.config.pretraining.kl_weight)]
+
+
 def test_generator_and_encoder_learn_to_reproduce_images(make_config, batch):
     mine = trainer(make_config(**settings(steps=1000, learning_rate=3e-3)))
     before = [p.clone() for p in mine.discriminator.parameters.values()]
@@ -97,11 +160,19 @@ def test_features_of_the_projected_discriminator_are_compared(make_config, batch
     assert 0 < values["generator/perceptual"] <= 4
 
 
-@pytest.mark.parametrize("number", [0, 4])
-def test_parts_equal_the_whole_batch(make_config, batch, number):
+@pytest.mark.parametrize(
+    ("number", "phases"),
+    [
+        (0, {}),
+        (4, {}),
+        (0, {"autoencoder_steps": 1, "features_steps": 1}),
+        (1, {"autoencoder_steps": 1, "features_steps": 1}),
+    ],
+)
+def test_parts_equal_the_whole_batch(make_config, batch, number, phases):
     values = []
     for size in (COUNT, 4):
-        changes = settings(encoded=0.5, weight=3.0)
+        changes = settings(encoded=0.5, weight=3.0, **phases)
         mine = trainer(make_config(**changes, micro_batch_size=size))
         values.append(mine.step(number, *batch).values)
     assert values[1] == pytest.approx(values[0], rel=2e-4, abs=2e-5)
@@ -141,11 +212,16 @@ def test_adversarial_training_begins_without_the_moments_of_the_pretraining(make
     assert steps == {1}
 
 
-def test_a_run_resumes_in_both_phases(make_config, tmp_path):
-    changes = {**settings(encoded=0.5, weight=3.0), "checkpoint": {"interval": 1}}
+@pytest.mark.parametrize(
+    "phases",
+    [{}, {"autoencoder_steps": 1, "features_steps": 2, "steps": 1}],
+    ids=["pixels", "features first"],
+)
+def test_a_run_resumes_in_every_phase(make_config, tmp_path, phases):
+    changes = {**settings(encoded=0.5, weight=3.0, **phases), "checkpoint": {"interval": 1}}
     whole = {**changes, "output": str(tmp_path / "whole"), "steps": 8}
     train(make_config(**whole))
-    for steps in (2, 6, 8):  # the first ends within the pretraining
+    for steps in (1, 2, 4, 6, 8):  # the first end within the pretraining
         train(make_config(**changes, output=str(tmp_path / "parts"), steps=steps))
     states = [newest_state(tmp_path / name / "checkpoints") for name in ("whole", "parts")]
     for name, tensor in states[0]["parameters"].items():
@@ -164,6 +240,18 @@ def test_a_run_resumes_in_both_phases(make_config, tmp_path):
         (["pretraining.encoded=1.5"], "encoded.*1.5"),
         (["pretraining.encoded=0.5", "pretraining.steps=0"], "encoder is not trained"),
         (["pretraining.weight=1"], "weight is 1.*encoded"),
+        (["pretraining.autoencoder_steps=2"], "need each other, got 2 and 0"),
+        (["pretraining.features_steps=2"], "need each other, got 0 and 2"),
+        (
+            [
+                "pretraining.autoencoder_steps=2",
+                "pretraining.features_steps=2",
+                "model.block_sizes=[8,16,32,48]",
+                "data.image_size=48",
+                "data.resize=48",
+            ],
+            "pretraining.autoencoder_steps.*48 and 4",
+        ),
         (["pretraining.perceptual_weight=1"], "perceptual_weight.*projected.weight"),
         (["data.image_size=32"], "image_size 32"),
         (["pretraining.warmup_steps=1"], "unknown setting pretraining.warmup_steps"),

@@ -1,0 +1,115 @@
+"""An autoencoder whose decoder is the generator's upsampling blocks.
+
+Training all of a generator at once is slow, because what to render and how are learned through each
+other. With this autoencoder the upsampling blocks first learn to render; then the layers before
+them learn to predict the encoder's features, which takes a fraction of the time for an image.
+Latent diffusion models are trained in two such stages (Rombach et al. 2022,
+https://arxiv.org/abs/2112.10752, section 3).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from galip_edge.models.config import ModelConfig
+from galip_edge.training.distances import pyramid_distance
+from galip_edge.training.micro_batch import MicroBatch
+from galip_edge.training.pretraining import downsampling
+
+if TYPE_CHECKING:
+    from galip_edge.training.trainer import Trainer
+
+# Relative to the features' magnitude: the upsampling blocks must tolerate imprecise features.
+_FEATURE_NOISE = 0.3
+
+
+class FeatureEncoder(nn.Module):
+    """Encodes an image to features for the generator's first upsampling block.
+
+    Convolutions halve the image down to CLIP's grid.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        layers, width, _ = downsampling(config.image_size, config.clip.grid)
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, config.block_channels[0], 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B,3,H,W) in [-1,1] -> (B,C,grid,grid), of mean square 1 at each position."""
+        features: Tensor = self.layers(images)
+        return features * torch.rsqrt(features.square().mean(1, keepdim=True) + 1e-6)
+
+
+class FeatureAutoencoder:
+    """A feature encoder for `trainer.generator`.
+
+    Args:
+        trainer: its generator renders, and its seed determines initial weights and noise.
+        learning_rate: of the encoder.
+    """
+
+    def __init__(self, trainer: Trainer, learning_rate: float) -> None:
+        self._generator = trainer.model.generator
+        self._seed = trainer.config.seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            self.encoder = FeatureEncoder(trainer.model.config).to(trainer.world.device)
+        self.module = trainer.optimized("feature_encoder", self.encoder, learning_rate)
+
+    def reconstruction(self, batch: MicroBatch, number: int) -> Tensor:
+        """Distance between images and their reconstructions from noisy features, a scalar.
+
+        Args:
+            batch: its noise and sentences are the condition of the upsampling blocks.
+            number: step, from 0, which determines the noise of the features.
+        """
+        features = self.encoder(batch.images)
+        noise = feature_noise(self._seed, number, batch.first, features.shape)
+        features = features + _FEATURE_NOISE * noise.to(features)
+        rendered = self._generator.render(features, condition(batch.noise, batch.sentence))
+        return pyramid_distance(rendered.float(), batch.images)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """images (B,3,H,W) in [-1,1] -> (B,C,grid,grid) in float32."""
+        found: Tensor = self.encoder(images).float()
+        return found
+
+    def error(self, noise: Tensor, sentence: Tensor, wanted: Tensor) -> Tensor:
+        """Mean squared error of the generator's features, a scalar.
+
+        Args:
+            noise: (B,Z).
+            sentence: (B,E) embeddings.
+            wanted: features (B,C,grid,grid) of the images.
+        """
+        found = self._generator.visual_features(noise, condition(noise, sentence))
+        return (found.float() - wanted).square().mean()
+
+
+def check_autoencoder(config: ModelConfig, setting: str) -> None:
+    """Raise ValueError, which names `setting`, if halving cannot reduce an image to CLIP's grid."""
+    halvings, rest = divmod(config.image_size, config.clip.grid)
+    if rest or halvings & (halvings - 1):
+        raise ValueError(
+            f"{setting} needs an image size that is CLIP's grid times a power of 2; "
+            f"{config.image_size} and {config.clip.grid} are not"
+        )
+
+
+def feature_noise(seed: int, number: int, first: int, shape: torch.Size) -> Tensor:
+    """Noise of N(0,1) on features of `shape`, for the samples from `first` on of a batch."""
+    rows = [
+        np.random.default_rng([seed, number, first + i]).standard_normal(shape[1:], np.float32)
+        for i in range(shape[0])
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def condition(noise: Tensor, sentence: Tensor) -> Tensor:
+    """The generator's condition (B,Z+E) of noise (B,Z) and sentence embeddings (B,E)."""
+    return torch.cat([noise, sentence], dim=1)
