@@ -54,6 +54,9 @@ _SMALL_MODEL = {
 }
 
 
+_PHASES = ("autoencoder_steps", "features_steps", "steps")
+
+
 @dataclass(frozen=True)
 class Plan:
     """Sizes and time limits (seconds) of a preset."""
@@ -68,6 +71,11 @@ class Plan:
     reserve: float  # for stopping, and for writing the result
 
 
+def _pretraining(*steps: int) -> dict[str, Any]:
+    """Lengths of the phases before adversarial training."""
+    return {f"pretraining.{name}": count for name, count in zip(_PHASES, steps, strict=True)}
+
+
 def plan(preset: str) -> Plan:
     """`full` is the default model; `small` rehearses it on a CPU."""
     if preset == "full":
@@ -78,14 +86,16 @@ def plan(preset: str) -> Plan:
             "save_interval": 250,
         }
         clip |= {"words.steps": 600, "words.batch_size": 1024}
-        return Plan(100_000, 128, 256, clip, {"compile": True}, 120.0, 540.0, 40.0)
+        train = {"compile": True, **_pretraining(300, 1500, 300)}
+        return Plan(100_000, 128, 256, clip, train, 120.0, 540.0, 40.0)
     clip = {"batch_size": 16, "steps": 12, "warmup": 2, "save_interval": 4, "log_interval": 4}
     clip |= {"data.image_size": 64, "data.resize": 64, "words.steps": 6, "words.batch_size": 16}
     clip |= {f"clip.{name}": value for name, value in _SMALL_CLIP.items()}
-    train: dict[str, Any] = {"data.image_size": 64, "data.resize": 64, "log.interval": 2}
+    train = {"data.image_size": 64, "data.resize": 64, "log.interval": 2}
     train |= {f"model.{name}": value for name, value in _SMALL_MODEL.items()}
     train |= {f"model.clip.{name}": value for name, value in _SMALL_CLIP.items()}
     train |= {"evaluation.count": 16, "evaluation.minutes": 0.2, "evaluation.diversity_captions": 0}
+    train |= _pretraining(3, 3, 3)
     train |= {"projected.width": 8, "projected.projection": 8, "optimizer.generator_delay": 2}
     return Plan(500, 64, 8, clip, train, 60.0, 120.0, 15.0)
 
@@ -224,7 +234,7 @@ def run(args: argparse.Namespace, log: Log) -> bool:
     folder = out / "run"
     values = {
         "batch_size": chosen.batch,
-        "steps": args.steps or 10_000_000,  # mostly the budget ends it
+        "steps": 10_000_000,  # mostly the budget ends it
         "checkpoint.interval": 10_000_000,
         "checkpoint.minutes": 2.0,
         "evaluation.interval": 10_000_000,
@@ -235,14 +245,26 @@ def run(args: argparse.Namespace, log: Log) -> bool:
         **data,
         "clip": str(clip),
         "output": str(folder),
-        **({"start": str(args.start)} if args.start else {}),
+        **(_start(args.start) if args.start else {}),
     }
+    if args.steps:
+        values["steps"] = args.steps + sum(values[f"pretraining.{name}"] for name in _PHASES)
     command = ["train", "aviary", "--device", args.device, *settings(values)]
     left = budget - log.elapsed - chosen.reserve
     metrics = folder / "metrics.jsonl"
     if not galip_edge(log, out, "train", command, left, metrics, may_stop=True):
         return False
     return _export(log, out, folder)
+
+
+def _start(checkpoint: Path) -> dict[str, Any]:
+    """Settings of adversarial training that starts from `checkpoint`."""
+    return {
+        "start": str(checkpoint),
+        **_pretraining(0, 0, 0),
+        "pretraining.encoded": 0,
+        "pretraining.weight": 0,
+    }
 
 
 def _available() -> dict[str, Any]:

@@ -88,7 +88,7 @@ class VAEConfig(PretrainingConfig):
     autoencoder_steps: int = 0
     features_steps: int = 0
     steps: int = 0
-    features_kl_weight: float = 1e-3
+    features_kl_weight: float = 2e-3
     perceptual_weight: float = 0.0
     kl_weight: float = 1e-4
     encoded: float = 0.0
