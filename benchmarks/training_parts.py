@@ -5,7 +5,8 @@
 
 Parts run one after the other on one thread, on smooth random images; the minimum of CPU time over
 all repetitions is reported, because it suffers least from other processes. With `--other`, both
-trees take turns in separate processes. `step` is the whole step, measured separately.
+trees take turns in separate processes. `step` is the whole step, and `step, PHASE` one of a phase
+of the pretraining, both measured separately.
 """
 
 from __future__ import annotations
@@ -64,9 +65,17 @@ def measure(config_name: str, settings: list[str], repetitions: int) -> dict[str
     small = torch.rand(count, 3, size // 8, size // 8, generator=random) * 2 - 1
     images = F.interpolate(small, size=(size, size), mode="bilinear")
     sentence = torch.randn(count, config.model.clip.embedding_dim, generator=random)
-    trainer.step(0, images, sentence)
     times = Times(repetitions)
-    times("step", lambda: trainer.step(1, images, sentence))
+    first = 0
+    for phase, steps in getattr(config.pretraining, "phases", ()):
+        if steps:
+            trainer.step(first, images, sentence)
+            # The second step of the phase: the first one may prepare something.
+            number = first + min(1, steps - 1)
+            times(f"step, {phase}", partial(trainer.step, number, images, sentence))
+            first += steps
+    trainer.step(first, images, sentence)
+    times("step", lambda: trainer.step(first + 1, images, sentence))
     _measure_parts(trainer, images, sentence, times)
     return times.least
 

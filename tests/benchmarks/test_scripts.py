@@ -41,6 +41,9 @@ def test_each_part_of_a_training_step_is_timed():
 
     settings = ["data.root=x", "batch_size=2", "precision=float32", "projected.weight=1"]
     settings += ["projected.width=8", "projected.projection=8", "ema_decay=0.9"]
+    settings += ["pretraining.kind=vae", "pretraining.steps=2"]
+    settings += ["pretraining.autoencoder_steps=1", "pretraining.features_steps=1"]
     found = training_parts.measure("tiny", settings, repetitions=1)
     assert {"step", "generator, backward", "heads' loss, backward", "moving average"} <= set(found)
+    assert {"step, autoencoder", "step, features", "step, all"} <= set(found)
     assert min(found.values()) >= 0
