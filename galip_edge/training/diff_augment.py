@@ -3,12 +3,15 @@ https://arxiv.org/abs/2006.10738), which keeps the discriminators from memorizin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from galip_edge.config import check_integers
 
 # Random numbers per image: brightness, saturation, contrast, and position of the cutout.
 _NUMBERS = 5
@@ -23,23 +26,39 @@ class AugmentConfig:
         saturation, contrast: largest relative change of the distance from gray, or from the
             image's mean.
         cutout: side of a gray square at a random position, as a fraction of the image's side.
+        blur: initial standard deviation of a Gaussian blur, as a fraction of the image's width. It
+            falls linearly to 0 in the first `blur_steps` steps of adversarial training, so that the
+            discriminators compare shapes before textures, as in StyleGAN3 (Karras et al. 2021,
+            https://arxiv.org/abs/2106.12423).
+        blur_steps: length of that.
     """
 
     brightness: float = 0.0
     saturation: float = 0.0
     contrast: float = 0.0
     cutout: float = 0.0
+    blur: float = 0.0
+    blur_steps: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if not 0 <= getattr(self, field.name) <= 1:
-                value = getattr(self, field.name)
-                raise ValueError(f"{field.name} must be in [0, 1], got {value!r}")
+        check_integers(self, 0, "blur_steps")
+        for name in ("brightness", "saturation", "contrast", "cutout", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
+        if bool(self.blur) != bool(self.blur_steps):
+            raise ValueError(
+                f"blur and blur_steps need each other, got {self.blur} and {self.blur_steps}: set "
+                "both, or neither"
+            )
 
     @property
     def changes(self) -> bool:
-        """True if any strength is set."""
-        return self != AugmentConfig()
+        """True if any strength is set, apart from that of the blur."""
+        return replace(self, blur=0.0, blur_steps=0) != AugmentConfig()
+
+    def blur_at(self, step: int) -> float:
+        """Standard deviation of the blur at `step`, from 0, of adversarial training."""
+        return self.blur * max(0.0, 1 - step / self.blur_steps) if self.blur else 0.0
 
 
 def step_draws(seed: int, number: int, first: int, count: int) -> Tensor:
@@ -82,6 +101,29 @@ def _kept(images: Tensor, places: Tensor, side: float) -> Tensor:
 
     rows, columns = outside(height, places[:, 0]), outside(width, places[:, 1])
     return (rows[:, None, :, None] | columns[:, None, None, :]).to(images.dtype)
+
+
+def blur(images: Tensor, deviation: float) -> Tensor:
+    """Gaussian blur, with reflected borders.
+
+    Args:
+        images: (B,3,H,W), with or without gradients.
+        deviation: standard deviation in pixels; below 0.2 there is no blur. Its tails are cut at
+            three times as much, or at the image's side.
+
+    Returns:
+        (B,3,H,W).
+    """
+    if deviation < 0.2:
+        return images
+    radius = min(math.ceil(3 * deviation), min(images.shape[-2:]) - 1)
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (offsets / deviation).square())
+    channels = images.shape[1]
+    kernel = (kernel / kernel.sum()).expand(channels, 1, 1, -1)
+    images = F.pad(images, (radius,) * 4, mode="reflect")
+    images = F.conv2d(images, kernel, groups=channels)
+    return F.conv2d(images, kernel.transpose(2, 3), groups=channels)
 
 
 def translate(images: Tensor, shifts: Tensor) -> Tensor:

@@ -84,7 +84,13 @@ class _Head(nn.Module):
         self.projection: Tensor
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B,C,h,w) -> (B,width,h',w')."""
+        """Features (B,C,h,w) -> (B,width,h',w').
+
+        They are divided by their root mean square, because scales differ in magnitude, and the
+        largest would dominate the generator's gradient.
+        """
+        square = features.float().square().mean((1, 2, 3), keepdim=True)
+        features = features * torch.rsqrt(square + 1e-6).to(features.dtype)
         found: Tensor = self.layers(nn.functional.conv2d(features, self.projection))
         return found
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from galip_edge.models import GALIP
 from galip_edge.training.config import TrainConfig
-from galip_edge.training.diff_augment import augment, translate
+from galip_edge.training.diff_augment import augment, blur, translate
 from galip_edge.training.distributed import World
 from galip_edge.training.ema import MovingAverage
 from galip_edge.training.fast_attention import use_training_copy
@@ -109,6 +109,7 @@ class Trainer:
             config.translation,
             config.channels_last,
         )
+        self._blur = 0.0  # standard deviation, as a fraction of the width
         self.auxiliary: list[AuxiliaryLoss] = []
         self.projected: ProjectedDiscriminator | None = None
         if config.projected.weight:
@@ -174,6 +175,8 @@ class Trainer:
             micro_batches = self.pretraining.prepare(number, micro_batches)
         settings = self.config.optimizer
         self.generator.set_rate(settings.generator_lr, settings.betas)
+        first = self.pretraining.steps if self.pretraining else 0
+        self._blur = self.config.augmentation.blur_at(number - first)
 
         # A single micro-batch keeps the graph of its generated images for phase 2. Several would
         # not fit into memory together, so they are generated again.
@@ -189,7 +192,6 @@ class Trainer:
             updates.append(
                 with_loss_scale_search(self.heads, lambda: self._update_heads(micro_batches, kept))
             )
-        first = self.pretraining.steps if self.pretraining else 0
         if number < first + settings.generator_delay:
             return report(*updates)
 
@@ -305,6 +307,8 @@ class Trainer:
 
     def _augment(self, batch: MicroBatch, images: Tensor, kind: int) -> Tensor:
         """Differentiable augmentation, of real and generated images alike."""
+        with autocast(self.world.device, "float32"):
+            images = blur(images, self._blur * images.shape[-1])
         if self.config.translation:
             images = translate(images, batch.shifts[:, kind])
         return augment(images, batch.draws[:, kind], self.config.augmentation)

@@ -53,9 +53,10 @@ _GRID = 8  # largest side of the features that the encoder flattens
 _WIDTH, _CHANNELS, _HIDDEN = 128, 48, 512
 
 # The KL divergence starts with a multiple of its weight, which falls to 1 (geometrically) in the
-# first part of the pretraining. So the generator learns first what captions say. Otherwise the
-# encoder learns all of an image at once, and random noise overrides the caption.
-_KL_FIRST, _KL_FALL = 50.0, 0.3
+# first part of the phase. So the generator learns first what captions say. Otherwise the encoder
+# learns all of an image at once, and random noise overrides the caption. The final weight in
+# features is higher, relative to their error, so its multiple is lower.
+_KL_FIRST, _KL_FIRST_FEATURES, _KL_FALL = 50.0, 10.0, 0.3
 
 # Log variances, initial and limits. The prior's 0 would drown the mean of an untrained encoder.
 _LOG_VARIANCE, _LEAST, _MOST = -3.0, -8.0, 2.0
@@ -203,10 +204,10 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
 
 
-def kl_factor(step: int, steps: int) -> float:
-    """Factor of the weight of the KL divergence at `step`, from 0, of `steps`."""
+def kl_factor(step: int, steps: int, first: float = _KL_FIRST) -> float:
+    """Factor of the weight of the KL divergence at `step`, from 0, of `steps`: `first` to 1."""
     left = max(0.0, 1 - step / (_KL_FALL * steps))
-    return float(_KL_FIRST**left)
+    return float(first**left)
 
 
 class VAE:
@@ -264,12 +265,11 @@ class VAE:
         """Names of the reported terms, and the loss of a micro-batch with their values."""
         if phase.name == "autoencoder":
             return ("reconstruction",), lambda batch: self._rendering(batch, number)
-        # The first phase in which noise is encoded raises the weight of its divergence.
-        first = phase.name == "features" or not self.config.features_steps
-        factor = kl_factor(phase.step, phase.steps) if first else 1.0
         if phase.name == "features":
+            factor = kl_factor(phase.step, phase.steps, _KL_FIRST_FEATURES)
             weight = self.config.features_kl_weight * factor
             return ("features", "kl"), lambda batch: self._feature_loss(batch, weight)
+        factor = 1.0 if self.config.features_steps else kl_factor(phase.step, phase.steps)
         weight = self.config.kl_weight * factor
         perceptual = ("perceptual",) if self.config.perceptual_weight else ()
         return ("reconstruction", "kl", *perceptual), lambda batch: self._loss(batch, weight)

@@ -1,5 +1,6 @@
 """The discriminator on frozen features: what it reads, learns and leaves alone."""
 
+import math
 import sys
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from galip_edge.errors import CheckpointError
 from galip_edge.models import GALIP
 from galip_edge.models.efficientnet import EfficientNetLite, FeaturePyramid, folded_weights
 from galip_edge.training.config import TrainConfig
-from galip_edge.training.diff_augment import AugmentConfig, augment, step_draws
+from galip_edge.training.diff_augment import AugmentConfig, augment, blur, step_draws
 from galip_edge.training.distributed import World
 from galip_edge.training.projected import ProjectedConfig, ProjectedDiscriminator
 from galip_edge.training.resume import load_trainer_state, trainer_state
@@ -117,7 +118,7 @@ def test_heads_learn_to_tell_images_and_sentences_apart():
     real, fake = projected.features(images(8)), projected.features(images(8, seed=1))
     sentence = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
     losses = []
-    for _ in range(40):
+    for _ in range(100):
         projected.refine_norms()
         loss = projected.discriminator_loss(real, fake, sentence, sentence.roll(-1, 0))
         optimizer.zero_grad()
@@ -240,6 +241,61 @@ def test_augmentation_changes_what_it_says_and_nothing_else():
     cut = augment(ones, centre, AugmentConfig(cutout=0.5))
     assert cut[:, :, 8:24, 8:24].abs().max() == 0
     assert cut.mean().item() == pytest.approx(0.75)
+
+
+def test_blur_is_gaussian_and_keeps_borders():
+    torchvision = pytest.importorskip("torchvision.transforms.functional")
+    shown = images(2, 32).requires_grad_()
+    for deviation in (0.5, 2.0):
+        wanted = torchvision.gaussian_blur(shown, 2 * math.ceil(3 * deviation) + 1, deviation)
+        assert torch.allclose(blur(shown, deviation), wanted, atol=1e-5)
+    (gradient,) = torch.autograd.grad(blur(shown, 4.0).sum(), shown)
+    assert gradient.sum().item() == pytest.approx(shown.numel(), rel=1e-4)
+    assert blur(shown, 0.0) is shown
+    assert blur(shown, 100.0).shape == shown.shape
+
+
+def test_blur_fades_in_adversarial_training():
+    config = AugmentConfig(blur=0.04, blur_steps=100)
+    assert [config.blur_at(step) for step in (0, 50, 100, 1000)] == [0.04, 0.02, 0.0, 0.0]
+    assert not config.changes
+    assert AugmentConfig().blur_at(0) == 0
+    with pytest.raises(ValueError, match="need each other"):
+        AugmentConfig(blur=0.1)
+
+
+@pytest.mark.parametrize("pretraining", [None, {"kind": "vae", "steps": 2}])
+def test_both_discriminators_read_blurred_images_at_first(make_config, pretraining, monkeypatch):
+    """Counted from the beginning of adversarial training."""
+    deviations = []
+
+    def note(shown, deviation):
+        deviations.append(deviation)
+        return blur(shown, deviation)
+
+    monkeypatch.setattr("galip_edge.training.trainer.blur", note)
+    mine = trainer(
+        make_config(
+            augmentation={"blur": 0.1, "blur_steps": 4},
+            **PROJECTED,
+            **({"pretraining": pretraining} if pretraining else {}),
+        )
+    )
+    first = mine.pretraining.steps if mine.pretraining else 0
+    size = mine.model.config.image_size
+    for step in (0, 2, 4):
+        deviations.clear()
+        mine.step(first + step, images(8), torch.randn(8, 32))
+        # Real and generated images, the real ones once more for the heads.
+        assert deviations == [pytest.approx(0.1 * (1 - step / 4) * size)] * 3
+
+
+def test_each_scale_has_the_same_magnitude():
+    """Otherwise the features of one scale dominate the generator's gradient."""
+    torch.manual_seed(0)
+    head = ProjectedDiscriminator(64, 8, SMALL, seed=0).heads[1]
+    features = torch.rand(2, head.projection.shape[1], 8, 8)
+    assert torch.allclose(head(features), head(50 * features), atol=1e-4)
 
 
 def test_draws_belong_to_the_sample():
