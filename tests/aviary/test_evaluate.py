@@ -3,23 +3,12 @@
 import json
 
 import pytest
-import torch
 from other_device import pretend_device
 
 from galip_edge.aviary.classifier import AttributeClassifier, save_classifier
-from galip_edge.checkpoints.format import save_checkpoint
 from galip_edge.cli import main
-from galip_edge.models import GALIP, PRESETS
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("evaluate") / "tiny.safetensors"
-    save_checkpoint(GALIP(PRESETS["tiny"]), path)
-    return path
 
 
 @pytest.fixture
@@ -35,9 +24,9 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
     return exit_.value.code, output.out, output.err
 
 
-def test_diversity_is_compared_with_that_of_real_images(checkpoint, capsys):
+def test_diversity_is_compared_with_that_of_real_images(tiny_checkpoint, capsys):
     status, text, error = run(
-        capsys, "evaluate", checkpoint, "--data", "aviary", "--count", 6,
+        capsys, "evaluate", tiny_checkpoint, "--data", "aviary", "--count", 6,
         "--diversity-captions", 1, "--json",
     )  # fmt: skip
     assert status == 0, error
@@ -45,12 +34,12 @@ def test_diversity_is_compared_with_that_of_real_images(checkpoint, capsys):
 
 
 def test_everything_is_computed_on_the_device_that_is_asked_for(
-    checkpoint, capsys, elsewhere, tmp_path
+    tiny_checkpoint, capsys, elsewhere, tmp_path
 ):
     judge = tmp_path / "judge.safetensors"
     save_classifier(AttributeClassifier(), judge)
     status, text, error = run(
-        capsys, "evaluate", checkpoint, "--data", "aviary", "--count", 6,
+        capsys, "evaluate", tiny_checkpoint, "--data", "aviary", "--count", 6,
         "--diversity-captions", 1, "--classifier", judge, "--device", "cuda", "--json",
     )  # fmt: skip
     assert status == 0, error
@@ -67,7 +56,7 @@ def test_the_classifier_is_trained_on_the_device_that_is_asked_for(capsys, elsew
     assert (16, 3, 3, 3) in elsewhere  # its weights, to be saved
 
 
-def test_the_aviary_has_no_folder(checkpoint, capsys):
-    status, _, error = run(capsys, "evaluate", checkpoint, "--data", "aviary=images")
+def test_the_aviary_has_no_folder(tiny_checkpoint, capsys):
+    status, _, error = run(capsys, "evaluate", tiny_checkpoint, "--data", "aviary=images")
     assert status == 1
     assert "root='images' has no effect on data of kind 'aviary': omit it" in error

@@ -8,23 +8,13 @@ import torch
 from clip_runs import write_images
 from other_device import pretend_device
 
-from galip_edge.checkpoints.format import save_checkpoint
 from galip_edge.cli import main
 from galip_edge.evaluation.evaluate import psnr
 from galip_edge.evaluation.models import CheckpointModel
-from galip_edge.models import GALIP, PRESETS
 from runtime.errors import GalipEdgeError
 from runtime.noise import draw_noise
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("evaluate") / "tiny.safetensors"
-    save_checkpoint(GALIP(PRESETS["tiny"]), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +29,10 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
     return exit_.value.code, output.out, output.err
 
 
-def test_a_model_compared_with_itself_is_the_same(checkpoint, images, tmp_path, capsys):
+def test_a_model_compared_with_itself_is_the_same(tiny_checkpoint, images, tmp_path, capsys):
     out = tmp_path / "results.jsonl"
-    arguments = (checkpoint, "--reference", checkpoint, "--data", f"folder={images}", "--count", 12,
-                 "--diversity-captions", 2)  # fmt: skip
+    arguments = (tiny_checkpoint, "--reference", tiny_checkpoint, "--data", f"folder={images}",
+                 "--count", 12, "--diversity-captions", 2)  # fmt: skip
     status, text, error = run(capsys, *arguments, "--out", out, "--json")
     assert status == 0, error
     result = json.loads(text)
@@ -55,13 +45,13 @@ def test_a_model_compared_with_itself_is_the_same(checkpoint, images, tmp_path, 
     assert len(out.read_text().splitlines()) == 2
 
 
-def test_the_batch_size_changes_no_figure(checkpoint, tmp_path, capsys):
+def test_the_batch_size_changes_no_figure(tiny_checkpoint, tmp_path, capsys):
     captions = tmp_path / "captions.txt"
     captions.write_text("\n".join(f"bird number {i}" for i in range(12)))
     figures = []
     for size in (1, 5):
         status, text, _ = run(
-            capsys, checkpoint, "--captions", captions, "--count", 12, "--batch-size", size,
+            capsys, tiny_checkpoint, "--captions", captions, "--count", 12, "--batch-size", size,
             "--diversity-captions", 2, "--json",
         )  # fmt: skip
         assert status == 0
@@ -70,8 +60,8 @@ def test_the_batch_size_changes_no_figure(checkpoint, tmp_path, capsys):
         assert value == pytest.approx(figures[1][name], rel=1e-3), name
 
 
-def test_images_have_the_noise_of_generate(checkpoint):
-    model = CheckpointModel(checkpoint)
+def test_images_have_the_noise_of_generate(tiny_checkpoint):
+    model = CheckpointModel(tiny_checkpoint)
     config = model.model.config
     with torch.inference_mode():
         tokens = torch.from_numpy(model._tokenize(["a bird"]))
@@ -100,28 +90,28 @@ def test_psnr_of_known_errors():
         (("--data", "nonsense"), "nonsense"),
     ],
 )
-def test_mistakes_get_a_sentence(checkpoint, capsys, arguments, sentence):
-    status, _, error = run(capsys, checkpoint, *arguments)
+def test_mistakes_get_a_sentence(tiny_checkpoint, capsys, arguments, sentence):
+    status, _, error = run(capsys, tiny_checkpoint, *arguments)
     assert status != 0
     assert sentence in error
     assert "Traceback" not in error
 
 
-def test_too_few_captions(checkpoint, tmp_path, capsys):
+def test_too_few_captions(tiny_checkpoint, tmp_path, capsys):
     captions = tmp_path / "captions.txt"
     captions.write_text("a bird\ntwo birds\n")
-    status, _, error = run(capsys, checkpoint, "--captions", captions, "--count", 5)
+    status, _, error = run(capsys, tiny_checkpoint, "--captions", captions, "--count", 5)
     assert status == 1
     assert "captions.txt has 2 captions, fewer than --count 5" in error
 
 
 def test_everything_is_computed_on_the_device_that_is_asked_for(
-    checkpoint, images, capsys, monkeypatch
+    tiny_checkpoint, images, capsys, monkeypatch
 ):
     elsewhere = pretend_device(monkeypatch, "galip_edge.devices.choose_device")
     status, text, error = run(
-        capsys, checkpoint, "--data", f"folder={images}", "--count", 6, "--diversity-captions", 1,
-        "--device", "cuda", "--json",
+        capsys, tiny_checkpoint, "--data", f"folder={images}", "--count", 6,
+        "--diversity-captions", 1, "--device", "cuda", "--json",
     )  # fmt: skip
     assert status == 0, error
     assert json.loads(text)["metrics"].keys() >= {"clip_score", "cmmd"}

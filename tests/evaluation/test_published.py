@@ -10,11 +10,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from galip_edge.checkpoints.format import save_checkpoint
 from galip_edge.cli import main
 from galip_edge.evaluation.models import CheckpointModel
 from galip_edge.evaluation.published import captions_of_passes, load_statistics
-from galip_edge.models import GALIP, PRESETS
 from runtime.errors import GalipEdgeError
 
 pytestmark = pytest.mark.slow
@@ -28,14 +26,6 @@ def inception(tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     torch.save(network.state_dict(), path)
     return network.eval(), path
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("published") / "tiny.safetensors"
-    save_checkpoint(GALIP(PRESETS["tiny"]), path)
-    return path
 
 
 @pytest.fixture
@@ -84,13 +74,13 @@ def independent(network, images, statistics) -> float:
 
 
 def test_it_equals_the_formula_on_the_same_images(
-    inception, checkpoint, photos, statistics, capsys
+    inception, tiny_checkpoint, photos, statistics, capsys
 ):
     network, weights = inception
     with pytest.raises(SystemExit) as exit_:
         main(
             [
-                "evaluate", str(checkpoint), "--data", f"folder={photos}", "--count", "0",
+                "evaluate", str(tiny_checkpoint), "--data", f"folder={photos}", "--count", "0",
                 "--statistics", str(statistics), "--inception-torchvision", str(weights),
                 "--per-caption", "--diversity-captions", "0", "--seed", "4", "--json",
             ]
@@ -100,7 +90,7 @@ def test_it_equals_the_formula_on_the_same_images(
     result = json.loads(output.out)
     assert result["published"]["images"] == 6
     captions = [f"{word} {i}" for i in range(3) for word in ("image", "photograph")]
-    model = CheckpointModel(checkpoint)
+    model = CheckpointModel(tiny_checkpoint)
     images = model.float_images(captions, range(6), 4).numpy()
     wanted = independent(network, images, statistics)
     assert result["metrics"]["fid_published"] == pytest.approx(wanted, rel=1e-6)
@@ -150,10 +140,10 @@ def test_files_that_are_no_statistics_are_refused(tmp_path, content, message):
         ),
     ],
 )  # fmt: skip
-def test_options_that_do_not_go_together(checkpoint, tmp_path, capsys, options, message):
+def test_options_that_do_not_go_together(tiny_checkpoint, tmp_path, capsys, options, message):
     (tmp_path / "x.npz").touch()
     options = [str(tmp_path / "x.npz") if option == "x.npz" else option for option in options]
     with pytest.raises(SystemExit) as exit_:
-        main(["evaluate", str(checkpoint), "--data", "folder=images", *options])
+        main(["evaluate", str(tiny_checkpoint), "--data", "folder=images", *options])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
