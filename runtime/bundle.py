@@ -320,9 +320,10 @@ def write_manifest(folder: Path, **values: Any) -> Manifest:
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write `manifest`; its hashes must be current."""
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
+    """Write `manifest`, whose hashes must be current; returns it as it is read."""
+    text = manifest.to_json()
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return Manifest.from_json(text)
 
 
 def default_bundle() -> Path:

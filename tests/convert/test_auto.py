@@ -2,10 +2,11 @@
 
 import pytest
 
-from convert import ConvertOptions, convert
+from convert import ConvertOptions, auto, convert
 from convert.auto import Candidate, choose
 from convert.errors import ConversionError
 from runtime import Pipeline
+from runtime.compiled import has_bf16
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("exported_once")]
 
@@ -32,14 +33,26 @@ def test_none_is_faithful():
         choose([FAST, SLOW], 60.0)
 
 
-def test_a_bundle_says_what_it_was_chosen_from(tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize("fastest", ["int8", "bf16"])
+def test_a_bundle_says_what_it_was_chosen_from(fastest, tiny_checkpoint, tmp_path, monkeypatch):
+    if fastest == "bf16" and not has_bf16():
+        pytest.skip("this CPU chooses between int8 and fp16")
+
+    measure = auto._seconds
+
+    def measured_seconds(bundles, progress):
+        seconds = measure(bundles, progress)
+        assert min(seconds.values()) > 0
+        return {name: 0.1 if name == fastest else 0.2 for name in bundles}
+
+    monkeypatch.setattr("convert.auto._seconds", measured_seconds)
     manifest = convert(
         tiny_checkpoint, tmp_path / "b", ConvertOptions("auto", num_samples=8, min_psnr=10)
     )
     candidates = {c["precision"]: c for c in manifest.quantization["chosen_from"]}
     assert len(candidates) == 2
-    assert manifest.precision in candidates
-    assert all(c["seconds"] > 0 for c in candidates.values())
+    assert manifest.precision == fastest
+    assert candidates[fastest]["seconds"] == 0.1
     measured = candidates[manifest.precision]["image_psnr_db"]
     assert manifest.fidelity[-1]["image_psnr_db"] == measured
     pipeline = Pipeline.from_bundle(tmp_path / "b")
