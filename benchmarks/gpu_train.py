@@ -87,6 +87,7 @@ def plan(preset: str) -> Plan:
         }
         clip |= {"words.steps": 600, "words.batch_size": 1024}
         train = {"compile": True, **_pretraining(300, 1500, 300)}
+        train["augmentation.blur_steps"] = 750  # as many images as in the configuration
         return Plan(100_000, 128, 256, clip, train, 120.0, 540.0, 40.0)
     clip = {"batch_size": 16, "steps": 12, "warmup": 2, "save_interval": 4, "log_interval": 4}
     clip |= {"data.image_size": 64, "data.resize": 64, "words.steps": 6, "words.batch_size": 16}
@@ -264,6 +265,8 @@ def _start(checkpoint: Path) -> dict[str, Any]:
         **_pretraining(0, 0, 0),
         "pretraining.encoded": 0,
         "pretraining.weight": 0,
+        "augmentation.blur": 0,
+        "augmentation.blur_steps": 0,
     }
 
 

@@ -67,7 +67,7 @@ def measure(config_name: str, settings: list[str], repetitions: int) -> dict[str
     sentence = torch.randn(count, config.model.clip.embedding_dim, generator=random)
     times = Times(repetitions)
     first = 0
-    for phase, steps in getattr(config.pretraining, "phases", ()):
+    for phase, steps in config.pretraining.phases if config.pretraining else ():
         if steps:
             trainer.step(first, images, sentence)
             # The second step of the phase: the first one may prepare something.

@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +147,11 @@ def exported_once(
     """Export each checkpoint to ONNX once, because that takes longest."""
     from convert import pipeline
 
-    real = pipeline.export
-
+    @wraps(pipeline.export)
     def export(
         checkpoint: Path, clip: Path | None, activation: Any, folder: Path, progress: Any
     ) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setattr(pipeline, "export", real)
-            return export_once(tmp_path_factory, checkpoint, folder, clip, activation)
+        return export_once(tmp_path_factory, checkpoint, folder, clip, activation)
 
     monkeypatch.setattr(pipeline, "export", export)
 

@@ -37,7 +37,6 @@ from galip_edge.training.optimized_module import OptimizedModule, StepReport
 from galip_edge.training.precision import autocast
 from galip_edge.training.pretraining import (
     AuxiliaryLoss,
-    Phase,
     PretrainingConfig,
     joint_step,
     phase_at,
@@ -84,9 +83,13 @@ class RegressionConfig(PretrainingConfig):
             )
 
     @property
-    def steps(self) -> int:
-        """Steps before adversarial training."""
-        return self.autoencoder_steps + self.features_steps + self.warmup_steps
+    def phases(self) -> tuple[tuple[str, int], ...]:
+        """Names and lengths of the phases before adversarial training."""
+        return (
+            ("autoencoder", self.autoencoder_steps),
+            ("features", self.features_steps),
+            ("all", self.warmup_steps),
+        )
 
     def check(self, config: TrainConfig) -> None:
         """Raise ValueError if the data or the model does not suit regression."""
@@ -117,18 +120,6 @@ class RegressionConfig(PretrainingConfig):
         return Regression(self, trainer) if self.weight else None
 
 
-def phase_of(number: int, config: RegressionConfig) -> Phase | None:
-    """The phase of step `number`, from 0; None during adversarial training."""
-    return phase_at(
-        number,
-        (
-            ("autoencoder", config.autoencoder_steps),
-            ("features", config.features_steps),
-            ("all", config.warmup_steps),
-        ),
-    )
-
-
 class Regression:
     """Regression of `trainer.generator` on the images of the aviary: a `Pretraining`."""
 
@@ -136,7 +127,7 @@ class Regression:
         data = trainer.config.data
         assert isinstance(data, AviaryConfig)  # checked by the configuration
         self.config = config
-        self.steps = config.steps
+        self.steps = config.total_steps
         self.trainer = trainer
         self.modules: tuple[OptimizedModule, ...] = ()
         self._data = data
@@ -154,7 +145,7 @@ class Regression:
 
     def step(self, number: int, micro_batches: list[MicroBatch]) -> StepReport | None:
         """Update the modules of the current phase; None during adversarial training."""
-        phase = phase_of(number, self.config)
+        phase = phase_at(number, self.config.phases)
         if phase is None:
             return None
         term, loss = {

@@ -27,10 +27,10 @@ class AugmentConfig:
             image's mean.
         cutout: side of a gray square at a random position, as a fraction of the image's side.
         blur: initial standard deviation of a Gaussian blur, as a fraction of the image's width. It
-            falls linearly to 0 in the first `blur_steps` steps of adversarial training, so that the
-            discriminators compare shapes before textures, as in StyleGAN3 (Karras et al. 2021,
+            falls linearly to 0 in the first `blur_steps` steps, so that the discriminators compare
+            shapes before textures, as in StyleGAN3 (Karras et al. 2021,
             https://arxiv.org/abs/2106.12423).
-        blur_steps: length of that.
+        blur_steps: steps of adversarial training until the blur is 0.
     """
 
     brightness: float = 0.0

@@ -78,6 +78,16 @@ class PretrainingConfig:
         )
         return found
 
+    @property
+    def phases(self) -> tuple[tuple[str, int], ...]:
+        """Names and lengths of the phases before adversarial training."""
+        return ()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps before adversarial training."""
+        return sum(steps for _, steps in self.phases)
+
     def check(self, config: TrainConfig) -> None:
         """Raise ValueError if `config` does not suit this pretraining."""
 

@@ -119,17 +119,12 @@ class VAEConfig(PretrainingConfig):
 
     @property
     def phases(self) -> tuple[tuple[str, int], ...]:
-        """Names and lengths of the phases."""
+        """Names and lengths of the phases before adversarial training."""
         return (
             ("autoencoder", self.autoencoder_steps),
             ("features", self.features_steps),
             ("all", self.steps),
         )
-
-    @property
-    def total_steps(self) -> int:
-        """Steps before adversarial training."""
-        return sum(steps for _, steps in self.phases)
 
     def check(self, config: TrainConfig) -> None:
         """Raise ValueError if the data or the model does not suit an autoencoder."""

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from aviary_pairs import aviary_config, batch, trainer
+from changed_parts import changed_parts, snapshot
 from safetensors.torch import load_file
 
-from galip_edge.aviary.pretraining import RegressionConfig, phase_of
+from galip_edge.aviary.pretraining import RegressionConfig
 from galip_edge.errors import ConfigError
+from galip_edge.training.pretraining import phase_at
 from galip_edge.training.run import train
 
 pytestmark = pytest.mark.slow
@@ -23,33 +25,17 @@ def config(tmp_path, *changes):
     return aviary_config(tmp_path, *SETTINGS, *changes)
 
 
-def changed_parts(before, mine) -> set[str]:
-    """The networks, and of the generator the halves, that differ from `before`."""
-    found = set()
-    for network in mine.modules:
-        for name, parameter in network.parameters.items():
-            if not torch.equal(before[name], parameter):
-                renders = name.startswith(("generator.upsampling", "generator.to_rgb"))
-                half = "render" if renders else "features"
-                found.add(half if network.name == "generator" else network.name)
-    return found
-
-
-def snapshot(mine):
-    return {k: p.detach().clone() for n in mine.modules for k, p in n.parameters.items()}
-
-
 def test_phases_follow_one_another():
     config = RegressionConfig(weight=1, autoencoder_steps=2, features_steps=3, warmup_steps=1)
-    names = [phase and phase.name for phase in (phase_of(i, config) for i in range(7))]
+    names = [phase and phase.name for phase in (phase_at(i, config.phases) for i in range(7))]
     assert names == [*["autoencoder"] * 2, *["features"] * 3, "all", None]
-    assert phase_of(0, RegressionConfig()) is None
+    assert phase_at(0, RegressionConfig().phases) is None
 
 
 def test_the_rate_rises_stays_and_falls_in_each_phase():
     config = RegressionConfig(weight=1, autoencoder_steps=100, warmup_steps=1000)
     for first, steps in ((0, 100), (100, 1000)):
-        factors = [phase_of(first + i, config).rate_factor for i in range(steps)]
+        factors = [phase_at(first + i, config.phases).rate_factor for i in range(steps)]
         assert 0 < factors[0] <= 0.5
         assert factors[steps // 10] == factors[steps // 2] == 1
         assert 0 < factors[-1] < 0.03
@@ -60,9 +46,9 @@ def test_the_rate_rises_stays_and_falls_in_each_phase():
 @pytest.mark.parametrize(
     ("phase", "term", "moved"),
     [
-        ("autoencoder_steps=40", "reconstruction", {"render", "feature_encoder"}),
-        ("features_steps=40", "features", {"features"}),
-        ("warmup_steps=40", "regression", {"render", "features"}),
+        ("autoencoder_steps=40", "reconstruction", {"upsampling", "feature_encoder"}),
+        ("features_steps=40", "features", {"lower"}),
+        ("warmup_steps=40", "regression", {"upsampling", "lower"}),
     ],
 )
 def test_each_phase_learns_its_own_part(tmp_path, phase, term, moved):

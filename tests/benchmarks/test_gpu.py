@@ -10,6 +10,8 @@ from pathlib import Path
 import cpu_latency
 import pytest
 
+from galip_edge.training.config import load_config
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
@@ -146,6 +148,23 @@ def test_a_stage_stopped_while_drawing_ends_the_training(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="a stage failed"):
         gpu_train.main()
     assert stages == [("draw", False)]
+
+
+def test_a_start_is_trained_adversarially_at_once():
+    import gpu_train
+
+    given = gpu_train.settings(gpu_train._start(Path("start.safetensors")))[1::2]
+    config = load_config("aviary", ["data.root=x", *given])
+    assert config.pretraining.total_steps == 0
+    assert config.augmentation.blur == 0
+
+
+def test_the_blur_fades_over_the_same_images_as_in_the_configuration():
+    import gpu_train
+
+    chosen, config = gpu_train.plan("full"), load_config("aviary", ["data.root=x"])
+    images = config.batch_size * config.augmentation.blur_steps
+    assert chosen.batch * chosen.train["augmentation.blur_steps"] == images
 
 
 def test_the_whole_training_runs_and_resumes_without_openvino_nncf_and_onnx(tmp_path):

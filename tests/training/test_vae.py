@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from changed_parts import changed_parts, snapshot
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_divergence
 
@@ -77,18 +78,6 @@ def test_features_are_encoded_too(make_config):
     assert mean.shape == log_variance.shape == (2, model.noise_dim)
 
 
-def changed(before, mine) -> set[str]:
-    """The modules, and of the generator the halves, that differ from `before`."""
-    found = set()
-    for module in mine.modules:
-        for name, parameter in module.parameters.items():
-            if not torch.equal(before[name], parameter):
-                renders = name.startswith(("generator.upsampling", "generator.to_rgb"))
-                half = "upsampling" if renders else "lower"
-                found.add(half if module.name == "generator" else module.name)
-    return found
-
-
 @pytest.mark.parametrize(
     ("phase", "term", "moved"),
     [
@@ -111,11 +100,11 @@ def test_each_phase_learns_its_own_part(make_config, batch, phase, term, moved):
     mine = trainer(make_config(**settings(**changes)))
     for number in range(first):
         mine.step(number, *batch)
-    before = {k: p.clone() for m in mine.modules for k, p in m.parameters.items()}
+    before = snapshot(mine)
     reports = [mine.step(first + i, *batch).values for i in range(count)]
     assert reports[-1][f"generator/{term}"] < 0.8 * reports[0][f"generator/{term}"]
     assert ("generator/kl" in reports[0]) == (phase != "autoencoder")
-    assert changed(before, mine) == moved
+    assert changed_parts(before, mine) == moved
 
 
 @pytest.mark.parametrize(("features_steps", "factor"), [(0, 50), (2, 1)])
