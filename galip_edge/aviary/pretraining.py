@@ -31,7 +31,7 @@ from galip_edge.config import (
     check_positive,
 )
 from galip_edge.training.distances import pyramid_distance
-from galip_edge.training.feature_autoencoder import FeatureAutoencoder, check_autoencoder
+from galip_edge.training.feature_autoencoder import FeatureAutoencoder
 from galip_edge.training.micro_batch import MicroBatch
 from galip_edge.training.optimized_module import OptimizedModule, StepReport
 from galip_edge.training.precision import autocast
@@ -112,8 +112,6 @@ class RegressionConfig(PretrainingConfig):
                 "regression compares pixels: set data.image_size and data.resize to the model's "
                 f"{model.image_size}, and data.flip = false; got sizes {sizes}, flip = {data.flip}"
             )
-        if self.autoencoder_steps:
-            check_autoencoder(model, "autoencoder_steps")
 
     def build(self, trainer: Trainer) -> Regression | None:
         """The regression of `trainer`; None with weight 0."""

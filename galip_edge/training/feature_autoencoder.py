@@ -30,12 +30,16 @@ _FEATURE_NOISE = 0.3
 class FeatureEncoder(nn.Module):
     """Encodes an image to features for the generator's first upsampling block.
 
-    Convolutions halve the image down to CLIP's grid.
+    Convolutions halve the image while it is at least twice CLIP's grid; a mean over neighboring
+    positions fits other ratios to the grid.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        layers, width, _ = downsampling(config.image_size, config.clip.grid)
+        grid = config.clip.grid
+        layers, width, size = downsampling(config.image_size, 2 * grid - 1)
+        if size != grid:
+            layers.append(nn.AdaptiveAvgPool2d(grid))
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, config.block_channels[0], 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -89,16 +93,6 @@ class FeatureAutoencoder:
         """
         found = self._generator.visual_features(noise, condition(noise, sentence))
         return (found.float() - wanted).square().mean()
-
-
-def check_autoencoder(config: ModelConfig, setting: str) -> None:
-    """Raise ValueError, which names `setting`, if halving cannot reduce an image to CLIP's grid."""
-    halvings, rest = divmod(config.image_size, config.clip.grid)
-    if rest or halvings & (halvings - 1):
-        raise ValueError(
-            f"{setting} needs an image size that is CLIP's grid times a power of 2; "
-            f"{config.image_size} and {config.clip.grid} are not"
-        )
 
 
 def feature_noise(seed: int, number: int, first: int, shape: torch.Size) -> Tensor:

@@ -32,7 +32,7 @@ from galip_edge.config import (
 )
 from galip_edge.models.config import ModelConfig
 from galip_edge.training.distances import perceptual_distance, pyramid_distance
-from galip_edge.training.feature_autoencoder import FeatureAutoencoder, check_autoencoder
+from galip_edge.training.feature_autoencoder import FeatureAutoencoder
 from galip_edge.training.micro_batch import MicroBatch
 from galip_edge.training.optimized_module import OptimizedModule, StepReport
 from galip_edge.training.precision import autocast
@@ -130,8 +130,6 @@ class VAEConfig(PretrainingConfig):
         """Raise ValueError if the data or the model does not suit an autoencoder."""
         if not self.total_steps:
             return
-        if self.autoencoder_steps:
-            check_autoencoder(config.model, "pretraining.autoencoder_steps")
         if config.data.image_size != config.model.image_size:
             raise ValueError(
                 f"an autoencoder compares pixels: data.image_size {config.data.image_size} must be "
