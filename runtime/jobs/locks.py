@@ -114,8 +114,10 @@ def _locked(file: Path, seconds: float, busy: str) -> Lock:
             lock = try_lock(file)
         except OSError as error:
             # The folder was empty, and another process removed it: not a reason to wait or fail.
+            # `mkdir` raises FileExistsError if the folder vanishes before its second look.
             removals += 1
-            if isinstance(error, FileNotFoundError) and removals < _MOST_REMOVALS:
+            vanished = isinstance(error, FileNotFoundError | FileExistsError)
+            if vanished and removals < _MOST_REMOVALS:
                 continue
             raise JobError(f"cannot write {file}: {error.strerror}") from error
         if lock is not None:

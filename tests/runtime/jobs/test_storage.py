@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from left import made
@@ -57,6 +58,32 @@ def test_a_lock_outlives_the_removal_of_its_empty_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "try_lock", try_lock)
     with LocalStorage(tmp_path).join():
         assert len(list(removed[0].iterdir())) == 1
+
+
+def test_a_lock_outlives_a_removal_while_its_folder_is_created(tmp_path, monkeypatch):
+    """`Path.mkdir` with `exist_ok` fails if the folder that exists is gone at its second look."""
+    storage = LocalStorage(tmp_path)
+    with storage.join():
+        pass
+    real, removed = Path.is_dir, []
+
+    def is_dir(path):
+        if path.name == "running" and not removed:
+            removed.append(path)
+            path.rmdir()
+        return real(path)
+
+    (tmp_path / ".job" / "running").mkdir()
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    with storage.join():
+        assert len(removed) == 1
+
+
+def test_a_file_in_place_of_the_locks_folder_is_named(tmp_path):
+    (tmp_path / ".job").mkdir()
+    (tmp_path / ".job" / "running").touch()
+    with pytest.raises(JobError, match=r"running.*File exists"), LocalStorage(tmp_path).join():
+        pass
 
 
 def test_a_shard_is_written_by_one_process_at_a_time(tmp_path, monkeypatch):
