@@ -23,6 +23,23 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 """
 
+# Imports each module first, in a process of its own that has the large libraries already.
+IMPORT_EACH = """
+import importlib, os, numpy, openvino, PIL.Image
+for name in {names!r}:
+    child = os.fork()
+    if not child:
+        try:
+            importlib.import_module(name)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        print(name)
+"""
+
 
 def run(code: str) -> subprocess.CompletedProcess:
     return subprocess.run(
@@ -30,16 +47,12 @@ def run(code: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in sorted((ROOT / "runtime").rglob("*.py"))
-    ],
-)
-def test_every_runtime_module_imports_without_torch(module):
-    result = run(f"import importlib; importlib.import_module({module!r})")
-    assert result.returncode == 0, result.stderr
+def test_every_runtime_module_imports_without_torch():
+    files = sorted((ROOT / "runtime").rglob("*.py"))
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+    assert "runtime.pipeline" in names
+    result = run(IMPORT_EACH.format(names=names))
+    assert result.stdout.split() == names, result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["generate", "a bird", "-n", "2"], ["verify"], ["info"]])
