@@ -23,7 +23,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 """
 
-# Imports each module first, in a process of its own that has the large libraries already.
+# Imports each module before all others, in a fork of a process with the large libraries.
 IMPORT_EACH = """
 import importlib, os, numpy, openvino, PIL.Image
 for name in {names!r}:
