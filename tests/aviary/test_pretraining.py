@@ -94,7 +94,6 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path):
         (["pretraining.autoencoder_steps=-1"], "autoencoder_steps.*-1"),
         (["pretraining.autoencoder_steps=0"], "features_steps.*autoencoder_steps"),
         (["pretraining.weight=0"], "autoencoder_steps is 2.*weight"),
-        (["model.block_sizes=[8,16,32,48]", "data.image_size=48", "data.resize=48"], "48.*4"),
     ],
 )
 def test_settings_that_cannot_work_are_named(tmp_path, changes, message):

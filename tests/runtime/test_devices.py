@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 import pytest
 from click.testing import CliRunner
-from embedded import EMBEDDED, changed_manifest, copied
+from embedded import EMBEDDED, changed_manifest
 
 from galip_edge.cli import galip_edge
 from runtime import BundleError, Pipeline, PipelineOptions, openvino_core, selection
@@ -99,6 +99,11 @@ class FakeCore:
 
 
 @pytest.fixture
+def bundle(tiny_bundles) -> Path:
+    return tiny_bundles["int8"]
+
+
+@pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("GALIP_EDGE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -128,20 +133,20 @@ def arm(monkeypatch):
     monkeypatch.setattr(devices_module.platform, "machine", lambda: "aarch64")
 
 
-def generate(**options):
-    return Pipeline.from_bundle(EMBEDDED, PipelineOptions(**options)).generate(PROMPT, seed=3)
+def generate(bundle, **options):
+    return Pipeline.from_bundle(bundle, PipelineOptions(**options)).generate(PROMPT, seed=3)
 
 
-def test_auto_and_cpu_give_the_same_bytes(cache):
-    wanted = generate()
+def test_auto_and_cpu_give_the_same_bytes(cache, bundle):
+    wanted = generate(bundle)
     for device in ("CPU", "cpu", "AUTO", "auto"):
-        np.testing.assert_array_equal(generate(device=device), wanted)
+        np.testing.assert_array_equal(generate(bundle, device=device), wanted)
     assert len(list(cache.rglob("generator*.blob"))) == 1
 
 
-def test_a_gpu_computes_in_float16_without_weightless_blobs(fake, cache):
+def test_a_gpu_computes_in_float16_without_weightless_blobs(fake, cache, bundle):
     core = fake("GPU")
-    pipeline = Pipeline.from_bundle(EMBEDDED, PipelineOptions(device="GPU"))
+    pipeline = Pipeline.from_bundle(bundle, PipelineOptions(device="GPU"))
     pipeline.generate(PROMPT)
     assert pipeline.device.name == "GPU"
     assert len(core.compiled) == 2
@@ -155,24 +160,24 @@ def test_a_gpu_computes_in_float16_without_weightless_blobs(fake, cache):
     assert not list(cache.rglob("*.blob"))
 
 
-def test_each_device_has_its_own_cache(fake, cache):
+def test_each_device_has_its_own_cache(fake, cache, bundle):
     core = fake("GPU.0", "GPU.1", "NPU")
     for device in ("GPU.0", "GPU.1", "NPU", "CPU"):
-        generate(device=device)
+        generate(bundle, device=device)
     folders = [properties.get("CACHE_DIR") for _, properties in core.compiled]
     assert len({folder for folder in folders if folder}) == 3
     assert len(list(cache.rglob("*.blob"))) == 2  # of the CPU
     assert [device for device, _ in core.compiled[::2]] == ["GPU.0", "GPU.1", "NPU", "CPU"]
 
 
-def test_golden_numbers_are_compared_on_the_first_use_of_a_device(fake, cache, monkeypatch):
+def test_golden_numbers_are_compared_on_the_first_use_of_a_device(fake, cache, monkeypatch, bundle):
     fake("GPU", "NPU")
     compared = []
     check = Probe.check
     monkeypatch.setattr(Probe, "check", lambda *a: compared.append(a) or check(*a))
     for device, count in (("CPU", 2), ("GPU", 2), ("GPU", 0), ("NPU", 2), ("CPU", 0)):
         compared.clear()
-        generate(device=device)
+        generate(bundle, device=device)
         assert (device, len(compared)) == (device, count)
 
 
@@ -191,14 +196,16 @@ def wrong(monkeypatch, core, *precisions):
     monkeypatch.setattr(core, "compile_model", compile_model)
 
 
-def test_a_gpu_that_is_wrong_in_float16_falls_back_and_says_so(fake, cache, monkeypatch, caplog):
+def test_a_gpu_that_is_wrong_in_float16_falls_back_and_says_so(
+    fake, cache, monkeypatch, caplog, bundle
+):
     core = fake("GPU")
     wrong(monkeypatch, core, "f16")
     for first in (True, False):
         core.compiled.clear()
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            generate(device="GPU")
+            generate(bundle, device="GPU")
         used = [properties["INFERENCE_PRECISION_HINT"] for _, properties in core.compiled]
         assert sorted(used) == (["f16", "f16", "f32", "f32"] if first else ["f32", "f32"])
         said = [record.getMessage() for record in caplog.records]
@@ -206,23 +213,23 @@ def test_a_gpu_that_is_wrong_in_float16_falls_back_and_says_so(fake, cache, monk
         assert all("computes wrong numbers in f16 on GPU (Intel(R) Arc" in each for each in said)
 
 
-def test_a_gpu_that_is_wrong_is_refused(fake, cache, monkeypatch):
+def test_a_gpu_that_is_wrong_is_refused(fake, cache, monkeypatch, bundle):
     wrong(monkeypatch, fake("GPU"), "f16", "f32")
-    pipeline = Pipeline.from_bundle(EMBEDDED, PipelineOptions(device="GPU"))
+    pipeline = Pipeline.from_bundle(bundle, PipelineOptions(device="GPU"))
     with pytest.raises(BundleError, match=r"wrong numbers in f32 on GPU .*: use --device CPU"):
         pipeline.encode([PROMPT])
 
 
-def test_an_npu_has_no_float32_to_fall_back_to(fake, cache, monkeypatch):
+def test_an_npu_has_no_float32_to_fall_back_to(fake, cache, monkeypatch, bundle):
     core = fake("NPU")
     wrong(monkeypatch, core, "f16")
-    pipeline = Pipeline.from_bundle(EMBEDDED, PipelineOptions(device="NPU"))
+    pipeline = Pipeline.from_bundle(bundle, PipelineOptions(device="NPU"))
     with pytest.raises(BundleError, match=r"wrong numbers in f16 on NPU .*: use --device CPU"):
         pipeline.encode([PROMPT])
     assert core.compiled
     assert all("NUM_STREAMS" not in properties for _, properties in core.compiled)
     with pytest.raises(BundleError, match=r"NPU .* has no f32, it has f16: use --precision auto"):
-        generate(device="NPU", precision="f32")
+        generate(bundle, device="NPU", precision="f32")
 
 
 def test_a_missing_device_is_one_line_with_those_that_exist(fake):
@@ -308,27 +315,27 @@ def test_weightless_blobs_are_for_what_they_were_tested_with(monkeypatch, arm):
     assert not cpu.keeps_weightless
 
 
-def test_an_untested_openvino_uses_its_own_cache(fake, cache, monkeypatch):
-    wanted = generate(cache=False)
+def test_an_untested_openvino_uses_its_own_cache(fake, cache, monkeypatch, bundle):
+    wanted = generate(bundle, cache=False)
     core = fake()
     monkeypatch.setattr(devices_module, "_WEIGHTLESS_RELEASES", ())
     for _ in range(2):
-        np.testing.assert_array_equal(generate(), wanted)
+        np.testing.assert_array_equal(generate(bundle), wanted)
     assert not core.imported
     assert all("CACHE_DIR" in properties for _, properties in core.compiled)
     assert list(cache.rglob("openvino/*.blob"))
 
 
-def test_openvinos_own_cache_is_private_too(fake, cache):
+def test_openvinos_own_cache_is_private_too(fake, cache, bundle):
     core, before = fake("GPU"), os.umask(0)
     try:
-        Pipeline.from_bundle(EMBEDDED, PipelineOptions(device="GPU")).encode(PROMPT)
+        Pipeline.from_bundle(bundle, PipelineOptions(device="GPU")).encode(PROMPT)
         ((_, properties),) = core.compiled
         folder = Path(properties["CACHE_DIR"])
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         folder.chmod(0o777)
         core.compiled.clear()
-        Pipeline.from_bundle(EMBEDDED, PipelineOptions(device="GPU")).encode(PROMPT)
+        Pipeline.from_bundle(bundle, PipelineOptions(device="GPU")).encode(PROMPT)
     finally:
         os.umask(before)
     ((_, properties),) = core.compiled
@@ -339,14 +346,16 @@ def test_arm_computes_in_float16(fake, cache, arm, monkeypatch):
     core = fake()
     core.cpu_capabilities = ["FP32", "FP16", "INT8"]
     monkeypatch.setattr(selection, "_RUNS", 1)
-    pipeline = Pipeline.from_bundle(EMBEDDED)
+    pipeline = Pipeline.from_bundle(EMBEDDED)  # worth several images at once
     pipeline.generate(PROMPT)
     assert {p["INFERENCE_PRECISION_HINT"] for _, p in core.compiled} == {"f16"}
     assert not core.imported
     assert pipeline.parallel_images(1000) == (1 if pipeline.settled_options.dequantize else 2)
 
 
-def test_arm_does_not_use_int8_where_its_text_encoder_is_wrong(fake, cache, arm, monkeypatch):
+def test_arm_does_not_use_int8_where_its_text_encoder_is_wrong(
+    fake, cache, arm, monkeypatch, bundle
+):
     """As OpenVINO 2026.4 on aarch64 in emulation was."""
     core = fake()
     core.cpu_capabilities = ["FP32", "INT8"]
@@ -362,7 +371,7 @@ def test_arm_does_not_use_int8_where_its_text_encoder_is_wrong(fake, cache, arm,
         return real(model, device, properties)
 
     monkeypatch.setattr(core, "compile_model", compile_model)
-    pipeline = Pipeline.from_bundle(EMBEDDED)
+    pipeline = Pipeline.from_bundle(bundle)
     assert pipeline.settled_options.dequantize
     pipeline.generate(PROMPT)
 
@@ -371,8 +380,8 @@ CPU = Device("CPU", "a CPU", ("f32", "f16", "int8"))
 GPU = Device("GPU", "a GPU", ("f32", "f16", "int8"))
 
 
-def test_int8_may_be_computed_in_floating_point_where_that_may_be_faster(arm, monkeypatch):
-    manifest = read_manifest(EMBEDDED)
+def test_int8_may_be_computed_in_floating_point_where_that_may_be_faster(arm, monkeypatch, bundle):
+    manifest = read_manifest(bundle)
     assert candidates([CPU], manifest) == [Candidate(CPU), Candidate(CPU, True)]
     assert candidates([GPU], manifest) == [Candidate(GPU)]
     assert candidates([CPU], replace(manifest, precision="fp16")) == [Candidate(CPU)]
@@ -398,7 +407,7 @@ class FakeModel(CompiledModel):
         return np.zeros((2, 2, 3), np.uint8)
 
 
-def test_a_choice_is_measured_once(tmp_path, monkeypatch):
+def test_a_choice_is_measured_once(tmp_path, monkeypatch, bundle):
     clock, made = [0.0], []
     monkeypatch.setattr(selection.time, "perf_counter", lambda: clock[0])
     among = [Candidate(CPU), Candidate(GPU), Candidate(CPU, True)]
@@ -410,7 +419,7 @@ def test_a_choice_is_measured_once(tmp_path, monkeypatch):
             raise BundleError("out of tolerance")
         return FakeModel(clock, seconds[candidate])
 
-    manifest, file = read_manifest(EMBEDDED), tmp_path / "choice.json"
+    manifest, file = read_manifest(bundle), tmp_path / "choice.json"
     for _ in range(2):
         assert choose(among, compiled, manifest, None, file) == Candidate(GPU)
     assert made == among
@@ -423,7 +432,7 @@ def test_a_choice_is_measured_once(tmp_path, monkeypatch):
         choose([among[2], among[2]], compiled, manifest, None, None)
 
 
-def test_auto_measures_the_devices(fake, cache, monkeypatch):
+def test_auto_measures_the_devices(fake, cache, monkeypatch, bundle):
     core = fake("GPU")
     times = {"CPU": 2.0, "GPU": 1.0}
     monkeypatch.setattr(
@@ -431,15 +440,15 @@ def test_auto_measures_the_devices(fake, cache, monkeypatch):
         "_measured",
         lambda candidate, *_: Measured(candidate, times[candidate.device.name], 40.0),
     )
-    assert Pipeline.from_bundle(EMBEDDED, PipelineOptions(device=AUTO)).device.name == "GPU"
+    assert Pipeline.from_bundle(bundle, PipelineOptions(device=AUTO)).device.name == "GPU"
     core.compiled.clear()
-    pipeline = Pipeline.from_bundle(EMBEDDED, PipelineOptions(device=AUTO))
+    pipeline = Pipeline.from_bundle(bundle, PipelineOptions(device=AUTO))
     assert pipeline.device.name == "GPU"
     assert not core.compiled
     assert pipeline.settled_options.device == "GPU"
 
 
-def test_auto_chooses_for_each_precision(fake, cache, monkeypatch):
+def test_auto_chooses_for_each_precision(fake, cache, monkeypatch, bundle):
     """An NPU, which computes in float16 alone, is no choice for f32 because it was one before."""
     fake("NPU")
     times = {"CPU": 2.0, "NPU": 1.0}
@@ -454,13 +463,12 @@ def test_auto_chooses_for_each_precision(fake, cache, monkeypatch):
     monkeypatch.setattr(Pipeline, "_generator_on", compiled)
     for precision, device in (("auto", "NPU"), ("f32", "CPU"), ("auto", "NPU")):
         options = PipelineOptions(device=AUTO, precision=precision)
-        assert Pipeline.from_bundle(EMBEDDED, options).device.name == device
+        assert Pipeline.from_bundle(bundle, options).device.name == device
 
 
-def test_auto_tolerates_bfloat16_on_request_as_the_cpu_does(fake, cache, monkeypatch, tmp_path):
+def test_auto_tolerates_bfloat16_on_request_as_the_cpu_does(fake, cache, monkeypatch, tiny_bundle):
     fake("GPU").cpu_capabilities = ["FP32", "BF16", "INT8"]
-    bundle = copied(tmp_path / "bundle")
-    changed_manifest(bundle, lambda body: body.update(inference_precision="f32"))
+    changed_manifest(tiny_bundle, lambda body: body.update(inference_precision="f32"))
     loosened, real = [], pipeline_module.read_golden
 
     def read_golden(bundle, loose=False):
@@ -470,11 +478,11 @@ def test_auto_tolerates_bfloat16_on_request_as_the_cpu_does(fake, cache, monkeyp
     monkeypatch.setattr(pipeline_module, "read_golden", read_golden)
     monkeypatch.setattr(selection, "_RUNS", 1)
     options = PipelineOptions(device=AUTO, precision="bf16", cache=False)
-    assert Pipeline.from_bundle(bundle, options).device.name == "CPU"
+    assert Pipeline.from_bundle(tiny_bundle, options).device.name == "CPU"
     assert loosened == [False, True]  # to compare images, and as tolerance
 
 
-def test_float16_is_refused_for_one_arithmetic_alone(fake, cache, arm, monkeypatch):
+def test_float16_is_refused_for_one_arithmetic_alone(fake, cache, arm, monkeypatch, bundle):
     core = fake()
     core.cpu_capabilities = ["FP32", "FP16", "INT8"]
     real, used = core.compile_model, set()
@@ -492,30 +500,30 @@ def test_float16_is_refused_for_one_arithmetic_alone(fake, cache, arm, monkeypat
 
     monkeypatch.setattr(core, "compile_model", compile_model)
     for dequantize in (False, True):
-        Pipeline.from_bundle(EMBEDDED, PipelineOptions(dequantize=dequantize)).encode(PROMPT)
+        Pipeline.from_bundle(bundle, PipelineOptions(dequantize=dequantize)).encode(PROMPT)
     assert used == {(True, "f16"), (True, "f32"), (False, "f16")}
 
 
-def test_int8_layers_in_floating_point_come_nearer_to_float(cache):
+def test_int8_layers_in_floating_point_come_nearer_to_float(cache, bundle):
     found = [
         Pipeline.from_bundle(
-            EMBEDDED, PipelineOptions(cache=False, precision="f32", dequantize=each)
+            bundle, PipelineOptions(cache=False, precision="f32", dequantize=each)
         ).compare_with_golden()
         for each in (False, True)
     ]
     assert found[1].image_psnr_db > found[0].image_psnr_db
     assert found[1].sentence_cosine > found[0].sentence_cosine
-    generate(dequantize=True, precision="f32")
-    generate(dequantize=False, precision="f32")
+    generate(bundle, dequantize=True, precision="f32")
+    generate(bundle, dequantize=False, precision="f32")
     assert len(list(cache.rglob("generator*.blob"))) == 2
 
 
-def test_a_job_does_not_continue_on_another_device(fake, cache, tmp_path):
+def test_a_job_does_not_continue_on_another_device(fake, cache, tmp_path, bundle):
     from runtime import Job, JobError, JobOptions, PromptFile
 
     fake("GPU")
     (tmp_path / "prompts.txt").write_text("a bird\n")
-    prompts, bundle = PromptFile(tmp_path / "prompts.txt"), copied(tmp_path / "bundle")
+    prompts = PromptFile(tmp_path / "prompts.txt")
 
     def job(device):
         options = JobOptions(pipeline=PipelineOptions(device=device))

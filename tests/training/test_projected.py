@@ -184,10 +184,10 @@ def test_parts_equal_the_whole_batch(make_config):
     for size in (6, 4):
         mine = trainer(make_config(**PROJECTED, augmentation=augmentation, micro_batch_size=size))
         sentence = torch.randn(6, 32, generator=torch.Generator().manual_seed(3))
-        for number in range(2):
-            report = mine.step(number, images(6), sentence)
-        values.append(report.values)
-    assert values[1] == pytest.approx(values[0], rel=2e-3, abs=1e-4)
+        values.append([mine.step(number, images(6), sentence).values for number in range(2)])
+    assert values[1][0] == pytest.approx(values[0][0], rel=2e-4, abs=1e-5)
+    # Adam's first step has the gradient's sign alone, which rounding decides where it is near zero.
+    assert values[1][1] == pytest.approx(values[0][1], rel=1e-2, abs=1e-4)
 
 
 def test_the_state_has_the_heads_with_their_norms(make_config):
