@@ -179,15 +179,19 @@ def test_the_generator_waits_for_the_discriminators(make_config):
 
 
 def test_parts_equal_the_whole_batch(make_config):
-    augmentation = {"brightness": 0.2, "saturation": 0.3, "contrast": 0.3, "cutout": 0.3}
+    changes = {
+        "augmentation": {"brightness": 0.2, "saturation": 0.3, "contrast": 0.3, "cutout": 0.3},
+        # Adam's first step has the gradient's sign alone, which rounding decides where it is near
+        # zero: a low rate keeps this difference small.
+        "optimizer": {"generator_lr": 2e-5, "discriminator_lr": 5e-5},
+    }
     values = []
     for size in (6, 4):
-        mine = trainer(make_config(**PROJECTED, augmentation=augmentation, micro_batch_size=size))
+        mine = trainer(make_config(**PROJECTED, **changes, micro_batch_size=size))
         sentence = torch.randn(6, 32, generator=torch.Generator().manual_seed(3))
         values.append([mine.step(number, images(6), sentence).values for number in range(2)])
     assert values[1][0] == pytest.approx(values[0][0], rel=2e-4, abs=1e-5)
-    # Adam's first step has the gradient's sign alone, which rounding decides where it is near zero.
-    assert values[1][1] == pytest.approx(values[0][1], rel=1e-2, abs=1e-4)
+    assert values[1][1] == pytest.approx(values[0][1], rel=2e-3, abs=1e-4)
 
 
 def test_the_state_has_the_heads_with_their_norms(make_config):
