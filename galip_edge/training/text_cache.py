@@ -19,8 +19,8 @@ from galip_edge.training.fast_attention import with_fast_attention
 
 _log = logging.getLogger(__name__)
 
-# Embeddings in memory: 128 MB for ViT-B/32.
-_REMEMBERED = 65_536
+# Bytes of embeddings in memory: 65,536 captions with ViT-B/32.
+_REMEMBERED = 128 * 2**20
 
 # Captions per query; older versions of SQLite allow 999 parameters.
 _QUERIED = 900
@@ -83,7 +83,8 @@ class SentenceEncoder:
     def _remember(self, captions: list[str]) -> None:
         """Add `captions` to the table in memory, which is cleared when it is full."""
         new = [caption for caption in captions if caption not in self._rows]
-        if len(self._rows) + len(new) > _REMEMBERED:
+        width = self._clip.text_projection.shape[1]
+        if len(self._rows) + len(new) > _REMEMBERED // (4 * width):
             self._rows, self._table, new = {}, None, captions
         known = self._cache.read(new) if self._cache else {}
         if unknown := [caption for caption in new if caption not in known]:

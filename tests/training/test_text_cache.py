@@ -62,7 +62,7 @@ def test_hash_is_of_clip_alone():
 
 
 def test_memory_is_bounded_and_changes_no_embedding(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("galip_edge.training.text_cache._REMEMBERED", 5)
+    monkeypatch.setattr("galip_edge.training.text_cache._REMEMBERED", 5 * 32 * 4)
     monkeypatch.setattr("galip_edge.training.text_cache._QUERIED", 2)
     captions = [f"bird number {i}" for i in range(12)]
     once = SentenceEncoder(model, None, "d" * 64)
