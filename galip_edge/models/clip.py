@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import open_clip
@@ -61,9 +62,12 @@ def clip_pixels(images: Tensor, size: int, form: CLIPInput = "standard") -> Tens
     elif images.shape[-2:] != (size, size):
         images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
         images = images.clamp(0, 1)
-    mean = images.new_tensor(PIXEL_MEAN)[:, None, None]
-    std = images.new_tensor(PIXEL_STD)[:, None, None]
-    return (images - mean) / std
+    return (images - per_channel(PIXEL_MEAN, images)) / per_channel(PIXEL_STD, images)
+
+
+def per_channel(values: Sequence[float], images: Tensor) -> Tensor:
+    """`values` (C,1,1) for `images` (B,C,H,W), without a copy from the CPU to a GPU."""
+    return torch.stack([images.new_full((), value) for value in values])[:, None, None]
 
 
 def _patch_tokens_as_feature(tokens: Tensor, grid: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from galip_edge.checkpoints.safe_load import read_weights
+from galip_edge.models.clip import per_channel
 from runtime.errors import GalipEdgeError
 
 VARIANTS = (0, 1)
@@ -194,7 +195,7 @@ def _folded(name: str, conv: Any, norm: Any) -> dict[str, Tensor]:
 
 def _normalized(images: Tensor) -> Tensor:
     """Images in [-1,1] with ImageNet's mean and deviation."""
-    mean, deviation = (images.new_tensor(v)[:, None, None] for v in (_MEAN, _DEVIATION))
+    mean, deviation = per_channel(_MEAN, images), per_channel(_DEVIATION, images)
     return (images * 0.5 + 0.5 - mean) / deviation
 
 

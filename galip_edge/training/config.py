@@ -194,6 +194,8 @@ class TrainConfig:
         channels_last: memory layout of the convolutions; usually faster.
         compile: apply torch.compile to the networks; needs a C++ compiler, or Triton. On a CPU
             it takes many minutes to start, and gains nothing at full size.
+        cuda_graphs: on CUDA, capture forward and backward passes as CUDA graphs: a step launches
+            its kernels at once instead of one by one. Not with float16 or micro-batches.
         non_finite_limit: stop after this many consecutive steps with non-finite values. Such a
             step is reported and skipped, and in float16 the loss scale is halved.
     """
@@ -229,6 +231,7 @@ class TrainConfig:
     text_cache: str | None = None
     channels_last: bool = True
     compile: bool = False
+    cuda_graphs: bool = False
     non_finite_limit: int = 20
 
     def __post_init__(self) -> None:

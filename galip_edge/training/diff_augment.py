@@ -114,19 +114,35 @@ def blur(images: Tensor, deviation: float) -> Tensor:
     Returns:
         (B,3,H,W).
     """
+    kernel = gaussian_kernel(deviation, min(images.shape[-2:]))
+    return images if kernel is None else filter_both_ways(images, kernel)
+
+
+def gaussian_kernel(deviation: float, side: int, radius: int = 0) -> Tensor | None:
+    """Weights of a Gaussian blur (2r+1,), on the CPU; None below 0.2 pixels.
+
+    Args:
+        deviation: standard deviation in pixels. Tails are cut at three times as much.
+        side: of the images; r is smaller.
+        radius: smallest r; weights outside the tails are 0.
+    """
     if deviation < 0.2:
-        return images
-    radius = min(math.ceil(3 * deviation), min(images.shape[-2:]) - 1)
-    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-0.5 * (offsets / deviation).square())
-    channels = images.shape[1]
-    kernel = (kernel / kernel.sum()).expand(channels, 1, 1, -1)
+        return None
+    tail = min(math.ceil(3 * deviation), side - 1)
+    kernel = torch.exp(-0.5 * (torch.arange(-tail, tail + 1.0) / deviation).square())
+    return F.pad(kernel / kernel.sum(), (max(0, radius - tail),) * 2)
+
+
+def filter_both_ways(images: Tensor, kernel: Tensor) -> Tensor:
+    """Filter rows and columns of images (B,3,H,W) with `kernel` (2r+1,), reflected at borders."""
+    channels, radius = images.shape[1], len(kernel) // 2
+    kernel = kernel.to(images).expand(channels, 1, 1, -1)
     images = F.pad(images, (radius,) * 4, mode="reflect")
     images = F.conv2d(images, kernel, groups=channels)
     return F.conv2d(images, kernel.transpose(2, 3), groups=channels)
 
 
-def translate(images: Tensor, shifts: Tensor) -> Tensor:
+def translate(images: Tensor, shifts: Tensor, furthest: int | None = None) -> Tensor:
     """Translate each image by whole pixels, with reflected instead of black borders.
 
     CLIP projects patches of P x P pixels, on a fixed grid, to fewer values than they have pixels.
@@ -136,11 +152,12 @@ def translate(images: Tensor, shifts: Tensor) -> Tensor:
     Args:
         images: (B,3,H,W), with or without gradients.
         shifts: (B,2) integers, pixels down and right; smaller than H and W in magnitude.
+        furthest: bound of their magnitudes. Default: the largest one, which waits for a GPU.
 
     Returns:
         (B,3,H,W); output[y, x] is image[y - down, x - right].
     """
-    margin = int(shifts.abs().max())
+    margin = int(shifts.abs().max()) if furthest is None else furthest
     if not margin:
         return images
     padded = F.pad(images, (margin,) * 4, mode="reflect")

@@ -95,7 +95,7 @@ class BatchDivision:
         if noise is None:
             noise = step_noise(self.seed, number, first, count, self.noise_dim)
         noise = noise.to(device)
-        furthest = round(self.translation * images.shape[-1])
+        furthest = self.furthest(images)
         draw_shifts = step_shifts if stream > 1 else step_shifts_1
         shifts = draw_shifts(self.seed, number, first, count, furthest)
         draws = step_draws(self.seed, number, first, count).to(device)
@@ -115,6 +115,10 @@ class BatchDivision:
             )
             for some in rows
         ]
+
+    def furthest(self, images: Tensor) -> int:
+        """Bound of the translations of `images`, in pixels."""
+        return round(self.translation * images.shape[-1])
 
 
 def mismatched_sentences(sentences: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:

@@ -19,10 +19,8 @@ from galip_edge.training.optimized_module import (
     OptimizedModule,
     StepReport,
     Update,
-    backward,
     report,
 )
-from galip_edge.training.precision import autocast
 
 if TYPE_CHECKING:
     from galip_edge.training.config import TrainConfig
@@ -165,10 +163,14 @@ def joint_step(
         A report of the generator's values; `skipped` lists all modules.
     """
     scale = trainer.generator.scale
-    updates = _joint_updates(trainer, modules, micro_batches, terms, loss)
-    while scale.searching and all(u.failed() for u in updates) and scale.lower():
+
+    def compute() -> StepReport:
         updates = _joint_updates(trainer, modules, micro_batches, terms, loss)
-    found, prefix = report(*updates), f"{trainer.generator.name}/"
+        while scale.searching and all(u.failed() for u in updates) and scale.lower():
+            updates = _joint_updates(trainer, modules, micro_batches, terms, loss)
+        return report(*updates)
+
+    found, prefix = trainer.passes(compute), f"{trainer.generator.name}/"
     values = {name: value for name, value in found.values.items() if name.startswith(prefix)}
     return StepReport(values, found.skipped)
 
@@ -181,12 +183,7 @@ def _joint_updates(
     loss: Callable[[MicroBatch], tuple[Tensor, Tensor]],
 ) -> list[Update]:
     world, scale = trainer.world, trainer.generator.scale.value
-    values = torch.zeros(len(terms), device=world.device)
-    for batch in micro_batches:
-        with autocast(world.device, trainer.config.precision):
-            total, found = loss(batch)
-        backward(total, batch.share * scale)
-        values += batch.share * found
+    values = trainer.accumulate(modules, micro_batches, len(terms), loss)
     updates = []
     for module in modules:
         if module.scale.enabled:

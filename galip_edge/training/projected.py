@@ -176,7 +176,7 @@ class ProjectedDiscriminator(nn.Module):
             other = head.score(found, mismatched)
             weights = mismatch_weights
             if weights is not None:
-                weights = weights.repeat_interleave(other[0].numel())
+                weights = weights[:, None].expand(-1, other[0].numel()).flatten()
             terms.append(
                 torch.stack(
                     [

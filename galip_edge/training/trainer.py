@@ -7,7 +7,8 @@ against it, with CLIP similarity (L_G). `losses.py` has both losses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,7 +18,14 @@ from torch import Tensor
 
 from galip_edge.models import GALIP
 from galip_edge.training.config import TrainConfig
-from galip_edge.training.diff_augment import augment, blur, translate
+from galip_edge.training.cuda_graphs import CaptureError, CUDAGraphs, Undo, agree
+from galip_edge.training.diff_augment import (
+    augment,
+    blur,
+    filter_both_ways,
+    gaussian_kernel,
+    translate,
+)
 from galip_edge.training.distributed import World
 from galip_edge.training.ema import MovingAverage
 from galip_edge.training.fast_attention import use_training_copy
@@ -40,6 +48,8 @@ from galip_edge.training.optimized_module import (
 from galip_edge.training.precision import autocast
 from galip_edge.training.pretraining import AuxiliaryLoss
 from galip_edge.training.projected import ProjectedDiscriminator, ProjectedLoss
+
+_log = logging.getLogger(__name__)
 
 _REAL, _GENERATED = 0, 1  # second index of random numbers in a micro-batch
 
@@ -110,6 +120,10 @@ class Trainer:
             config.channels_last,
         )
         self._blur = 0.0  # standard deviation, as a fraction of the width
+        self._blur_kernels: dict[int, Tensor] = {}  # by width, which captured passes read
+        self._graphs: CUDAGraphs | None = None
+        if config.cuda_graphs and world.device.type == "cuda" and config.precision != "float16":
+            self._graphs = CUDAGraphs(world.device)
         self.auxiliary: list[AuxiliaryLoss] = []
         self.projected: ProjectedDiscriminator | None = None
         if config.projected.weight:
@@ -176,8 +190,15 @@ class Trainer:
         settings = self.config.optimizer
         self.generator.set_rate(settings.generator_lr, settings.betas)
         first = self.pretraining.steps if self.pretraining else 0
-        self._blur = self.config.augmentation.blur_at(number - first)
+        self._set_blur(number - first)
+        updates_generator = number >= first + settings.generator_delay
+        captured = ("adversarial", updates_generator, tuple(self._blur_kernels))
+        micro_batches = self.capture(captured, micro_batches)
+        done = self.passes(lambda: self._adversarial(micro_batches, updates_generator))
+        return self._with_average(done) if updates_generator else done
 
+    def _adversarial(self, micro_batches: list[MicroBatch], updates_generator: bool) -> StepReport:
+        """Both phases of a step."""
         # A single micro-batch keeps the graph of its generated images for phase 2. Several would
         # not fit into memory together, so they are generated again.
         kept: list[Generated] = []
@@ -192,7 +213,7 @@ class Trainer:
             updates.append(
                 with_loss_scale_search(self.heads, lambda: self._update_heads(micro_batches, kept))
             )
-        if number < first + settings.generator_delay:
+        if not updates_generator:
             return report(*updates)
 
         # Phase 2: generator, L_G.
@@ -201,7 +222,7 @@ class Trainer:
                 self.generator, lambda: self._update_generator(micro_batches, kept)
             )
         )
-        return self._with_average(report(*updates))
+        return report(*updates)
 
     def _update_discriminator(
         self, micro_batches: list[MicroBatch], kept: list[Generated]
@@ -242,7 +263,7 @@ class Trainer:
         def loss(batch: MicroBatch) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 real = projected.features(self._augment(batch, batch.images, _REAL))
-                generated = kept[0] if kept else self._generate(batch)
+                generated = kept[-1] if kept else self._generate(batch)
             terms = projected.discriminator_loss(
                 real, generated.scales, batch.sentence, batch.mismatched, batch.mismatch_weights
             )
@@ -290,13 +311,103 @@ class Trainer:
             terms: names of the reported values.
             loss: a micro-batch to its loss and the values of `terms`, both means over samples.
         """
-        values = torch.zeros(len(terms), device=self.world.device)
-        for batch in micro_batches:
-            with autocast(self.world.device, self.config.precision):
-                total, found = loss(batch)
-            backward(total, batch.share * module.scale.value)
-            values += batch.share * found
+        values = self.accumulate((module,), micro_batches, len(terms), loss)
         return module.update(self.world, values, terms)
+
+    def accumulate(
+        self,
+        modules: Sequence[OptimizedModule],
+        micro_batches: list[MicroBatch],
+        count: int,
+        loss: Callable[[MicroBatch], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """Accumulate gradients of `modules` over the micro-batches.
+
+        Args:
+            modules: all with the loss scale of the first.
+            micro_batches: of this process.
+            count: of values.
+            loss: a micro-batch to its loss and values (count,), both means over samples.
+
+        Returns:
+            This process's share of the values, (count,).
+        """
+        scale = modules[0].scale.value
+
+        def compute() -> Tensor:
+            values = torch.zeros(count, device=self.world.device)
+            for batch in micro_batches:
+                with autocast(self.world.device, self.config.precision):
+                    total, found = loss(batch)
+                backward(total, batch.share * scale)
+                values += batch.share * found
+            return values
+
+        if self._graphs is None:
+            return compute()
+        parameters = [p for module in modules for p in module.parameters.values()]
+        return self._graphs.run("+".join(m.name for m in modules), parameters, compute)
+
+    def capture(self, signature: Hashable, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
+        """Prepare a step whose passes CUDA graphs may capture, if they are enabled.
+
+        Args:
+            signature: of the passes: all that differs between steps, apart from the tensors of
+                micro-batches. None: the passes cannot be captured.
+            micro_batches: of the step; several are not captured.
+
+        Returns:
+            The micro-batches that the passes must use.
+        """
+        if self._graphs is None or len(micro_batches) > 1:
+            return micro_batches
+        return [self._graphs.begin(signature, micro_batches[0])]
+
+    def passes(self, compute: Callable[[], StepReport]) -> StepReport:
+        """Run the passes of a step.
+
+        CUDA graphs are compared once with an eager step. If they fail or differ, training
+        continues without them.
+        """
+        if self._graphs is None:
+            return compute()
+        try:
+            if not self._graphs.needs_check:
+                return compute()
+            undo = Undo(self.modules)
+            with self._graphs.eagerly():
+                eager = compute()
+            undo()
+            replayed = compute()
+            if agree(replayed, eager):
+                return replayed
+            undo()
+            reason = f"a captured step differs from an eager one: {replayed} and {eager}"
+        except CaptureError as error:
+            reason = str(error)
+        _log.warning("continuing without CUDA graphs: %s", reason)
+        self._graphs = None
+        for module in self.modules:
+            module.optimizer.zero_grad()
+        return compute()
+
+    def _set_blur(self, step: int) -> None:
+        """Set the blur of adversarial step `step`, from 0."""
+        settings = self.config.augmentation
+        self._blur = settings.blur_at(step)
+        if self._graphs is None:
+            self._blur_kernels.clear()
+            return
+        for width in (self.model.config.image_size, self.config.data.image_size):
+            widest = gaussian_kernel(settings.blur * width, width)
+            radius = 0 if widest is None else len(widest) // 2
+            kernel = gaussian_kernel(self._blur * width, width, radius)
+            if kernel is None:
+                self._blur_kernels.pop(width, None)
+            elif width in self._blur_kernels:
+                self._blur_kernels[width].copy_(kernel)
+            else:
+                self._blur_kernels[width] = kernel.to(self.world.device)
 
     def _generate(self, batch: MicroBatch) -> Generated:
         images = self.generate(batch.noise, batch.sentence).float()
@@ -308,9 +419,13 @@ class Trainer:
     def _augment(self, batch: MicroBatch, images: Tensor, kind: int) -> Tensor:
         """Differentiable augmentation, of real and generated images alike."""
         with autocast(self.world.device, "float32"):
-            images = blur(images, self._blur * images.shape[-1])
+            if (width := images.shape[-1]) in self._blur_kernels:
+                images = filter_both_ways(images, self._blur_kernels[width])
+            elif self._graphs is None:
+                images = blur(images, self._blur * width)
         if self.config.translation:
-            images = translate(images, batch.shifts[:, kind])
+            furthest = self._divide.furthest(images) if images.is_cuda else None
+            images = translate(images, batch.shifts[:, kind], furthest)
         return augment(images, batch.draws[:, kind], self.config.augmentation)
 
     def _with_average(self, report: StepReport) -> StepReport:

@@ -17,7 +17,7 @@ Captioned images are all it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -211,6 +211,7 @@ class VAE:
         self.steps = config.total_steps
         self.trainer = trainer
         self._autoencoder: FeatureAutoencoder | None = None
+        self._rows: dict[tuple[int, int], Tensor] = {}  # see `_encoded`
         if config.autoencoder_steps:
             self._autoencoder = FeatureAutoencoder(trainer, config.learning_rate)
         with torch.random.fork_rng(devices=[]):
@@ -245,7 +246,8 @@ class VAE:
                 updated.reset_moments()
             rate = self.config.learning_rate * phase.rate_factor
             updated.set_rate(rate, self.config.betas)
-        terms, loss = self._objective(phase, number)
+        terms, loss, captured = self._objective(phase, number)
+        micro_batches = self.trainer.capture(captured, micro_batches)
         return joint_step(self.trainer, modules, micro_batches, terms, loss)
 
     def prepare(self, number: int, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
@@ -254,18 +256,31 @@ class VAE:
             self.trainer.generator.reset_moments()
         return [self._with_encoded_noise(batch) for batch in micro_batches]
 
-    def _objective(self, phase: Phase, number: int) -> tuple[tuple[str, ...], Objective]:
-        """Names of the reported terms, and the loss of a micro-batch with their values."""
-        if phase.name == "autoencoder":
-            return ("reconstruction",), lambda batch: self._rendering(batch, number)
+    def _objective(self, phase: Phase, number: int) -> tuple[tuple[str, ...], Objective, Hashable]:
+        """The objective of a step.
+
+        Returns:
+            Names of the reported terms, the loss of a micro-batch with their values, and the
+            signature of the step's passes for `Trainer.capture`.
+        """
+        if phase.name == "autoencoder":  # draws noise on the CPU
+            return ("reconstruction",), lambda batch: self._rendering(batch, number), None
         if phase.name == "features":
             factor = kl_factor(phase.step, phase.steps, _KL_FIRST_FEATURES)
             weight = self.config.features_kl_weight * factor
-            return ("features", "kl"), lambda batch: self._feature_loss(batch, weight)
+            return (
+                ("features", "kl"),
+                lambda batch: self._feature_loss(batch, weight),
+                (phase.name, weight),
+            )
         factor = 1.0 if self.config.features_steps else kl_factor(phase.step, phase.steps)
         weight = self.config.kl_weight * factor
         perceptual = ("perceptual",) if self.config.perceptual_weight else ()
-        return ("reconstruction", "kl", *perceptual), lambda batch: self._loss(batch, weight)
+        return (
+            ("reconstruction", "kl", *perceptual),
+            lambda batch: self._loss(batch, weight),
+            (phase.name, weight),
+        )
 
     def _rendering(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
         """The loss of the autoencoder of features, for a micro-batch, and its term."""
@@ -312,8 +327,8 @@ class VAE:
 
     @torch.no_grad()
     def _with_encoded_noise(self, batch: MicroBatch) -> MicroBatch:
-        encoded = self._is_encoded(batch)
-        if not encoded.any():
+        encoded = self._encoded(batch)
+        if not len(encoded):
             return batch
         with autocast(self.trainer.world.device, self.trainer.config.precision):
             mean, log_variance = self._encode(batch.images[encoded], batch.sentence[encoded])
@@ -321,17 +336,20 @@ class VAE:
         noise[encoded] = sample(mean, log_variance, noise[encoded])
         return replace(batch, noise=noise)
 
-    def _is_encoded(self, batch: MicroBatch) -> Tensor:
-        """(N,) True for evenly spaced positions of the whole batch."""
-        edges = torch.arange(batch.first, batch.first + len(batch.noise) + 1, dtype=torch.float64)
-        passed = (edges * self.config.encoded).floor()
-        return (passed.diff() > 0).to(batch.noise.device)
+    def _encoded(self, batch: MicroBatch) -> Tensor:
+        """Samples with encoded noise: rows of `batch` at even distances in the whole batch."""
+        place = batch.first, len(batch.noise)
+        if place not in self._rows:
+            edges = torch.arange(place[0], sum(place) + 1, dtype=torch.float64)
+            passed = (edges * self.config.encoded).floor()
+            self._rows[place] = passed.diff().nonzero()[:, 0].to(batch.noise.device)
+        return self._rows[place]
 
     def _reconstruction(self, generated: Generated, batch: MicroBatch) -> Tensor:
         """Mean distance of the images with encoded noise from the real ones."""
-        encoded = self._is_encoded(batch)
-        if not encoded.any():
+        encoded = self._encoded(batch)
+        if not len(encoded):
             return generated.images.new_zeros(())
         with autocast(self.trainer.world.device, "float32"):
             distance = pyramid_distance(generated.images[encoded], batch.images[encoded])
-        return distance * encoded.float().mean() / self.config.encoded
+        return distance * (len(encoded) / len(batch.noise) / self.config.encoded)
