@@ -27,6 +27,7 @@ from galip_edge.models import GALIP, PRESETS
 from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.config import TrainConfig
 from galip_edge.training.distributed import World
+from galip_edge.training.precision import Precision
 from galip_edge.training.trainer import Trainer
 
 PROMPT = "a small red bird with a white beak, sitting on a rock near the sea"
@@ -197,12 +198,16 @@ def _time(settings: Settings, work: Callable[[], Any]) -> dict[str, Any]:
 def training(settings: Settings) -> Iterator[dict[str, Any]]:
     """Whole training steps, images already on the device: images/s and peak memory."""
     batch, burn_in, steps = (64, 5, 15) if settings.on_gpu else (2, 1, 1)
-    for compiled in (False, True) if settings.compiles else (False,):
+    precisions: dict[str, tuple[Precision, ...]] = {"eager": ("bfloat16", "float16", "float32")}
+    if settings.on_gpu:
+        precisions["cuda graphs"] = ("bfloat16", "float32")
+    if settings.compiles:
         # On two cores, compiling one step takes five minutes.
-        once = compiled and not settings.on_gpu
-        for precision in ("bfloat16",) if once else ("bfloat16", "float16", "float32"):
+        precisions["compiled"] = precisions["eager"] if settings.on_gpu else ("bfloat16",)
+    for mode, some in precisions.items():
+        for precision in some:
             _reset_memory(settings)
-            trainer = _trainer(settings, settings.preset, batch, precision, compiled)
+            trainer = _trainer(settings, settings.preset, batch, precision, mode)
             model = trainer.model.config
             device = torch.device(settings.device)
             images = torch.rand(batch, 3, 256, 256, device=device) * 2 - 1
@@ -218,7 +223,7 @@ def training(settings: Settings) -> Iterator[dict[str, Any]]:
             seconds = (time.perf_counter() - prepared) / steps
             yield {
                 "precision": precision,
-                "compiled": compiled,
+                "mode": mode,
                 "batch": batch,
                 "first_steps_s": prepared - start,
                 "step_s": seconds,
@@ -233,7 +238,7 @@ def _trainer(
     preset: str,
     batch: int,
     precision: str,
-    compiled: bool = False,
+    mode: str = "eager",
     device: str | None = None,
 ) -> Trainer:
     config = TrainConfig.from_dict(
@@ -244,7 +249,8 @@ def _trainer(
             "batch_size": batch,
             "steps": 1,
             "precision": precision,
-            "compile": compiled,
+            "compile": mode == "compiled",
+            "cuda_graphs": mode == "cuda graphs",
             "clip": "random",
         }
     )

@@ -3,11 +3,12 @@
     python benchmarks/gpu_train.py runs/gpu                                   # on a CUDA machine
     python benchmarks/gpu_train.py runs/try --device cpu --preset small       # rehearsal, 2 minutes
 
-Stages: `data draw`, `train-clip`, `train` (compiled, batch 256, evaluated every minute, the best
-model kept) and `export-checkpoint` (float16, files of at most 15 MiB). Each writes into OUT and is
-skipped or resumed if OUT, `--images` or `--clip` has its result already. Adversarial training is
-stopped as Ctrl-C stops it when the budget ends. JSON lines of stages and of both trainings' metrics
-come as they are written, also into OUT/log.jsonl; messages of the commands go to OUT/messages.log.
+Stages: `data draw`, `train-clip`, `train` (CUDA graphs, batch 256, evaluated every minute, the
+best model kept) and `export-checkpoint` (float16, files of at most 15 MiB). Each writes into OUT
+and is skipped or resumed if OUT, `--images` or `--clip` has its result already. Adversarial training
+is stopped as Ctrl-C stops it when the budget ends. JSON lines of stages and of both trainings'
+metrics come as they are written, also into OUT/log.jsonl; messages of the commands go to
+OUT/messages.log.
 
 Needs torch and open_clip, not OpenVINO, NNCF or ONNX; docs/gpu.md describes how to pack and run it.
 """
@@ -86,8 +87,10 @@ def plan(preset: str) -> Plan:
             "save_interval": 250,
         }
         clip |= {"words.steps": 600, "words.batch_size": 1024}
-        train = {"compile": True, **_pretraining(300, 1500, 300)}
-        train["augmentation.blur_steps"] = 750  # as many images as in the configuration
+        train = {"cuda_graphs": True, "tf32": True, **_pretraining(400, 2500, 0)}
+        train |= {"pretraining.features_kl_weight": 8e-4, "ema_decay": 0.998}
+        train |= {"optimizer.generator_lr": 2e-4, "optimizer.discriminator_lr": 4e-4}
+        train |= {"projected.learning_rate": 4e-4, "augmentation.blur_steps": 600}
         return Plan(100_000, 128, 256, clip, train, 120.0, 540.0, 40.0)
     clip = {"batch_size": 16, "steps": 12, "warmup": 2, "save_interval": 4, "log_interval": 4}
     clip |= {"data.image_size": 64, "data.resize": 64, "words.steps": 6, "words.batch_size": 16}
