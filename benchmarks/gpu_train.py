@@ -5,10 +5,10 @@
 
 Stages: `data draw`, `train-clip`, `train` (CUDA graphs, batch 256, evaluated every minute, the
 best model kept) and `export-checkpoint` (float16, files of at most 15 MiB). Each writes into OUT
-and is skipped or resumed if OUT, `--images` or `--clip` has its result already. Adversarial training
-is stopped as Ctrl-C stops it when the budget ends. JSON lines of stages and of both trainings'
-metrics come as they are written, also into OUT/log.jsonl; messages of the commands go to
-OUT/messages.log.
+and is skipped or resumed if OUT, `--images` or `--clip` has its result already. Adversarial
+training is stopped as Ctrl-C stops it when the budget ends. JSON lines of stages and of both
+trainings' metrics come as they are written, also into OUT/log.jsonl; messages of the commands go
+to OUT/messages.log.
 
 Needs torch and open_clip, not OpenVINO, NNCF or ONNX; docs/gpu.md describes how to pack and run it.
 """
