@@ -28,6 +28,7 @@ class MicroBatch:
         images: (N,3,H,W) real images in [-1,1].
         sentence, mismatched: (N,E) sentence embeddings of the images, and of other images.
         mismatch_weights: (N,) 0 for samples without a mismatched sentence, otherwise 1.
+        sentences: (B,E) sentence embeddings of the whole batch.
         noise: (N,Z).
         shifts: (N,2,2) translations in pixels of real and generated image, down and right.
         draws: (N,2,5) random numbers for the augmentation of real and generated image.
@@ -39,6 +40,7 @@ class MicroBatch:
     sentence: Tensor
     mismatched: Tensor
     mismatch_weights: Tensor
+    sentences: Tensor
     noise: Tensor
     shifts: Tensor
     draws: Tensor
@@ -91,7 +93,8 @@ class BatchDivision:
         images = images.to(device, non_blocking=True, memory_format=layout)
         sentence = sentence.to(device)
         first, total = self.world.rank * count, self.world.size * count
-        mismatched, weights = mismatched_sentences(self.world.gather(sentence), first, count)
+        sentences = self.world.gather(sentence)
+        mismatched, weights = mismatched_sentences(sentences, first, count)
         if noise is None:
             noise = step_noise(self.seed, number, first, count, self.noise_dim)
         noise = noise.to(device)
@@ -107,6 +110,7 @@ class BatchDivision:
                 sentence[some],
                 mismatched[some],
                 weights[some],
+                sentences,
                 noise[some],
                 shifts[some],
                 draws[some],
@@ -137,11 +141,15 @@ def mismatched_sentences(sentences: Tensor, first: int, count: int) -> tuple[Ten
     mine, total = sentences[first : first + count], len(sentences)
     own = torch.arange(first, first + count, device=sentences.device)
     order = (own[:, None] + torch.arange(1, total, device=sentences.device)) % total
-    apart = torch.cdist(mine.float(), sentences.float(), p=math.inf)
-    same = apart <= _SAME * mine.float().abs().amax(dim=1, keepdim=True)
-    differs = same.logical_not().gather(1, order)
+    differs = same_sentences(mine, sentences).logical_not().gather(1, order)
     partner = order.gather(1, differs.int().argmax(dim=1, keepdim=True))[:, 0]
     return sentences[partner], differs.any(dim=1).to(torch.float32)
+
+
+def same_sentences(mine: Tensor, sentences: Tensor) -> Tensor:
+    """Where sentence embeddings (N,E) and (B,E) are of the same text: (N,B)."""
+    apart = torch.cdist(mine.float(), sentences.float(), p=math.inf)
+    return apart <= _SAME * mine.float().abs().amax(dim=1, keepdim=True)
 
 
 def step_noise(seed: int, number: int, first: int, count: int, size: int) -> Tensor:

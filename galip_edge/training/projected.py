@@ -10,10 +10,9 @@ The section `[projected]` of a training configuration enables them; they are not
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,14 @@ from galip_edge.config import check_integers, check_not_negative, check_positive
 from galip_edge.errors import CheckpointError
 from galip_edge.models.efficientnet import EfficientNetLite, FeaturePyramid, folded_weights
 from galip_edge.training.losses import hinge
+from galip_edge.training.micro_batch import same_sentences
 
 _SLOPE = 0.2
 _GRID = 4  # largest side of a head's grid of scores
+
+# Length of the embeddings that the contrastive loss compares, and the largest factor of their
+# cosine, as in CLIP.
+_MATCHED, _LARGEST_SCALE = 256, 100.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class ProjectedConfig:
 
     Attributes:
         weight: of its score in the generator's loss, relative to the CLIP-based discriminator.
+        matching_weight: of the contrastive loss between images and sentences, in the losses of
+            heads and generator; 0 disables it. A single mismatched sentence mostly differs in the
+            largest attributes, so the scores alone neglect small ones.
         learning_rate: of the heads.
         width, projection: channels of each head, and of its fixed random input projection.
         features: file of EfficientNet-Lite0's weights, written by `benchmarks/gpu_pack.py`.
@@ -43,25 +50,30 @@ class ProjectedConfig:
     """
 
     weight: float = 0.0
+    matching_weight: float = 0.0
     learning_rate: float = 2e-4
     width: int = 96
     projection: int = 64
     features: str | None = None
 
     def __post_init__(self) -> None:
-        check_not_negative(self, "weight")
+        check_not_negative(self, "weight", "matching_weight")
         check_positive(self, "learning_rate")
         check_integers(self, 1, "width", "projection")
 
 
 @dataclass(frozen=True)
 class ProjectedLoss:
-    """Loss of the heads and its terms, scalars: means over samples, positions and heads."""
+    """Loss of the heads and its terms, scalars: means over samples, positions and heads.
+
+    `matching` is the unweighted contrastive loss of real images, in nats; 0 if it is disabled.
+    """
 
     total: Tensor
     real: Tensor
     mismatch: Tensor
     fake: Tensor
+    matching: Tensor
 
 
 class _Head(nn.Module):
@@ -102,11 +114,36 @@ class _Head(nn.Module):
         return score
 
 
+class _Matcher(nn.Module):
+    """Similarity of images and sentences, from the results of all heads."""
+
+    def __init__(self, features: int, sentence: int) -> None:
+        super().__init__()
+        self.to_image = nn.Linear(features, _MATCHED)
+        self.to_sentence = nn.Linear(sentence, _MATCHED)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, found: Sequence[Tensor], sentences: Tensor) -> Tensor:
+        """Results of the heads (B,width,h,w), and sentence embeddings (S,E) -> logits (B,S)."""
+        pooled = torch.cat([each.float().mean((2, 3)) for each in found], dim=1)
+        images = nn.functional.normalize(self.to_image(pooled).float(), dim=1)
+        texts = nn.functional.normalize(self.to_sentence(sentences).float(), dim=1)
+        return self.log_scale.exp().clamp(max=_LARGEST_SCALE) * images @ texts.T
+
+
 class _Heads(nn.ModuleList):
-    """Heads from the finest scale to the coarsest."""
+    """Heads from the finest scale to the coarsest.
+
+    Attributes:
+        matcher: None without a contrastive loss.
+    """
+
+    def __init__(self, heads: Iterable[_Head], matcher: _Matcher | None) -> None:
+        super().__init__(heads)
+        self.matcher = matcher
 
     def __iter__(self) -> Iterator[_Head]:
-        return cast(Iterator[_Head], super().__iter__())
+        return (module for module in super().__iter__() if isinstance(module, _Head))
 
 
 class ProjectedDiscriminator(nn.Module):
@@ -135,10 +172,14 @@ class ProjectedDiscriminator(nn.Module):
         self.backbone = _read_pyramid(config.features)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.heads = _Heads(
+            heads = [
                 _Head(channels, image_size >> (2 + scale), sentence, config)
                 for scale, channels in enumerate(self.backbone.channels)
-            )
+            ]
+            features = config.width * len(heads)
+            matcher = _Matcher(features, sentence) if config.matching_weight else None
+        self.heads = _Heads(heads, matcher)
+        self._matching_weight = config.matching_weight
         self.eval()
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -162,6 +203,7 @@ class ProjectedDiscriminator(nn.Module):
         sentence: Tensor,
         mismatched: Tensor,
         mismatch_weights: Tensor | None = None,
+        others: Tensor | None = None,
     ) -> ProjectedLoss:
         """Hinge losses as of the CLIP-based discriminator, without the gradient penalty.
 
@@ -169,10 +211,12 @@ class ProjectedDiscriminator(nn.Module):
             real, fake: features at four scales; gradients do not reach them.
             sentence, mismatched: (B,E) sentence embeddings of both, and of other images.
             mismatch_weights: (B,), 0 for samples without a mismatched sentence. Default: all 1.
+            others: (S,E) sentence embeddings for the contrastive loss. Default: `sentence`.
         """
         terms = []
+        matched_by: list[Tensor] = []
         for head, a, b in zip(self.heads, real, fake):
-            found = head(a.detach())
+            matched_by.append(found := head(a.detach()))
             other = head.score(found, mismatched)
             weights = mismatch_weights
             if weights is not None:
@@ -187,7 +231,9 @@ class ProjectedDiscriminator(nn.Module):
                 )
             )
         matched, mismatch, generated = torch.stack(terms).mean(0)
-        return ProjectedLoss(matched + (mismatch + generated) / 2, matched, mismatch, generated)
+        matching = self._matching(matched_by, sentence, others)
+        total = matched + (mismatch + generated) / 2 + self._matching_weight * matching
+        return ProjectedLoss(total, matched, mismatch, generated, matching)
 
     def adversarial(self, fake: Sequence[Tensor], sentence: Tensor) -> Tensor:
         """The generator's loss: the negative mean score of generated images, a scalar."""
@@ -196,6 +242,31 @@ class ProjectedDiscriminator(nn.Module):
             for head, features in zip(self.heads, fake)
         ]
         return -torch.stack(scores).mean()
+
+    def matching(
+        self, fake: Sequence[Tensor], sentence: Tensor, others: Tensor | None = None
+    ) -> Tensor:
+        """The contrastive loss of generated images in nats, a scalar; 0 if it is disabled.
+
+        Args:
+            fake: features at four scales.
+            sentence: (B,E) embeddings of the sentences that they were generated from.
+            others: (S,E) other sentence embeddings. Default: `sentence`.
+        """
+        found = [head(features) for head, features in zip(self.heads, fake)]
+        return self._matching(found, sentence, others)
+
+    def _matching(self, found: Sequence[Tensor], sentence: Tensor, others: Tensor | None) -> Tensor:
+        """Mean cross entropy of images' own sentences among their own and all others."""
+        if self.heads.matcher is None:
+            return sentence.new_zeros(())
+        others = sentence if others is None else others
+        logits = self.heads.matcher(found, torch.cat([sentence, others]))
+        own = torch.diagonal(logits)
+        same = same_sentences(sentence, others)
+        rest = logits[:, len(sentence) :].masked_fill(same, -torch.inf)
+        loss: Tensor = (torch.cat([own[:, None], rest], dim=1).logsumexp(1) - own).mean()
+        return loss
 
 
 def _read_pyramid(file: str | None) -> FeaturePyramid:

@@ -165,6 +165,16 @@ class Trainer:
                 lambda generated, batch: projected.adversarial(generated.scales, batch.sentence),
             )
         )
+        if config.matching_weight:
+            self.auxiliary.append(
+                AuxiliaryLoss(
+                    "matching",
+                    config.matching_weight,
+                    lambda generated, batch: projected.matching(
+                        generated.scales, batch.sentence, batch.sentences
+                    ),
+                )
+            )
         return projected
 
     def step(
@@ -265,11 +275,18 @@ class Trainer:
                 real = projected.features(self._augment(batch, batch.images, _REAL))
                 generated = kept[-1] if kept else self._generate(batch)
             terms = projected.discriminator_loss(
-                real, generated.scales, batch.sentence, batch.mismatched, batch.mismatch_weights
+                real,
+                generated.scales,
+                batch.sentence,
+                batch.mismatched,
+                batch.mismatch_weights,
+                batch.sentences,
             )
-            return terms.total, _values(terms, _P_TERMS)
+            return terms.total, _values(terms, names)
 
-        return self.update(self.heads, micro_batches, _P_TERMS, loss)
+        matches = self.config.projected.matching_weight > 0
+        names = tuple(name for name in _P_TERMS if matches or name != "matching")
+        return self.update(self.heads, micro_batches, names, loss)
 
     def _update_generator(self, micro_batches: list[MicroBatch], kept: list[Generated]) -> Update:
         """Phase 2, against the updated discriminators; consumes `kept`."""
