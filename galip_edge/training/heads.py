@@ -14,6 +14,7 @@ from galip_edge.training.resume import newest_state
 from runtime.files import atomic_path
 
 HEADS = "projected.safetensors"
+MATCHER = "matcher."  # prefix of its tensors
 
 
 def export_heads(run: Path, folder: Path, dtype: torch.dtype) -> Path | None:
@@ -43,5 +44,9 @@ def import_heads(projected: ProjectedDiscriminator, checkpoint: Path) -> bool:
     path = checkpoint.parent / HEADS
     if not path.is_file():
         return False
-    fill(projected.heads, projected.heads.state_dict(), read_weights(path)[0], str(path))
+    known, stored = projected.heads.state_dict(), read_weights(path)[0]
+    # Either run may have no contrastive loss.
+    mine = {name: tensor for name, tensor in known.items() if name.startswith(MATCHER)}
+    stored = {n: t for n, t in stored.items() if n in known or not n.startswith(MATCHER)}
+    fill(projected.heads, known, {**mine, **stored}, str(path))
     return True

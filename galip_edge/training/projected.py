@@ -124,11 +124,15 @@ class _Matcher(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, found: Sequence[Tensor], sentences: Tensor) -> Tensor:
-        """Results of the heads (B,width,h,w), and sentence embeddings (S,E) -> logits (B,S)."""
+        """Results of the heads (B,width,h,w), and sentence embeddings (S,E) -> logits (B,S).
+
+        In float32, because a cosine is multiplied by a large factor.
+        """
         pooled = torch.cat([each.float().mean((2, 3)) for each in found], dim=1)
-        images = nn.functional.normalize(self.to_image(pooled).float(), dim=1)
-        texts = nn.functional.normalize(self.to_sentence(sentences).float(), dim=1)
-        return self.log_scale.exp().clamp(max=_LARGEST_SCALE) * images @ texts.T
+        with torch.autocast(pooled.device.type, enabled=False):
+            images = nn.functional.normalize(self.to_image(pooled), dim=1)
+            texts = nn.functional.normalize(self.to_sentence(sentences.float()), dim=1)
+            return self.log_scale.exp().clamp(max=_LARGEST_SCALE) * images @ texts.T
 
 
 class _Heads(nn.ModuleList):

@@ -1,6 +1,7 @@
 """Checkpoints in several files: whole, bounded, and continued from."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,12 +119,13 @@ def test_a_run_is_exported_and_continued_with_its_heads(tmp_path, capsys):
     exported = tmp_path / "exported"
     assert run("export-checkpoint", tmp_path / "run", exported, "--half", "--file-size", 1,
                "--json") == 0  # fmt: skip
-    index = json.loads(capsys.readouterr().out)["checkpoint"]
+    index = Path(json.loads(capsys.readouterr().out)["checkpoint"])
     assert sorted(p.name for p in exported.glob("projected*")) == ["projected.safetensors"]
     heads, _ = read_weights_of(exported / "projected.safetensors")
     # A rate of next to nothing shows what the second run started from.
     still = [part for s in ("optimizer.generator_lr=1e-9", "optimizer.discriminator_lr=1e-9",
                             "projected.learning_rate=1e-9", "steps=1", f"start={index}",
+                            "projected.matching_weight=0.1",
                             f"output={tmp_path}/next") for part in ("--set", s)]  # fmt: skip
     kept = [part for s in settings if not s.startswith("clip") for part in ("--set", s)]
     assert run("train", config, *kept, *still) == 0
@@ -134,6 +136,12 @@ def test_a_run_is_exported_and_continued_with_its_heads(tmp_path, capsys):
     for name, tensor in heads.items():
         if not name.endswith(("_u", "_v")):
             assert torch.allclose(again[name].float(), tensor.float(), atol=2e-3), name
+    # Heads are the same with and without the contrastive loss.
+    assert "matcher.to_image.weight" in again
+    third = [part for s in ("steps=1", f"start={tmp_path}/again/{index.name}",
+                            f"output={tmp_path}/third") for part in ("--set", s)]  # fmt: skip
+    assert run("train", config, *kept, *third) == 0
+    capsys.readouterr()
     assert run("export-checkpoint", index, tmp_path / "one.safetensors", "--half") == 0
     assert load_checkpoint(tmp_path / "one.safetensors").has_discriminator
     assert run("export-checkpoint", index, tmp_path / "one", "--half") == 2

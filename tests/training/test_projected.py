@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 PROJECTED = {"projected": {"weight": 2.0, "width": 16, "projection": 8}}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = ProjectedConfig(1.0, width=16, projection=8)
+MATCHING = replace(SMALL, matching_weight=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,52 @@ def test_parts_equal_the_whole_batch(make_config):
         values.append([mine.step(number, images(6), sentence).values for number in range(2)])
     assert values[1][0] == pytest.approx(values[0][0], rel=2e-4, abs=1e-5)
     assert values[1][1] == pytest.approx(values[0][1], rel=2e-3, abs=1e-4)
+
+
+def test_the_contrastive_loss_compares_with_all_other_sentences():
+    projected = ProjectedDiscriminator(64, 8, MATCHING, seed=0)
+    generator = torch.Generator().manual_seed(2)
+    sentence = torch.randn(4, 8, generator=generator)
+    sentence[3] = sentence[0]  # a text does not compete with itself
+    features = projected.features(images(4))
+    found = [head(scale) for head, scale in zip(projected.heads, features)]
+    logits = projected.heads.matcher(found, sentence)
+    rows = ([0, 1, 2], [1, 0, 2, 3], [2, 0, 1, 3], [3, 1, 2])
+    wanted = torch.stack([-logits[row[0], row].log_softmax(0)[0] for row in rows]).mean()
+    assert projected.matching(features, sentence).item() == pytest.approx(wanted.item(), rel=1e-5)
+    parts = [
+        projected.matching([f[i : i + 2] for f in features], sentence[i : i + 2], sentence).item()
+        for i in (0, 2)
+    ]
+    assert sum(parts) / 2 == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_the_contrastive_loss_teaches_heads_and_generator(make_config):
+    """Heads learn which sentence belongs to an image, and the generator's gradient has it."""
+    projected = ProjectedDiscriminator(64, 8, MATCHING, seed=0)
+    optimizer = torch.optim.Adam(projected.heads.parameters(), 2e-3, (0.0, 0.9))
+    real = projected.features(images(8))
+    sentence = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
+    losses = []
+    for _ in range(60):
+        projected.refine_norms()
+        loss = projected.discriminator_loss(real, real, sentence, sentence.roll(-1, 0))
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+        losses.append(loss.matching.item())
+    assert losses[0] > 1.5  # undecided: log 8 = 2.1
+    assert losses[-1] < 0.2
+
+    section = PROJECTED["projected"]
+    norms = []
+    for weight in (0.0, 5.0):
+        mine = trainer(make_config(projected={**section, "matching_weight": weight}))
+        values = mine.step(0, images(8), torch.randn(8, 32)).values
+        norms.append(values["generator/norm"])
+        reported = {name for name in values if name.endswith("/matching")}
+        assert reported == ({"projected/matching", "generator/matching"} if weight else set())
+    assert norms[1] > 1.2 * norms[0]
 
 
 def test_the_state_has_the_heads_with_their_norms(make_config):
