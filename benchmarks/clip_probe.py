@@ -1,9 +1,10 @@
-"""Probe a CLIP on the aviary: R-precision on real images, and linear classifiers on its taps.
+"""Probe a CLIP on the aviary: R-precision on real images, and linear classifiers on its taps and
+sentence embeddings.
 
     python benchmarks/clip_probe.py CHECKPOINT [--clip FILE] [--images 800]
 
-A generator is trained through its CLIP, so its images cannot show details that the CLIP does not
-encode.
+A generator is trained through its CLIP, so its images cannot show what sentence embeddings do not
+encode, and the CLIP-based discriminator does not miss details that the taps do not encode.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from galip_edge.checkpoints.format import fill, load_checkpoint, read_clip
 from galip_edge.evaluation.clip_space import CLIPScorer, clip_score, r_precision
 
 _RIDGE = 300.0  # few images, many features
+_CAPTIONS = 4000
 
 
 def probe(checkpoint: Path, clip: Path | None, count: int, cache: str | None) -> dict[str, object]:
@@ -40,22 +42,40 @@ def probe(checkpoint: Path, clip: Path | None, count: int, cache: str | None) ->
     features = _normalized(torch.cat([_pooled(model.image_encoder, part) for part in parts]))
     train = 3 * count // 4
     labels = [source.scene(i).labels() for i in range(count)]
-    found = {}
-    for name, values in ATTRIBUTES.items():
-        right = torch.tensor([row[name] for row in labels])
-        wanted = F.one_hot(right[:train], len(values)).double()
-        known = features[:train]
-        weights = torch.linalg.solve(
-            known.T @ known + _RIDGE * torch.eye(known.shape[1]), known.T @ wanted
-        )
-        guesses = (features[train:] @ weights).argmax(1)
-        found[name] = round((guesses == right[train:]).double().mean().item(), 3)
+    found = {
+        name: _accuracy(features, torch.tensor([row[name] for row in labels]), len(values), train)
+        for name, values in ATTRIBUTES.items()
+    }
     return {
         "images": count,
         "r_precision": round(r_precision(images, sentences, captions), 4),
         "clip_score": round(clip_score(images, sentences), 4),
         "linear_on_taps": found,
+        "linear_on_sentences": _of_sentences(source, scorer),
     }
+
+
+def _of_sentences(source: AviarySource, scorer: CLIPScorer) -> dict[str, float]:
+    """Accuracy of the attributes that captions state, from their embeddings."""
+    described = [source.described(i)[0] for i in range(_CAPTIONS)]
+    embeddings = _normalized(torch.from_numpy(scorer.sentences([c.text for c in described])))
+    labels = [source.scene(i).labels() for i in range(_CAPTIONS)]
+    found = {}
+    for name, values in ATTRIBUTES.items():
+        rows = [i for i, caption in enumerate(described) if name in caption.states]
+        right = torch.tensor([labels[i][name] for i in rows])
+        found[name] = _accuracy(embeddings[rows], right, len(values), 3 * len(rows) // 4)
+    return found
+
+
+def _accuracy(features: Tensor, right: Tensor, values: int, train: int) -> float:
+    """Of a linear classifier: features (N,D), labels (N,); on all rows but the first `train`."""
+    known, wanted = features[:train], F.one_hot(right[:train], values).double()
+    weights = torch.linalg.solve(
+        known.T @ known + _RIDGE * torch.eye(known.shape[1]), known.T @ wanted
+    )
+    guesses = (features[train:] @ weights).argmax(1)
+    return round((guesses == right[train:]).double().mean().item(), 3)
 
 
 @torch.inference_mode()
