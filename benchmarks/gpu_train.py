@@ -254,6 +254,8 @@ def run(args: argparse.Namespace, log: Log) -> bool:
     if args.steps:
         values["steps"] = args.steps + sum(values[f"pretraining.{name}"] for name in _PHASES)
     command = ["train", "aviary", "--device", args.device, *settings(values)]
+    for given in args.set:
+        command += ["--set", given]
     left = budget - log.elapsed - chosen.reserve
     metrics = folder / "metrics.jsonl"
     if not galip_edge(log, out, "train", command, left, metrics, may_stop=True):
@@ -312,6 +314,9 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of drawn images: skips drawing")
     parser.add_argument("--clip", type=Path, help="CLIP of train-clip: skips its training")
     parser.add_argument("--start", type=Path, help="checkpoint to start adversarial training from")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="further settings of train"
+    )
     args = parser.parse_args()
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)

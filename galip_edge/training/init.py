@@ -92,12 +92,20 @@ def run_identity(config: TrainConfig, clip_sha256: str) -> dict[str, Any]:
 
 
 def check_identity(stored: dict[str, Any], mine: dict[str, Any], output: str) -> None:
-    """Raise GalipEdgeError if the run in `output` was started with other settings."""
-    differing = [
-        f"{name} was {stored.get(name)}, is now {value}"
+    """Raise GalipEdgeError if the run in `output` was started with other settings.
+
+    Another batch size is allowed, with a warning: a run may continue on a larger machine.
+    """
+    changed = {
+        name: f"{name} was {stored.get(name)}, is now {value}"
         for name, value in mine.items()
         if stored.get(name) != value
-    ]
+    }
+    if batch_size := changed.pop("batch_size", None):
+        _log.warning(
+            "%s: %s, so lengths in steps mean another number of images", output, batch_size
+        )
+    differing = list(changed.values())
     if differing:
         raise GalipEdgeError(
             f"{output} holds another run ({'; '.join(differing)}): choose another output, or "

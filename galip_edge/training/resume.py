@@ -28,6 +28,7 @@ from runtime.files import atomic_folder, sha256_of
 from runtime.locks import remove_locked, try_lock
 
 VERSION = 1
+_OPTIONAL = "projected.matcher."  # parameters of the contrastive loss
 _LOCK = "lock"
 _log = logging.getLogger(__name__)
 
@@ -48,8 +49,15 @@ def trainer_state(trainer: Trainer) -> dict[str, Any]:
 @torch.no_grad()
 def load_trainer_state(trainer: Trainer, state: dict[str, Any]) -> None:
     """Restore `state`. Raises CheckpointError if it belongs to another model."""
-    parameters = {k: p for m in trainer.modules for k, p in m.parameters.items()}
-    _check_names("parameters", parameters, state["parameters"])
+    # The run may have had no contrastive loss until now, or have one no longer.
+    parameters = {
+        name: parameter
+        for module in trainer.modules
+        for name, parameter in module.parameters.items()
+        if name in state["parameters"] or not name.startswith(_OPTIONAL)
+    }
+    stored = (n for n in state["parameters"] if n in parameters or not n.startswith(_OPTIONAL))
+    _check_names("parameters", parameters, stored)
     trainer.stream = state.get("stream", 1)
     for name, parameter in parameters.items():
         parameter.copy_(state["parameters"][name])

@@ -150,6 +150,26 @@ def test_a_stage_stopped_while_drawing_ends_the_training(tmp_path, monkeypatch):
     assert stages == [("draw", False)]
 
 
+def test_further_settings_reach_training(tmp_path, monkeypatch):
+    import gpu_train
+
+    commands = {}
+
+    def stage(log, out, name, arguments, limit, metrics=None, *, may_stop=False):
+        commands[name] = arguments
+        return name == "clip"
+
+    monkeypatch.setattr(gpu_train, "galip_edge", stage)
+    given = [str(tmp_path), "--images", "x", "--clip", "y", "--set", "cuda_graphs=false"]
+    monkeypatch.setattr("sys.argv", ["gpu_train.py", *given])
+    (tmp_path / "messages.log").touch()
+    with pytest.raises(SystemExit):
+        gpu_train.main()
+    assert commands["train"][-2:] == ["--set", "cuda_graphs=false"]  # the last one applies
+    assignments = commands["train"][commands["train"].index("--set") + 1 :: 2]
+    assert not load_config("aviary", assignments).cuda_graphs
+
+
 def test_a_start_is_trained_adversarially_at_once():
     import gpu_train
 

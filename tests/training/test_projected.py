@@ -253,6 +253,21 @@ def test_the_state_has_the_heads_with_their_norms(make_config):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("weights", [(0.0, 1.0), (1.0, 0.0)])
+def test_the_contrastive_loss_may_begin_and_end_in_a_run(make_config, weights):
+    first, second = (
+        trainer(make_config(projected={**PROJECTED["projected"], "matching_weight": weight}))
+        for weight in weights
+    )
+    first.step(0, images(8), torch.randn(8, 32))
+    load_trainer_state(second, {**trainer_state(first), "step": 1})
+    for name, parameter in second.heads.parameters.items():
+        if "matcher" not in name:
+            assert torch.equal(parameter, first.heads.parameters[name])
+    values = second.step(1, images(8), torch.randn(8, 32)).values
+    assert ("generator/matching" in values) == bool(weights[1])
+
+
 def test_an_interrupted_run_continues_exactly(make_config, tmp_path):
     from safetensors.torch import load_file
 

@@ -114,6 +114,16 @@ def test_resume_is_exact_in_every_precision(make_config, tmp_path, precision):
     assert_same_state(state_of(halves), state_of(whole))
 
 
+def test_a_run_continues_with_another_batch_size(make_config, caplog):
+    config = make_config(steps=2, batch_size=4)
+    train(config)
+    with pytest.raises(GalipEdgeError, match="holds another run .seed was 0, is now 1"):
+        train(replace(config, steps=4, seed=1))
+    assert train(replace(config, steps=4, batch_size=6)).finished
+    assert "batch_size was 4, is now 6" in caplog.text
+    assert state_of(config)["step"] == 4
+
+
 def test_sigterm_ends_with_a_checkpoint(make_config, tmp_path):
     config = make_config(steps=100_000, checkpoint={"interval": 100_000})
     process = start(config, tmp_path / "config.json")
