@@ -42,7 +42,8 @@ class ProjectedConfig:
         weight: of its score in the generator's loss, relative to the CLIP-based discriminator.
         matching_weight: of the contrastive loss between images and sentences, in the losses of
             heads and generator; 0 disables it. A single mismatched sentence mostly differs in the
-            largest attributes, so the scores alone neglect small ones.
+            largest attributes, so the scores alone neglect small ones. In the generator's loss it
+            counts as far as an image is recognized worse than the real image of its sentence.
         learning_rate: of the heads.
         width, projection: channels of each head, and of its fixed random input projection.
         features: file of EfficientNet-Lite0's weights, written by `benchmarks/gpu_pack.py`.
@@ -67,6 +68,7 @@ class ProjectedLoss:
     """Loss of the heads and its terms, scalars: means over samples, positions and heads.
 
     `matching` is the unweighted contrastive loss of real images, in nats; 0 if it is disabled.
+    `matching_each` (B,), detached, is its value for each of them.
     """
 
     total: Tensor
@@ -74,6 +76,7 @@ class ProjectedLoss:
     mismatch: Tensor
     fake: Tensor
     matching: Tensor
+    matching_each: Tensor
 
 
 class _Head(nn.Module):
@@ -235,9 +238,10 @@ class ProjectedDiscriminator(nn.Module):
                 )
             )
         matched, mismatch, generated = torch.stack(terms).mean(0)
-        matching = self._matching(matched_by, sentence, others)
+        each = self._matching(matched_by, sentence, others)
+        matching = each.mean()
         total = matched + (mismatch + generated) / 2 + self._matching_weight * matching
-        return ProjectedLoss(total, matched, mismatch, generated, matching)
+        return ProjectedLoss(total, matched, mismatch, generated, matching, each.detach())
 
     def adversarial(self, fake: Sequence[Tensor], sentence: Tensor) -> Tensor:
         """The generator's loss: the negative mean score of generated images, a scalar."""
@@ -248,28 +252,32 @@ class ProjectedDiscriminator(nn.Module):
         return -torch.stack(scores).mean()
 
     def matching(
-        self, fake: Sequence[Tensor], sentence: Tensor, others: Tensor | None = None
+        self, fake: Sequence[Tensor], sentence: Tensor, others: Tensor, real: Tensor
     ) -> Tensor:
-        """The contrastive loss of generated images in nats, a scalar; 0 if it is disabled.
+        """The generator's contrastive loss in nats, a scalar; 0 if it is disabled.
+
+        A real image of a terse sentence matches more specific sentences better. Without a bound,
+        the generator would avoid all that a sentence leaves open, such as any color with a name.
 
         Args:
             fake: features at four scales.
             sentence: (B,E) embeddings of the sentences that they were generated from.
-            others: (S,E) other sentence embeddings. Default: `sentence`.
+            others: (S,E) other sentence embeddings.
+            real: (B,) losses of the real images of the same sentences, as lower bounds.
         """
         found = [head(features) for head, features in zip(self.heads, fake)]
-        return self._matching(found, sentence, others)
+        return torch.relu(self._matching(found, sentence, others) - real).mean()
 
     def _matching(self, found: Sequence[Tensor], sentence: Tensor, others: Tensor | None) -> Tensor:
-        """Mean cross entropy of images' own sentences among their own and all others."""
+        """Cross entropy (B,) of images' own sentences among their own and all others."""
         if self.heads.matcher is None:
-            return sentence.new_zeros(())
+            return sentence.new_zeros(len(sentence))
         others = sentence if others is None else others
         logits = self.heads.matcher(found, torch.cat([sentence, others]))
         own = torch.diagonal(logits)
         same = same_sentences(sentence, others)
         rest = logits[:, len(sentence) :].masked_fill(same, -torch.inf)
-        loss: Tensor = (torch.cat([own[:, None], rest], dim=1).logsumexp(1) - own).mean()
+        loss: Tensor = torch.cat([own[:, None], rest], dim=1).logsumexp(1) - own
         return loss
 
 

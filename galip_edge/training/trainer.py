@@ -58,7 +58,8 @@ def _names(loss: type) -> tuple[str, ...]:
     return tuple(f.name for f in fields(loss))
 
 
-_D_TERMS, _G_TERMS, _P_TERMS = map(_names, (DiscriminatorLoss, GeneratorLoss, ProjectedLoss))
+_D_TERMS, _G_TERMS = map(_names, (DiscriminatorLoss, GeneratorLoss))
+_P_TERMS = tuple(name for name in _names(ProjectedLoss) if name != "matching_each")
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class Trainer:
         self._graphs: CUDAGraphs | None = None
         if config.cuda_graphs and world.device.type == "cuda" and config.precision != "float16":
             self._graphs = CUDAGraphs(world.device)
+        self._matched: dict[int, Tensor] = {}  # `matching_each` by a micro-batch's first sample
         self.auxiliary: list[AuxiliaryLoss] = []
         self.projected: ProjectedDiscriminator | None = None
         if config.projected.weight:
@@ -171,7 +173,10 @@ class Trainer:
                     "matching",
                     config.matching_weight,
                     lambda generated, batch: projected.matching(
-                        generated.scales, batch.sentence, batch.sentences
+                        generated.scales,
+                        batch.sentence,
+                        batch.sentences,
+                        self._matched[batch.first],
                     ),
                 )
             )
@@ -282,10 +287,11 @@ class Trainer:
                 batch.mismatch_weights,
                 batch.sentences,
             )
+            self._matched[batch.first] = terms.matching_each
             return terms.total, _values(terms, names)
 
         matches = self.config.projected.matching_weight > 0
-        names = tuple(name for name in _P_TERMS if matches or name != "matching")
+        names = _P_TERMS if matches else tuple(n for n in _P_TERMS if n != "matching")
         return self.update(self.heads, micro_batches, names, loss)
 
     def _update_generator(self, micro_batches: list[MicroBatch], kept: list[Generated]) -> Update:
