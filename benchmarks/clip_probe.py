@@ -69,7 +69,7 @@ def _of_sentences(source: AviarySource, scorer: CLIPScorer) -> dict[str, float]:
 
 
 def _accuracy(features: Tensor, right: Tensor, values: int, train: int) -> float:
-    """Of a linear classifier: features (N,D), labels (N,); on all rows but the first `train`."""
+    """Accuracy of a linear classifier, on features (N,D) and labels (N,) from row `train` on."""
     known, wanted = features[:train], F.one_hot(right[:train], values).double()
     weights = torch.linalg.solve(
         known.T @ known + _RIDGE * torch.eye(known.shape[1]), known.T @ wanted
