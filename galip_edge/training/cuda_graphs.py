@@ -7,9 +7,7 @@ where the captured pass reads them, and its results are read where it wrote them
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -19,13 +17,11 @@ from torch import Tensor, nn
 from galip_edge.training.micro_batch import MicroBatch
 from galip_edge.training.optimized_module import OptimizedModule, StepReport
 
-_log = logging.getLogger(__name__)
-
 # Steps before a capture, in which cuDNN times its algorithms, and optimizers allocate moments.
 _EAGER_STEPS = 3
 
 # Largest difference of a reported value between a replayed and an eager step: relative, and for
-# values near zero absolute. In 16 bits two eager steps differ by less than a tenth of it.
+# values near zero absolute. Rounding differs, as sums on a GPU have no fixed order.
 _TOLERANCE, _NEAR_ZERO = 0.05, 0.01
 
 
@@ -106,19 +102,31 @@ class CUDAGraphs:
                 getattr(self._inputs, field.name).copy_(value, non_blocking=True)
         return self._inputs
 
-    @property
-    def needs_check(self) -> bool:
-        """True if this step is the first that only replays."""
-        return self._signature is not None and self._steps == _EAGER_STEPS + 2
+    def step(
+        self, modules: Sequence[OptimizedModule], compute: Callable[[], StepReport]
+    ) -> StepReport:
+        """Run the passes of a step; the first step that only replays is compared with an eager one.
 
-    @contextmanager
-    def eagerly(self) -> Iterator[None]:
-        """A context in which passes are neither captured nor replayed."""
+        Args:
+            modules: that the step may change.
+            compute: calls `run` for each pass.
+
+        Raises:
+            CaptureError: a pass cannot be captured, or does not compute what it should. In the
+                latter case, `modules` are as before the step.
+        """
+        if self._signature is None or self._steps != _EAGER_STEPS + 2:
+            return compute()
+        undo = Undo(modules)
         self._eager = True
-        try:
-            yield
-        finally:
-            self._eager = False
+        eager = compute()
+        self._eager = False
+        undo()
+        replayed = compute()
+        if not agree(replayed, eager):
+            undo()
+            raise CaptureError(f"a captured step differs from an eager one: {replayed}, {eager}")
+        return replayed
 
     def run(
         self, name: str, parameters: Sequence[nn.Parameter], compute: Callable[[], Tensor]

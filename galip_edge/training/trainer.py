@@ -18,7 +18,7 @@ from torch import Tensor
 
 from galip_edge.models import GALIP
 from galip_edge.training.config import TrainConfig
-from galip_edge.training.cuda_graphs import CaptureError, CUDAGraphs, Undo, agree
+from galip_edge.training.cuda_graphs import CaptureError, CUDAGraphs
 from galip_edge.training.diff_augment import (
     augment,
     blur,
@@ -387,28 +387,13 @@ class Trainer:
         return [self._graphs.begin(signature, micro_batches[0])]
 
     def passes(self, compute: Callable[[], StepReport]) -> StepReport:
-        """Run the passes of a step.
-
-        CUDA graphs are compared once with an eager step. If they fail or differ, training
-        continues without them.
-        """
+        """Run the passes of a step; without CUDA graphs from now on if these fail."""
         if self._graphs is None:
             return compute()
         try:
-            if not self._graphs.needs_check:
-                return compute()
-            undo = Undo(self.modules)
-            with self._graphs.eagerly():
-                eager = compute()
-            undo()
-            replayed = compute()
-            if agree(replayed, eager):
-                return replayed
-            undo()
-            reason = f"a captured step differs from an eager one: {replayed} and {eager}"
+            return self._graphs.step(self.modules, compute)
         except CaptureError as error:
-            reason = str(error)
-        _log.warning("continuing without CUDA graphs: %s", reason)
+            _log.warning("continuing without CUDA graphs: %s", error)
         self._graphs = None
         for module in self.modules:
             module.optimizer.zero_grad()

@@ -18,7 +18,7 @@ SETTINGS = {
     "precision": "float32",
     "translation": 0.1,
     "ema_decay": 0.9,
-    "projected": {"weight": 1.0, "width": 8, "projection": 8},
+    "projected": {"weight": 1.0, "width": 8, "projection": 8, "matching_weight": 1.0},
     "augmentation": {"blur": 0.1, "blur_steps": 9, "contrast": 0.2},
     "optimizer": {"generator_delay": 2},
     "pretraining": {
