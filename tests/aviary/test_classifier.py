@@ -32,6 +32,7 @@ def classifier() -> AttributeClassifier:
     return train_classifier(source(600), epochs=6, batch_size=32, config=ClassifierConfig())
 
 
+@pytest.mark.slow
 def test_it_learns_from_a_few_pictures_what_is_plain_to_see(classifier):
     found = accuracy(classifier, source(200, "test"), 200)
     assert found["background"].right > 0.85  # by chance: 1/6
@@ -102,6 +103,7 @@ def test_files_that_are_no_classifier_are_refused(classifier, tmp_path):
         load_classifier(path)
 
 
+@pytest.mark.slow
 def test_the_command_trains_writes_and_tests(tmp_path, capsys):
     path = tmp_path / "judge.safetensors"
     with pytest.raises(SystemExit) as exit_:

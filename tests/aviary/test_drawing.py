@@ -300,6 +300,7 @@ def test_each_background_has_several_compositions():
         assert min(apart) > 1, background
 
 
+@pytest.mark.slow
 def test_images_drawn_ahead_are_the_data_sets_own(tmp_path):
     folder = tmp_path / "drawn"
     config = AviaryConfig(image_size=32, resize=32, samples=260)
@@ -341,6 +342,7 @@ def test_images_drawn_ahead_are_the_data_sets_own(tmp_path):
         draw_ahead(tmp_path / "other", config, 3)
 
 
+@pytest.mark.slow
 def test_the_command_draws_with_processes_and_resumes(tmp_path, capsys):
     for drawn in (500, 0):
         with pytest.raises(SystemExit) as exit_:

@@ -113,6 +113,7 @@ class Scorer:
                          for c in captions])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_evaluate_tells_a_wide_model_from_a_narrow_one():
     torch.manual_seed(0)
     source = AviarySource(AviaryConfig(split="test", image_size=64, augment=False, samples=40))
@@ -160,6 +161,7 @@ def test_mirrored_birds_look_the_other_way_from_the_other_side():
     assert seen == {False, True}
 
 
+@pytest.mark.slow
 def test_the_classifier_finds_layouts():
     config = ClassifierConfig(64, (12, 24, 32, 48), layout=True)
     source = AviarySource(AviaryConfig(image_size=64, samples=64, augment=False))

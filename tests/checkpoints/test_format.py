@@ -114,6 +114,7 @@ def test_every_published_name_is_known_and_fills_the_model():
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.slow
 def test_original_checkpoint_is_imported(prefix, tiny_model, clip_file, tmp_path):
     torch.save(as_original(tiny_model, prefix), tmp_path / "galip.pth")
     loaded = load_checkpoint(tmp_path / "galip.pth", clip_file, TINY)

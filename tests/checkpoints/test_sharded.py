@@ -103,6 +103,7 @@ def run(*arguments):
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_and_continued_with_its_heads(tmp_path, capsys):
     settings = [
         "model.preset=tiny", "data.image_size=64", "data.resize=64", "data.workers=0",

@@ -23,6 +23,8 @@ from runtime.errors import BundleError, GalipEdgeError
 from runtime.pipeline import Pipeline
 from runtime.recipes import read_recipe
 
+pytestmark = pytest.mark.slow
+
 constants = pytest.importorskip("huggingface_hub.constants")
 
 

@@ -66,6 +66,7 @@ def test_the_command_makes_the_image_again(ending, tmp_path, monkeypatch):
     assert "source type  trainedAlgorithmicMedia" in text
 
 
+@pytest.mark.slow
 def test_another_models_image_names_its_hash(tmp_path):
     model = ("--model", renamed(tmp_path / "bundle", "other"))
     done = galip_edge("generate", "a bird", "-n", 2, *model, "--grid", "--out", tmp_path / "out")

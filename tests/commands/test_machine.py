@@ -19,6 +19,8 @@ from galip_edge.variables import variables
 from runtime.errors import GalipEdgeError
 from runtime.pipeline import PipelineOptions
 
+pytestmark = pytest.mark.slow
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:

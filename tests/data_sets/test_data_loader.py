@@ -71,6 +71,7 @@ def test_ranks_together_see_what_one_process_sees(folder: Path, world_size: int)
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("done", [1, 2, 3, 5])
+@pytest.mark.slow
 def test_resume_is_exact(folder: Path, workers: int, done: int) -> None:
     undisturbed = batches(loader_of(folder, 5, workers), 8)
     first = loader_of(folder, 5, workers)

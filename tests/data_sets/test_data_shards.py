@@ -124,6 +124,7 @@ def test_images_are_upright(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.slow
 def test_resume_is_exact(shards: Path, workers: int) -> None:
     (shards / "00002.tar").write_bytes((shards / "00002.tar").read_bytes()[:-13000])
     write_shard(

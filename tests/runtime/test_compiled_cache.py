@@ -9,6 +9,8 @@ import pytest
 from runtime import BundleError, Pipeline, PipelineOptions, compiled, compiled_cache
 from runtime.bundle import GENERATOR, weights_file
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a bird on a branch"
 
 

@@ -93,6 +93,7 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
         Signer.from_files(*write_pair(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_server_signs_what_it_delivers(tmp_path):
     from starlette.testclient import TestClient
 

@@ -33,6 +33,8 @@ from runtime.devices import (
 from runtime.golden import Probe
 from runtime.selection import Candidate, Measured, candidates, choose, fastest
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a bird on a branch"
 
 PROPERTIES = {

@@ -31,6 +31,8 @@ from runtime.golden import (
 )
 from runtime.verification import verify_bundle
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a bird on a branch"
 needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="the CPU has no bfloat16")
 

@@ -16,6 +16,8 @@ import runtime
 from runtime import JobError, Pipeline
 from runtime.locks import FOLDER_LOCKS, try_lock, try_lock_folder
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a bird on a branch"
 
 

@@ -22,6 +22,8 @@ from runtime.openvino_export import export_openvino
 from runtime.ovms import export_model_server
 from runtime.tokenizer_graph import add_tokenizer_operations, extension_library
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a red bird on a branch", "a small bird " * 9, "a blue duck on the water " * 12]
 

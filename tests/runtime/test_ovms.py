@@ -35,6 +35,7 @@ def test_the_server_gives_the_runtimes_pictures(precision, tiny_bundles, tmp_pat
 
 
 @pytest.mark.parametrize("slow", [True, False])
+@pytest.mark.slow
 def test_the_repository_does_not_depend_on_the_exporting_cpu(
     slow, tiny_bundles, tmp_path, monkeypatch
 ):

@@ -67,6 +67,7 @@ def test_floats_stay_products():
     assert "MatMul" in kinds(model)
 
 
+@pytest.mark.slow
 def test_a_bundle_computes_the_same_in_both_forms(tiny_bundles, monkeypatch):
     from runtime import Pipeline, PipelineOptions
 

@@ -53,6 +53,7 @@ def test_truncation_leaves_less_of_the_noise(pipeline):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_same_seed_same_picture(options, precision, tiny_bundles):
     """Independent of other images, order and number of threads."""
     base = Pipeline.from_bundle(tiny_bundles[precision]).generate(PROMPTS[:2], n=4, seed=5)
@@ -181,6 +182,7 @@ def test_invalid_options_are_named(settings):
         PipelineOptions(**settings)
 
 
+@pytest.mark.slow
 def test_the_locale_stays_as_it_was(tiny_bundles):
     """OpenVINO sets it to C while it reads; two threads, as here, used to leave it so."""
     before = locale.setlocale(locale.LC_ALL, "C.UTF-8")

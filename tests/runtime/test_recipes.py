@@ -156,6 +156,7 @@ BOMB = b"<!DOCTYPE x [<!ENTITY a 'aaaaaaaaaa'>]><x>" + b"&a;" * 1000 + b"</x>"
     [b"", b"<", b"\xff\xfe<\0", BOMB, b"<x>" * 300_000, xmp_packet(PLAIN)[:-60], b"<a/>" * 9],
     ids=["empty", "open", "utf16", "entities", "deep", "cut", "many roots"],
 )
+@pytest.mark.slow
 def test_odd_xmp_is_no_recipe(packet):
     assert recipe_in(foreign(packet)).recorded is None
 

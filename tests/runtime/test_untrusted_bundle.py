@@ -39,6 +39,7 @@ def test_a_linked_bundle_is_a_bundle(bundle):
 
 
 @pytest.mark.parametrize("kind", ["nf4", "string"])
+@pytest.mark.slow
 def test_an_odd_constant_does_not_reach_openvino(kind, bundle):
     changed_graph(
         bundle,
@@ -60,6 +61,7 @@ def test_loading_on_the_cpu_is_limited_by_any_of_its_names(name, monkeypatch):
     assert called == ["limit", "load"]
 
 
+@pytest.mark.slow
 def test_verify_refuses_it_too(bundle):
     changed_graph(bundle, GENERATOR, lambda text: text.replace('"f32" shape', '"nf4" shape', 1))
     command = [sys.executable, "-m", "galip_edge", "verify", str(bundle)]
@@ -87,6 +89,7 @@ def test_what_crashes_or_hangs_the_child_is_a_sentence(script, message, monkeypa
         list(verification.verify_bundle(EMBEDDED))
 
 
+@pytest.mark.slow
 def test_verify_does_not_import_from_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "runtime").mkdir()
     (tmp_path / "runtime" / "__init__.py").write_text("raise SystemExit('not ours')")
@@ -341,6 +344,7 @@ def test_a_file_that_was_written_just_now_is_hashed_again(tmp_path):
     assert not verified.has(file, FileState.of(file), "0" * 64)
 
 
+@pytest.mark.slow
 def test_generate_says_that_the_cache_is_not_used(tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o777)

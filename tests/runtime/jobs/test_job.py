@@ -406,6 +406,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(prompts, bundle, tmp_p
         Job(prompts, bundle, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_the_pipeline(bundle, tmp_path):
     path = tmp_path / "p.jsonl"
     rows = [{"prompt": f"a bird {i}", "n": 2, "seed": i} for i in range(3)]

@@ -18,6 +18,8 @@ from runtime.server.models import ModelPool, ModelSource
 from runtime.server.options import ServerOptions
 from runtime.server.schema import ServiceError
 
+pytestmark = pytest.mark.slow
+
 GENERATE = "/v1/images/generations"
 
 
