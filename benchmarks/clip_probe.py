@@ -3,8 +3,8 @@ sentence embeddings.
 
     python benchmarks/clip_probe.py CHECKPOINT [--clip FILE] [--images 800]
 
-A generator is trained through its CLIP, so its images cannot show what sentence embeddings do not
-encode, and the CLIP-based discriminator does not miss details that the taps do not encode.
+Images cannot show what sentence embeddings do not encode, and the CLIP-based discriminator cannot
+judge details that the taps do not encode.
 """
 
 from __future__ import annotations

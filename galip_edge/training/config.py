@@ -243,6 +243,11 @@ class TrainConfig:
         if self.epochs is None and self.steps is None:
             raise ValueError("set epochs or steps: how long to train")
         check_fractions(self, "translation", "ema_decay")
+        if self.cuda_graphs and (self.precision == "float16" or self.micro_batch_size):
+            raise ValueError(
+                "cuda_graphs supports neither precision = 'float16' nor micro_batch_size: use "
+                "bfloat16 and a smaller batch, or set cuda_graphs = false"
+            )
         if not self.model.tap_blocks and self.data.image_size != self.model.image_size:
             raise ValueError(
                 f"data.image_size {self.data.image_size} must be the model's "

@@ -44,26 +44,26 @@ class _Captured:
     gradients: list[Tensor | None]
 
 
+def capturing_stream(device: torch.device) -> torch.cuda.Stream:
+    """A new stream of a CUDA device; from now on the current one, as the default stream cannot be
+    captured."""
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    torch.cuda.set_stream(stream)
+    return stream
+
+
 class CUDAGraphs:
     """Captures the passes of a step after a few eager ones, and replays them.
 
     All passes of a step share one memory pool, because a later pass may read what an earlier one
     kept: they must run in the same order in every step.
 
-    From its construction on, the current stream is one that can be captured.
-
     Args:
-        device: a CUDA device.
+        stream: the current one, of `capturing_stream`.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        torch.cuda.set_stream(stream)
-        self.prepare(stream)
-
-    def prepare(self, stream: torch.cuda.Stream) -> None:
-        """Capture on `stream`."""
+    def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
         self._signature: Hashable = None
         self._steps = 0  # with this signature
@@ -89,17 +89,17 @@ class CUDAGraphs:
         if signature is None:
             return batch
         self._steps += 1
+        values = {field.name: getattr(batch, field.name) for field in fields(MicroBatch)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         if self._inputs is None:
-            copies = {
-                f.name: getattr(batch, f.name).to(self._stream.device, copy=True)
-                for f in fields(MicroBatch)
-                if isinstance(getattr(batch, f.name), Tensor)
+            device = self._stream.device
+            copies: dict[str, Any] = {
+                name: value.to(device, copy=True) for name, value in tensors.items()
             }
             self._inputs = replace(batch, **copies)
-        for field in fields(MicroBatch):
-            value = getattr(batch, field.name)
-            if isinstance(value, Tensor):
-                getattr(self._inputs, field.name).copy_(value, non_blocking=True)
+        else:
+            for name, value in tensors.items():
+                getattr(self._inputs, name).copy_(value, non_blocking=True)
         return self._inputs
 
     def step(

@@ -142,7 +142,7 @@ def filter_both_ways(images: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(images, kernel.transpose(2, 3), groups=channels)
 
 
-def translate(images: Tensor, shifts: Tensor, furthest: int | None = None) -> Tensor:
+def translate(images: Tensor, shifts: Tensor, furthest: int) -> Tensor:
     """Translate each image by whole pixels, with reflected instead of black borders.
 
     CLIP projects patches of P x P pixels, on a fixed grid, to fewer values than they have pixels.
@@ -152,18 +152,15 @@ def translate(images: Tensor, shifts: Tensor, furthest: int | None = None) -> Te
     Args:
         images: (B,3,H,W), with or without gradients.
         shifts: (B,2) integers, pixels down and right; smaller than H and W in magnitude.
-        furthest: bound of their magnitudes. Default: the largest one, which waits for a GPU.
+        furthest: bound of their magnitudes.
 
     Returns:
         (B,3,H,W); output[y, x] is image[y - down, x - right].
     """
-    margin = int(shifts.abs().max()) if furthest is None else furthest
-    if not margin:
-        return images
-    padded = F.pad(images, (margin,) * 4, mode="reflect")
+    padded = F.pad(images, (furthest,) * 4, mode="reflect")
     # Slices are faster on a CPU, two operations for the whole batch on a GPU.
     cut = cut_slices if images.device.type == "cpu" else cut_by_index
-    return cut(padded, margin - shifts, images.shape[-2:])
+    return cut(padded, furthest - shifts, images.shape[-2:])
 
 
 def cut_slices(images: Tensor, corners: Tensor, size: torch.Size) -> Tensor:

@@ -9,12 +9,11 @@ from safetensors.torch import save_file
 
 from galip_edge.checkpoints.format import fill
 from galip_edge.checkpoints.safe_load import read_weights
-from galip_edge.training.projected import ProjectedDiscriminator
+from galip_edge.training.projected import MATCHER, ProjectedDiscriminator
 from galip_edge.training.resume import newest_state
 from runtime.files import atomic_path
 
 HEADS = "projected.safetensors"
-MATCHER = "matcher."  # prefix of its tensors
 
 
 def export_heads(run: Path, folder: Path, dtype: torch.dtype) -> Path | None:

@@ -29,6 +29,8 @@ from galip_edge.training.micro_batch import same_sentences
 _SLOPE = 0.2
 _GRID = 4  # largest side of a head's grid of scores
 
+MATCHER = "matcher."  # prefix of its tensors among those of the heads
+
 # Length of the embeddings that the contrastive loss compares, and the largest factor of their
 # cosine, as in CLIP.
 _MATCHED, _LARGEST_SCALE = 256, 100.0

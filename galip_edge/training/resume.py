@@ -22,13 +22,14 @@ from galip_edge.checkpoints.safe_load import read_weights
 from galip_edge.data import Position
 from galip_edge.errors import CheckpointError
 from galip_edge.training.optimized_module import OptimizedModule
+from galip_edge.training.projected import MATCHER
 from galip_edge.training.trainer import Trainer
 from runtime.errors import GalipEdgeError
 from runtime.files import atomic_folder, sha256_of
 from runtime.locks import remove_locked, try_lock
 
 VERSION = 1
-_OPTIONAL = "projected.matcher."  # parameters of the contrastive loss
+_OPTIONAL = f"projected.{MATCHER}"  # parameters of the contrastive loss
 _LOCK = "lock"
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from galip_edge.models import GALIP
 from galip_edge.training.config import TrainConfig
-from galip_edge.training.cuda_graphs import CaptureError, CUDAGraphs
+from galip_edge.training.cuda_graphs import CaptureError, CUDAGraphs, capturing_stream
 from galip_edge.training.diff_augment import (
     augment,
     blur,
@@ -124,7 +124,7 @@ class Trainer:
         self._blur_kernels: dict[int, Tensor] = {}  # by width, which captured passes read
         self._graphs: CUDAGraphs | None = None
         if config.cuda_graphs and world.device.type == "cuda" and config.precision != "float16":
-            self._graphs = CUDAGraphs(world.device)
+            self._graphs = CUDAGraphs(capturing_stream(world.device))
         self._matched: dict[int, Tensor] = {}  # `matching_each` by a micro-batch's first sample
         self.auxiliary: list[AuxiliaryLoss] = []
         self.projected: ProjectedDiscriminator | None = None
@@ -432,7 +432,7 @@ class Trainer:
             elif self._graphs is None:
                 images = blur(images, self._blur * width)
         if self.config.translation:
-            furthest = self._divide.furthest(images) if images.is_cuda else None
+            furthest = self._divide.furthest(images)
             images = translate(images, batch.shifts[:, kind], furthest)
         return augment(images, batch.draws[:, kind], self.config.augmentation)
 

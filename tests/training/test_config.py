@@ -113,6 +113,13 @@ def test_mistakes_are_named(file, assignment, message):
     assert str(file) in str(error.value)
 
 
+@pytest.mark.parametrize("other", ["precision=float16", "micro_batch_size=2"])
+def test_cuda_graphs_that_would_not_be_used_are_refused(file, other):
+    load_config(str(file), ["cuda_graphs=true"])
+    with pytest.raises(ConfigError, match="cuda_graphs supports neither"):
+        load_config(str(file), ["cuda_graphs=true", other])
+
+
 def test_length_of_training_and_data_are_required(file):
     file.write_text('output = "x"\n[data]\nkind = "folder"\nroot = "images"\n')
     with pytest.raises(ConfigError, match="set epochs or steps"):

@@ -63,8 +63,7 @@ class Graphs(CUDAGraphs):
 
     def __init__(self):
         self.passes = []
-        stream = SimpleNamespace(device=torch.device("cpu"))
-        self.prepare(stream)
+        super().__init__(SimpleNamespace(device=torch.device("cpu")))
 
     def _capture(self, parameters, compute):
         self.passes.append(Repeated(parameters, compute))

@@ -113,21 +113,26 @@ def test_a_missing_package_is_named(monkeypatch):
         EfficientNetLite(1)
 
 
+def train_heads(projected, real, fake, sentence, steps=100):
+    """Losses of the first and last step."""
+    optimizer = torch.optim.Adam(projected.heads.parameters(), 2e-3, (0.0, 0.9))
+    losses = []
+    for _ in range(steps):
+        projected.refine_norms()
+        losses.append(projected.discriminator_loss(real, fake, sentence, sentence.roll(-1, 0)))
+        optimizer.zero_grad()
+        losses[-1].total.backward()
+        optimizer.step()
+    return losses[0], losses[-1]
+
+
 def test_heads_learn_to_tell_images_and_sentences_apart():
     projected = ProjectedDiscriminator(64, 8, SMALL, seed=0)
-    optimizer = torch.optim.Adam(projected.heads.parameters(), 2e-3, (0.0, 0.9))
     real, fake = projected.features(images(8)), projected.features(images(8, seed=1))
     sentence = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
-    losses = []
-    for _ in range(100):
-        projected.refine_norms()
-        loss = projected.discriminator_loss(real, fake, sentence, sentence.roll(-1, 0))
-        optimizer.zero_grad()
-        loss.total.backward()
-        optimizer.step()
-        losses.append(loss.total.item())
-    assert losses[0] > 1.8  # undecided scores give 1 + (1 + 1) / 2
-    assert losses[-1] < 1.2
+    first, last = train_heads(projected, real, fake, sentence)
+    assert first.total > 1.8  # undecided scores give 1 + (1 + 1) / 2
+    assert last.total < 1.2
     assert projected.adversarial(fake, sentence) > projected.adversarial(real, sentence) + 0.5
 
 
@@ -234,22 +239,30 @@ def test_images_need_not_be_recognized_better_than_real_ones():
     assert loss(each + torch.tensor([1.0, 1.0, -2.0, 1.0])) == pytest.approx(0.5, rel=1e-4)
 
 
+def test_the_real_images_of_a_step_bound_the_generators_loss(make_config, monkeypatch):
+    section = {**PROJECTED["projected"], "matching_weight": 1.0}
+    mine = trainer(make_config(projected=section, micro_batch_size=4))
+    matching, bounds = mine.projected.matching, []
+
+    def note(fake, sentence, others, real):
+        bounds.append(real)
+        return matching(fake, sentence, others, real)
+
+    monkeypatch.setattr(mine.projected, "matching", note)
+    values = mine.step(0, images(8), torch.randn(8, 32)).values
+    assert [len(each) for each in bounds] == [4, 4]
+    assert torch.cat(bounds).mean().item() == pytest.approx(values["projected/matching"])
+    assert not torch.equal(*bounds)  # each micro-batch has its own
+
+
 def test_the_contrastive_loss_teaches_heads_and_generator(make_config):
     """Heads learn which sentence belongs to an image, and the generator's gradient has it."""
     projected = ProjectedDiscriminator(64, 8, MATCHING, seed=0)
-    optimizer = torch.optim.Adam(projected.heads.parameters(), 2e-3, (0.0, 0.9))
     real = projected.features(images(8))
     sentence = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
-    losses = []
-    for _ in range(60):
-        projected.refine_norms()
-        loss = projected.discriminator_loss(real, real, sentence, sentence.roll(-1, 0))
-        optimizer.zero_grad()
-        loss.total.backward()
-        optimizer.step()
-        losses.append(loss.matching.item())
-    assert losses[0] > 1.5  # undecided: log 8 = 2.1
-    assert losses[-1] < 0.2
+    first, last = train_heads(projected, real, real, sentence, steps=60)
+    assert first.matching > 1.5  # undecided: log 8 = 2.1
+    assert last.matching < 0.2
 
     section = PROJECTED["projected"]
     norms = []

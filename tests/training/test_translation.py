@@ -14,7 +14,7 @@ def images() -> torch.Tensor:
 
 
 def test_each_image_moves_by_its_own_shift_and_reflects_at_the_border():
-    moved = translate(images(), torch.tensor([[1, -2], [0, 0]]))
+    moved = translate(images(), torch.tensor([[1, -2], [0, 0]]), 3)
     assert torch.equal(moved[0, :, 1:, :4], images()[0, :, :4, 2:])
     assert torch.equal(moved[0, :, 0, :4], images()[0, :, 1, 2:])  # the row beyond the border
     assert torch.equal(moved[1], images()[1])
@@ -22,7 +22,7 @@ def test_each_image_moves_by_its_own_shift_and_reflects_at_the_border():
 
 def test_gradients_reach_the_pixels_that_stay():
     source = images().requires_grad_()
-    translate(source, torch.tensor([[2, 0], [2, 0]])).sum().backward()
+    translate(source, torch.tensor([[2, 0], [2, 0]]), 2).sum().backward()
     assert source.grad is not None
     assert (source.grad[:, :, 3:] == 0).all()  # moved out below
     assert (source.grad[:, :, 1:3] == 2).all()  # shown twice, the second time as a reflection
