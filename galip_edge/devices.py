@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import torch
 
-from runtime.cpu import available_cores
+from runtime.cpu import available_cores, release_free_memory
 from runtime.errors import GalipEdgeError
 
 DeviceName = Literal["auto", "cpu", "cuda"]
+
+# glibc's mallopt: parameters, their values in training, and its defaults.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_KEEPING = {_M_MMAP_THRESHOLD: 1 << 30, _M_TRIM_THRESHOLD: (1 << 31) - 1, _M_TOP_PAD: 1 << 26}
+_DEFAULTS = {_M_MMAP_THRESHOLD: 1 << 17, _M_TRIM_THRESHOLD: 1 << 17, _M_TOP_PAD: 1 << 17}
 
 
 def choose_device(wanted: str = "auto", process: int = 0) -> torch.device:
@@ -62,6 +68,8 @@ def compute_settings(
 ) -> Iterator[None]:
     """Apply torch's global settings, and restore them afterwards.
 
+    Meanwhile, freed memory is kept (`keeping_free_memory`).
+
     Args:
         threads: of a CPU operation.
         tf32: on CUDA, compute float32 products with 10 bits of mantissa.
@@ -73,7 +81,30 @@ def compute_settings(
     torch.set_num_threads(threads)
     cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = cudnn_benchmark, tf32, tf32
     try:
-        yield
+        with keeping_free_memory():
+            yield
     finally:
         torch.set_num_threads(before)
         cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = flags
+
+
+@contextmanager
+def keeping_free_memory() -> Iterator[None]:
+    """Let the allocator keep freed memory instead of returning it to the system; glibc only.
+
+    Every step of training allocates tensors of the same sizes. By default, glibc maps each large
+    one anew, and the system clears it page by page.
+    """
+    _set_allocator(_KEEPING)
+    try:
+        yield
+    finally:
+        _set_allocator(_DEFAULTS)
+        release_free_memory()
+
+
+def _set_allocator(settings: dict[int, int]) -> None:
+    with suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in settings.items():
+            mallopt(parameter, value)

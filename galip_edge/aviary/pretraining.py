@@ -14,7 +14,7 @@ discarded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -23,13 +23,14 @@ from torch import Tensor
 
 from galip_edge.aviary.data.chance import NOISE_DIM
 from galip_edge.aviary.data.config import AviaryConfig
-from galip_edge.aviary.data.source import image_noise
+from galip_edge.aviary.data.source import AviarySource
 from galip_edge.config import (
     check_fractions,
     check_integers,
     check_not_negative,
     check_positive,
 )
+from galip_edge.data.samples import generator_for
 from galip_edge.training.distances import pyramid_distance
 from galip_edge.training.feature_autoencoder import FeatureAutoencoder
 from galip_edge.training.micro_batch import MicroBatch
@@ -38,8 +39,10 @@ from galip_edge.training.precision import autocast
 from galip_edge.training.pretraining import (
     AuxiliaryLoss,
     PretrainingConfig,
+    check_perceptual_weight,
     joint_step,
     phase_at,
+    reconstruction_loss,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +58,8 @@ class RegressionConfig(PretrainingConfig):
         weight: factor of the regression loss, also during adversarial training.
         autoencoder_steps, features_steps, warmup_steps: lengths of the three phases before
             adversarial training; the last trains the whole generator by regression alone.
+        perceptual_weight: of the distance in the features of `[projected]`, relative to the
+            distance of pixels, in the first and the last of these phases; 0 for none.
         warmup_lr, warmup_betas: Adam's settings in these phases. Without an opponent, a smoother
             gradient is better than a more recent one.
     """
@@ -65,11 +70,12 @@ class RegressionConfig(PretrainingConfig):
     autoencoder_steps: int = 0
     features_steps: int = 0
     warmup_steps: int = 0
+    perceptual_weight: float = 0.0
     warmup_lr: float = 8e-4
     warmup_betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
-        check_not_negative(self, "weight")
+        check_not_negative(self, "weight", "perceptual_weight")
         check_positive(self, "warmup_lr")
         check_fractions(self, "warmup_betas")
         for name in ("autoencoder_steps", "features_steps", "warmup_steps"):
@@ -96,10 +102,16 @@ class RegressionConfig(PretrainingConfig):
         data, model = config.data, config.model
         if not self.weight:
             return
+        check_perceptual_weight(self.perceptual_weight, config)
         if not isinstance(data, AviaryConfig):
             raise ValueError(
                 f"regression needs images whose noise is known, and data of kind {data.kind!r} "
                 "has none: omit pretraining.weight"
+            )
+        if data.variety == "narrow" and data.captions > 1:
+            raise ValueError(
+                "only the first caption of a narrow image leaves open what its noise determines: "
+                f"set data.captions = 1, got {data.captions}"
             )
         if model.noise_dim != NOISE_DIM:
             raise ValueError(
@@ -128,28 +140,33 @@ class Regression:
         self.steps = config.total_steps
         self.trainer = trainer
         self.modules: tuple[OptimizedModule, ...] = ()
-        self._data = data
+        self._loss = reconstruction_loss(trainer, config.perceptual_weight)
+        self._source = AviarySource(replace(data, cache=None))
         self._generator = trainer.model.generator
         if config.autoencoder_steps:
-            self.autoencoder = FeatureAutoencoder(trainer, config.warmup_lr)
+            self.autoencoder = FeatureAutoencoder(trainer, config.warmup_lr, self._loss)
             self.modules = (self.autoencoder.module,)
         trainer.auxiliary.append(AuxiliaryLoss("regression", config.weight, self._distance))
 
-    def noise(self, keys: Sequence[str]) -> Tensor:
-        """Noise (B,Z) of the images `keys`. Raises ValueError without keys."""
+    def noise(self, number: int, keys: Sequence[str], captions: Sequence[str]) -> Tensor:
+        """Noise (B,Z) from which `captions` give the images `keys`. Raises ValueError without."""
         if not keys:
             raise ValueError("regression needs the keys of the images, which determine their noise")
-        return torch.from_numpy(np.stack([image_noise(self._data, key) for key in keys]))
+        found = [
+            self._source.noise_for(key, caption, generator_for(f"{key} {caption}", number))
+            for key, caption in zip(keys, captions, strict=True)
+        ]
+        return torch.from_numpy(np.stack(found))
 
     def step(self, number: int, micro_batches: list[MicroBatch]) -> StepReport | None:
         """Update the modules of the current phase; None during adversarial training."""
         phase = phase_at(number, self.config.phases)
         if phase is None:
             return None
-        term, loss = {
-            "autoencoder": ("reconstruction", self._reconstruction),
-            "features": ("features", self._features),
-            "all": ("regression", self._regression),
+        terms, loss = {
+            "autoencoder": (self._loss.terms, self._reconstruction),
+            "features": (("features",), self._features),
+            "all": (("regression", *self._loss.terms[1:]), self._regression),
         }[phase.name]
         modules = (
             self.trainer.generator,
@@ -161,28 +178,29 @@ class Regression:
             module.set_rate(self.config.warmup_lr * phase.rate_factor, self.config.warmup_betas)
 
         def weighted(batch: MicroBatch) -> tuple[Tensor, Tensor]:
-            value = loss(batch, number)
-            return self.config.weight * value, value.detach()[None]
+            value, values = loss(batch, number)
+            return self.config.weight * value, values
 
-        return joint_step(self.trainer, modules, micro_batches, (term,), weighted)
+        return joint_step(self.trainer, modules, micro_batches, terms, weighted)
 
     def prepare(self, number: int, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
         """The same micro-batches: their noise is that of the images."""
         return micro_batches
 
-    def _reconstruction(self, batch: MicroBatch, number: int) -> Tensor:
-        """Distance of the image and its reconstruction from encoded features."""
+    def _reconstruction(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
+        """Loss of reconstructions from encoded features, and its terms."""
         return self.autoencoder.reconstruction(batch, number)
 
-    def _features(self, batch: MicroBatch, number: int) -> Tensor:
-        """Squared error of features predicted from noise and sentence."""
+    def _features(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
+        """Squared error of features predicted from noise and sentence, also as its term."""
         wanted = self.autoencoder.features(batch.images)
-        return self.autoencoder.error(batch.noise, batch.sentence, wanted)
+        error = self.autoencoder.error(batch.noise, batch.sentence, wanted)
+        return error, error.detach()[None]
 
-    def _regression(self, batch: MicroBatch, number: int) -> Tensor:
-        """Distance of the image and the one generated from its noise and sentence."""
+    def _regression(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
+        """Loss of images generated from the noise and sentences of real ones, and its terms."""
         generated = self.trainer.generate(batch.noise, batch.sentence)
-        return pyramid_distance(generated.float(), batch.images)
+        return self._loss(generated.float(), batch.images)
 
     def _distance(self, generated: Generated, batch: MicroBatch) -> Tensor:
         """The same during adversarial training."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,6 +49,37 @@ def perceptual_distance(generated: Sequence[Tensor], images: Sequence[Tensor]) -
         (_normalized(a) - _normalized(b)).square().sum(1).mean() for a, b in zip(generated, images)
     ]
     return torch.stack(terms).mean()
+
+
+@dataclass(frozen=True)
+class ReconstructionLoss:
+    """The loss of reconstructed images: their distance of pixels, and of features if weighted.
+
+    Attributes:
+        features: images (B,3,H,W) to features at several scales.
+        weight: of the distance of features, relative to that of pixels; 0 for none.
+    """
+
+    features: Callable[[Tensor], Sequence[Tensor]] | None = None
+    weight: float = 0.0
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the reported terms."""
+        return ("reconstruction", "perceptual") if self.weight else ("reconstruction",)
+
+    def __call__(self, generated: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B,3,H,W) to the loss, a scalar, and the values of `terms`."""
+        total = pyramid_distance(generated, images)
+        values = [total.detach()]
+        if self.weight:
+            assert self.features is not None  # checked by the configuration
+            with torch.no_grad():
+                wanted = self.features(images)
+            distance = perceptual_distance(self.features(generated), wanted)
+            total = total + self.weight * distance
+            values.append(distance.detach())
+        return total, torch.stack(values)
 
 
 def _mean_error(difference: Tensor) -> Tensor:

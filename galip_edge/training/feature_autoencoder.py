@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from galip_edge.models.config import ModelConfig
-from galip_edge.training.distances import pyramid_distance
+from galip_edge.training.distances import ReconstructionLoss
 from galip_edge.training.micro_batch import MicroBatch
 from galip_edge.training.pretraining import downsampling
 
@@ -54,9 +54,11 @@ class FeatureAutoencoder:
     Args:
         trainer: its generator renders, and its seed determines initial weights and noise.
         learning_rate: of the encoder.
+        loss: of reconstructed images.
     """
 
-    def __init__(self, trainer: Trainer, learning_rate: float) -> None:
+    def __init__(self, trainer: Trainer, learning_rate: float, loss: ReconstructionLoss) -> None:
+        self.loss = loss
         self._generator = trainer.model.generator
         self._seed = trainer.config.seed
         with torch.random.fork_rng(devices=[]):
@@ -64,8 +66,8 @@ class FeatureAutoencoder:
             self.encoder = FeatureEncoder(trainer.model.config).to(trainer.world.device)
         self.module = trainer.optimized("feature_encoder", self.encoder, learning_rate)
 
-    def reconstruction(self, batch: MicroBatch, number: int) -> Tensor:
-        """Distance between images and their reconstructions from noisy features, a scalar.
+    def reconstruction(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
+        """Loss of images' reconstructions from noisy features, a scalar, and its terms.
 
         Args:
             batch: its noise and sentences are the condition of the upsampling blocks.
@@ -75,7 +77,7 @@ class FeatureAutoencoder:
         noise = feature_noise(self._seed, number, batch.first, features.shape)
         features = features + _FEATURE_NOISE * noise.to(features)
         rendered = self._generator.render(features, condition(batch.noise, batch.sentence))
-        return pyramid_distance(rendered.float(), batch.images)
+        return self.loss(rendered.float(), batch.images)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

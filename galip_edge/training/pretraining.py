@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from galip_edge import extensions
+from galip_edge.training.distances import ReconstructionLoss
 from galip_edge.training.micro_batch import MicroBatch
 from galip_edge.training.optimized_module import (
     OptimizedModule,
@@ -41,8 +42,8 @@ class Pretraining(Protocol):
     steps: int
     modules: tuple[OptimizedModule, ...]
 
-    def noise(self, keys: Sequence[str]) -> Tensor | None:
-        """Noise (B,Z) for the images `keys`; None for random noise."""
+    def noise(self, number: int, keys: Sequence[str], captions: Sequence[str]) -> Tensor | None:
+        """Noise (B,Z) for step `number`, the images `keys` and their captions; None if random."""
         ...
 
     def step(self, number: int, micro_batches: list[MicroBatch]) -> StepReport | None:
@@ -107,6 +108,20 @@ class AuxiliaryLoss:
     name: str
     weight: float
     compute: Callable[[Any, MicroBatch], Tensor]
+
+
+def check_perceptual_weight(weight: float, config: TrainConfig) -> None:
+    """Raise ValueError if a distance of features has a weight, but there are no features."""
+    if weight and not config.projected.weight:
+        raise ValueError(
+            "pretraining.perceptual_weight needs the features of [projected]: set projected.weight"
+        )
+
+
+def reconstruction_loss(trainer: Trainer, perceptual_weight: float) -> ReconstructionLoss:
+    """The loss of reconstructed images, with the features of `[projected]` if weighted."""
+    projected = trainer.projected if perceptual_weight else None
+    return ReconstructionLoss(projected.features if projected else None, perceptual_weight)
 
 
 def rate_factor(step: int, steps: int) -> float:

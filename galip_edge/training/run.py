@@ -149,7 +149,9 @@ class _Run:
                     self.world.raise_any(failure)
                 assert batch is not None
                 assert sentence is not None
-                report = self.trainer.step(self.step, batch.images, sentence, batch.keys)
+                report = self.trainer.step(
+                    self.step, batch.images, sentence, batch.keys, batch.captions
+                )
                 self.step += 1
                 log.step(self.step, self.loader.position.epoch, report, self.loader.skips.total)
                 not_finite = self._check_finite(report, batch, not_finite, log)

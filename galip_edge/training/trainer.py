@@ -183,7 +183,12 @@ class Trainer:
         return projected
 
     def step(
-        self, number: int, images: Tensor, sentence: Tensor, keys: Sequence[str] = ()
+        self,
+        number: int,
+        images: Tensor,
+        sentence: Tensor,
+        keys: Sequence[str] = (),
+        captions: Sequence[str] = (),
     ) -> StepReport:
         """Update discriminator and generator once.
 
@@ -194,9 +199,9 @@ class Trainer:
             number: step, from 0; with the seed it determines the noise.
             images: (B,3,H,W) in [-1,1], this process's share of the batch; the same B on all.
             sentence: (B,E) embeddings of their captions.
-            keys: names of the images, for pretraining.
+            keys, captions: names and captions of the images, for pretraining.
         """
-        noise = self.pretraining.noise(keys) if self.pretraining else None
+        noise = self.pretraining.noise(number, keys, captions) if self.pretraining else None
         micro_batches = self._divide(number, images, sentence, noise, self.stream)
         if self.pretraining and (done := self.pretraining.step(number, micro_batches)):
             return self._with_average(done)

@@ -31,7 +31,7 @@ from galip_edge.config import (
     check_positive,
 )
 from galip_edge.models.config import ModelConfig
-from galip_edge.training.distances import perceptual_distance, pyramid_distance
+from galip_edge.training.distances import pyramid_distance
 from galip_edge.training.feature_autoencoder import FeatureAutoencoder
 from galip_edge.training.micro_batch import MicroBatch
 from galip_edge.training.optimized_module import OptimizedModule, StepReport
@@ -40,9 +40,11 @@ from galip_edge.training.pretraining import (
     AuxiliaryLoss,
     Phase,
     PretrainingConfig,
+    check_perceptual_weight,
     downsampling,
     joint_step,
     phase_at,
+    reconstruction_loss,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class VAEConfig(PretrainingConfig):
         features_kl_weight: of the KL divergence in the features phase, in nats per image, relative
             to the mean squared error of features.
         perceptual_weight: of the distance in the features of `[projected]`, relative to the
-            distance of pixels; 0 for none.
+            distance of pixels, where images are compared; 0 for none.
         kl_weight: of the KL divergence of encoded noise from N(0,1), in nats per image, relative
             to the distance of pixels. More gives blurrier images; with less, encoded noise
             resembles random noise less.
@@ -135,11 +137,7 @@ class VAEConfig(PretrainingConfig):
                 f"an autoencoder compares pixels: data.image_size {config.data.image_size} must be "
                 f"the model's {config.model.image_size}"
             )
-        if self.perceptual_weight and not config.projected.weight:
-            raise ValueError(
-                "pretraining.perceptual_weight needs the features of [projected]: set "
-                "projected.weight"
-            )
+        check_perceptual_weight(self.perceptual_weight, config)
 
     def build(self, trainer: Trainer) -> VAE | None:
         """The autoencoder of `trainer`; None without steps."""
@@ -210,10 +208,11 @@ class VAE:
         self.config = config
         self.steps = config.total_steps
         self.trainer = trainer
+        self._distance = reconstruction_loss(trainer, config.perceptual_weight)
         self._autoencoder: FeatureAutoencoder | None = None
         self._rows: dict[tuple[int, int], Tensor] = {}  # see `_encoded`
         if config.autoencoder_steps:
-            self._autoencoder = FeatureAutoencoder(trainer, config.learning_rate)
+            self._autoencoder = FeatureAutoencoder(trainer, config.learning_rate, self._distance)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(trainer.config.seed)
             encoder = NoiseEncoder(trainer.model.config, features=bool(config.autoencoder_steps))
@@ -228,7 +227,7 @@ class VAE:
                 AuxiliaryLoss("reconstruction", config.weight, self._reconstruction)
             )
 
-    def noise(self, keys: Sequence[str]) -> Tensor | None:
+    def noise(self, number: int, keys: Sequence[str], captions: Sequence[str]) -> Tensor | None:
         """None: the autoencoder uses random noise, too."""
         return None
 
@@ -264,7 +263,13 @@ class VAE:
             signature of the step's passes for `Trainer.capture`.
         """
         if phase.name == "autoencoder":  # draws noise on the CPU
-            return ("reconstruction",), lambda batch: self._rendering(batch, number), None
+            autoencoder = self._autoencoder
+            assert autoencoder is not None
+            return (
+                self._distance.terms,
+                lambda batch: autoencoder.reconstruction(batch, number),
+                None,
+            )
         if phase.name == "features":
             factor = kl_factor(phase.step, phase.steps, _KL_FIRST_FEATURES)
             weight = self.config.features_kl_weight * factor
@@ -275,18 +280,11 @@ class VAE:
             )
         factor = 1.0 if self.config.features_steps else kl_factor(phase.step, phase.steps)
         weight = self.config.kl_weight * factor
-        perceptual = ("perceptual",) if self.config.perceptual_weight else ()
         return (
-            ("reconstruction", "kl", *perceptual),
+            (*self._distance.terms, "kl"),
             lambda batch: self._loss(batch, weight),
             (phase.name, weight),
         )
-
-    def _rendering(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
-        """The loss of the autoencoder of features, for a micro-batch, and its term."""
-        assert self._autoencoder is not None
-        distance = self._autoencoder.reconstruction(batch, number)
-        return distance, distance.detach()[None]
 
     def _feature_loss(self, batch: MicroBatch, kl_weight: float) -> tuple[Tensor, Tensor]:
         """The negative evidence lower bound of a micro-batch's features, and its terms."""
@@ -311,19 +309,9 @@ class VAE:
         mean, log_variance = self._encode(batch.images, batch.sentence)
         noise = sample(mean, log_variance, batch.noise)
         generated = self.trainer.generate(noise, batch.sentence).float()
-        terms = [
-            pyramid_distance(generated, batch.images),
-            kl_divergence(mean, log_variance).mean(),
-        ]
-        total = terms[0] + kl_weight * terms[1]
-        if self.config.perceptual_weight:
-            projected = self.trainer.projected
-            assert projected is not None  # checked by the configuration
-            with torch.no_grad():
-                wanted = projected.features(batch.images)
-            terms.append(perceptual_distance(projected.features(generated), wanted))
-            total = total + self.config.perceptual_weight * terms[-1]
-        return total, torch.stack(terms).detach()
+        distance, values = self._distance(generated, batch.images)
+        divergence = kl_divergence(mean, log_variance).mean()
+        return distance + kl_weight * divergence, torch.cat([values, divergence.detach()[None]])
 
     @torch.no_grad()
     def _with_encoded_noise(self, batch: MicroBatch) -> MicroBatch:

@@ -26,7 +26,6 @@ from galip_edge.aviary.data import (
 )
 from galip_edge.aviary.data.attributes import PERCHES
 from galip_edge.aviary.data.chance import ENTRIES, Chances, entries
-from galip_edge.aviary.data.source import image_noise
 from galip_edge.cli import main
 from galip_edge.config import build
 from galip_edge.data import DataConfig, DataError, build_dataset
@@ -182,13 +181,44 @@ def test_a_cache_gives_the_same_pictures_and_mends_a_broken_file(tmp_path):
     assert [p.name for p in tmp_path.rglob("*.*")] == [path.name]
 
 
+def test_each_caption_has_noise_that_gives_the_same_image():
+    config = AviaryConfig(samples=40, captions=4)
+    aviary, seen = AviarySource(config), set()
+    for index in range(40):
+        scene, image = aviary.scene(index), None
+        for caption in aviary.described(index):
+            rng = np.random.default_rng(1)
+            noise = aviary.noise_for(aviary.key(index), caption.text, rng)
+            assert similar_scene(scene, caption.states, noise) == scene
+            assert (noise[-56:] == aviary.noise(index)[-56:]).all()  # layout and scenery
+            assert (noise != aviary.noise_for(aviary.key(index), caption.text, rng)).any()
+            if index < 3:
+                image = image or draw(scene, aviary.noise(index), 32)
+                assert (np.asarray(draw(scene, noise, 32)) == np.asarray(image)).all()
+            seen.add(caption.states)
+    assert len(seen) > 40
+    with pytest.raises(ValueError, match="no caption 'a cat'"):
+        aviary.noise_for("train/000000", "a cat", np.random.default_rng(1))
+
+
+def test_redrawn_noise_is_normal_and_of_narrow_images_unchanged():
+    aviary = source()
+    rng = np.random.default_rng(2)
+    texts = [aviary.captions(i)[0] for i in range(1500)]
+    noise = np.stack([aviary.noise_for(aviary.key(i), t, rng) for i, t in enumerate(texts)])
+    assert np.abs(noise.mean(0)).max() < 0.12
+    assert np.abs(noise.std(0) - 1).max() < 0.1
+    narrow = AviarySource(AviaryConfig(variety="narrow"))
+    assert (narrow.noise_for(narrow.key(5), narrow.captions(5)[0], rng) == narrow.noise(5)).all()
+
+
 def test_it_is_data_for_training_like_any_other():
     config = AviaryConfig(image_size=32, samples=7)
     dataset = build_dataset(config)
     assert len(dataset) == 7
     item = dataset[3]
     assert item.image.shape == (3, 32, 32)
-    assert (image_noise(config, item.key) == dataset.source.noise(3)).all()
+    assert item.key == dataset.source.key(3) == "train/000003"
     assert "bird" in item.caption or any(s in item.caption for s in ATTRIBUTES["species"])
 
 

@@ -21,11 +21,11 @@ def test_warming_up_changes_the_generator_alone_and_learns(tmp_path):
     settings = ("pretraining.warmup_steps=1000", "pretraining.warmup_lr=2e-3")
     mine = trainer(config(tmp_path, *settings))
     before = [p.clone() for p in mine.discriminator.parameters.values()]
-    images, sentence, keys = batch()
-    first = mine.step(0, images, sentence, keys).values
+    examples = batch()
+    first = mine.step(0, *examples).values
     assert set(first) == {"generator/regression", "generator/norm"}
     for number in range(1, 40):
-        last = mine.step(number, images, sentence, keys).values
+        last = mine.step(number, *examples).values
     assert last["generator/regression"] < 0.9 * first["generator/regression"]
     assert all(torch.equal(a, b) for a, b in zip(before, mine.discriminator.parameters.values()))
 
@@ -62,7 +62,7 @@ def test_parts_equal_the_whole_batch(tmp_path, warmup):
 
 
 def test_images_without_keys_are_refused(tmp_path):
-    images, sentence, _ = batch()
+    images, sentence, *_ = batch()
     with pytest.raises(ValueError, match="noise"):
         trainer(config(tmp_path)).step(0, images, sentence)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -75,3 +79,29 @@ def test_settings_are_restored():
         assert settings() == (1, False, False, False)
         raise ZeroDivisionError
     assert settings() == before
+
+
+_COUNT_PAGE_FAULTS = """
+import resource, torch
+from galip_edge.devices import compute_settings
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        kept = [torch.ones(4 << 20) for _ in range(4)]  # 16 MiB each
+        del kept
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+outside = faults()
+with compute_settings(1):
+    inside = faults()
+print(outside, inside, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set")
+def test_training_keeps_the_memory_that_it_frees():
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNT_PAGE_FAULTS], capture_output=True, text=True, check=True
+    )
+    outside, inside, afterwards = map(int, done.stdout.split())
+    assert inside < outside / 4
+    assert afterwards > 2 * inside

@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-import numpy as np
-
-from galip_edge.aviary.data.captions import write_caption
 from galip_edge.aviary.data.config import AviaryConfig
 from galip_edge.aviary.data.source import (
     BLOCK,
@@ -109,11 +106,6 @@ def _draw_block(folder: Path, config: AviaryConfig, captions: int, block: range)
         for index in block:
             image = source.image(index)
             image.save(temporary / f"{index:07d}.png", compress_level=1)
-            rng = np.random.default_rng((config.seed, index))
-            texts = dict.fromkeys(source.captions(index))
-            for _ in range(8 * captions):  # terse captions repeat themselves
-                if len(texts) >= captions:
-                    break
-                texts[write_caption(source.scene(index), rng).text] = None
+            texts = [caption.text for caption in source.described(index, captions)]
             (temporary / f"{index:07d}.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     return len(block)

@@ -68,6 +68,19 @@ def write_caption(scene: Scene, rng: np.random.Generator) -> Caption:
     return _Writer(scene, rng).caption()
 
 
+def more_captions(
+    first: Caption, scene: Scene, count: int, rng: np.random.Generator
+) -> tuple[Caption, ...]:
+    """`first` and other captions of the scene, `count` in all; fewer if they repeat themselves."""
+    found = {first.text: first}
+    for _ in range(8 * count):
+        if len(found) >= count:
+            break
+        caption = write_caption(scene, rng)
+        found.setdefault(caption.text, caption)
+    return tuple(found.values())
+
+
 class _Writer:
     def __init__(self, scene: Scene, rng: np.random.Generator) -> None:
         self.scene = scene

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
+import numpy as np
+
 from galip_edge.aviary.data.attributes import ATTRIBUTES, PERCHES, Variety
-from galip_edge.aviary.data.chance import Noise, choose
+from galip_edge.aviary.data.chance import Noise, choose, write_entries
 
 # Added to the noise of frequent values: half of all parts are plain, and two in three swimming
 # birds are ducks.
@@ -23,6 +25,9 @@ _USUAL: dict[str, tuple[str, ...]] = {
     "pose": ("perched",),
     "background": ("sky", "forest"),
 }
+# Attributes in the order of their choice; some depend on previous ones.
+_ORDER = ("body", "pose", "species", "belly", "wing", "beak", "size", "perch", "background")
+
 _USUAL_BEAK = {
     "songbird": "orange",
     "magpie": "black",
@@ -74,28 +79,56 @@ def random_scene(noise: Noise, given: Mapping[str, str] = MappingProxyType({})) 
 
     Every part differs from the body in color, unless given otherwise.
     """
-    # An unstated body color differs from the given colors of parts.
-    parts = {given[name]: -100.0 for name in ("belly", "wing") if name in given}
+    chosen: dict[str, str] = {}
+    for name in _ORDER:
+        chosen[name] = given.get(name) or choose(
+            noise, name, _choices(name, chosen), _bonuses(name, chosen, given)
+        )
+    return Scene(**chosen)
 
-    def pick(name: str, values: tuple[str, ...], bonus: Mapping[str, float]) -> str:
-        return given.get(name) or choose(noise, name, values, bonus)
 
-    def part(name: str) -> str:
-        return pick(name, ATTRIBUTES[name], {"plain": _PLAIN, body: -100.0})
+def redraw(noise: Noise, scene: Scene, given: Iterable[str], rng: np.random.Generator) -> Noise:
+    """Other noise with the same image for a caption that states `given`, in wide variety.
 
-    body = pick("body", ATTRIBUTES["body"], parts)
-    pose = pick("pose", ATTRIBUTES["pose"], {})
-    return Scene(
-        species=pick("species", ATTRIBUTES["species"], {"duck": _DUCK * (pose == "swimming")}),
-        body=body,
-        belly=part("belly"),
-        wing=part("wing"),
-        beak=pick("beak", ATTRIBUTES["beak"], {}),
-        size=pick("size", ATTRIBUTES["size"], {}),
-        pose=pose,
-        perch=pick("perch", PERCHES[pose], {}),
-        background=pick("background", ATTRIBUTES["background"], {}),
-    )
+    Entries of attributes are drawn anew: of those that the caption leaves open until they choose
+    the scene's values, of the others, which decide nothing, just once.
+
+    Args:
+        noise: (NOISE_DIM,) of the image.
+        scene: of the image.
+        given: names of the attributes that the caption states.
+        rng: of the entries.
+    """
+    values = asdict(scene)
+    stated = {name: values[name] for name in given}
+    if "perch" in stated:  # it is possible in one pose only
+        stated["pose"] = scene.pose
+    drawn = noise.copy()
+    chosen: dict[str, str] = {}
+    for name in _ORDER:
+        choices, bonuses = _choices(name, chosen), _bonuses(name, chosen, stated)
+        while True:
+            write_entries(drawn, name, rng)
+            if name in stated or choose(drawn, name, choices, bonuses) == values[name]:
+                break
+        chosen[name] = values[name]
+    return drawn
+
+
+def _choices(name: str, chosen: Mapping[str, str]) -> tuple[str, ...]:
+    """Values of an attribute, given those that precede it in _ORDER."""
+    return PERCHES[chosen["pose"]] if name == "perch" else ATTRIBUTES[name]
+
+
+def _bonuses(name: str, chosen: Mapping[str, str], given: Mapping[str, str]) -> dict[str, float]:
+    """Added to the entries of the values of an attribute."""
+    if name == "body":  # differs from the given colors of parts
+        return {given[part]: -100.0 for part in ("belly", "wing") if part in given}
+    if name in ("belly", "wing"):
+        return {"plain": _PLAIN, chosen["body"]: -100.0}
+    if name == "species":
+        return {"duck": _DUCK * (chosen["pose"] == "swimming")}
+    return {}
 
 
 def similar_scene(

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from galip_edge.aviary.data.captions import Caption, write_caption
+from galip_edge.aviary.data.captions import Caption, more_captions, write_caption
 from galip_edge.aviary.data.chance import NOISE_DIM, Noise
 from galip_edge.aviary.data.config import AviaryConfig
 from galip_edge.aviary.data.drawing import VERSION, Layout, draw, layout_of
-from galip_edge.aviary.data.scene import Scene, random_scene, similar_scene
+from galip_edge.aviary.data.scene import Scene, random_scene, redraw, similar_scene
 from galip_edge.data.errors import DataError
 from runtime.files import atomic_path
 
@@ -62,10 +62,10 @@ def check_drawn(folder: Path, config: AviaryConfig, **more: object) -> None:
 
 
 class AviarySource:
-    """Drawn birds, each with one caption.
+    """Drawn birds with captions.
 
-    The caption states a part of the scene, and noise determines the rest. The noise is independent
-    of the caption, so a generator can be trained to map caption and noise to the image.
+    The first caption states a part of the scene, and noise determines the rest. The noise is
+    independent of the caption, so a generator can be trained to map caption and noise to the image.
 
     Args:
         config: `split` and `seed` select the images; `cache` is a folder for drawn images, or one
@@ -99,7 +99,7 @@ class AviarySource:
         return self._config.samples
 
     def key(self, index: int) -> str:
-        """The image's name; `image_noise` is the inverse."""
+        """The image's name; `_index_of` is the inverse."""
         return f"{self._config.split}/{index:06d}"
 
     def scene(self, index: int) -> Scene:
@@ -107,21 +107,44 @@ class AviarySource:
         return self._item(index)[0]
 
     def noise(self, index: int) -> Noise:
-        """The noise (NOISE_DIM,) of an image; see `image_noise`."""
-        return image_noise(self._config, self.key(index))
+        """Noise (NOISE_DIM,) that determines what the first caption of an image leaves open."""
+        return self._item(index)[1]
 
     def layout(self, index: int) -> Layout:
         """Direction and position of the bird in an image."""
         scene, noise, _ = self._item(index)
         return layout_of(scene, noise, self._config.variety)
 
-    def described(self, index: int) -> tuple[Caption, ...]:
-        """The caption of an image, with the attributes that it states."""
-        return (self._item(index)[2],)
+    def described(self, index: int, count: int | None = None) -> tuple[Caption, ...]:
+        """Captions of an image, with the attributes that they state.
+
+        Args:
+            index: of the image.
+            count: number of captions; terse ones may be fewer. Default: the configuration's.
+        """
+        scene, _, first = self._item(index)
+        rng = np.random.default_rng((self._config.seed, index))
+        return more_captions(first, scene, count or self._config.captions, rng)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The caption of an image."""
+        """The captions of an image."""
         return tuple(caption.text for caption in self.described(index))
+
+    def noise_for(self, key: str, text: str, rng: np.random.Generator) -> Noise:
+        """Noise (NOISE_DIM,) from which the caption `text` gives the image `key`.
+
+        In wide variety, entries without influence on the image are drawn from `rng`.
+
+        Raises ValueError if the image has no such caption.
+        """
+        index = _index_of(key)
+        scene, noise, _ = self._item(index)
+        states = {caption.text: caption.states for caption in self.described(index)}
+        if text not in states:
+            raise ValueError(f"{key} has no caption {text!r}")
+        if self._config.variety == "narrow":
+            return noise
+        return redraw(noise, scene, states[text], rng)
 
     def _item(self, index: int) -> tuple[Scene, Noise, Caption]:
         (scene_noise, noise), rng = _random_numbers(self._config, index)
@@ -163,14 +186,8 @@ class AviarySource:
             return drawn
 
 
-def image_noise(config: AviaryConfig, key: str) -> Noise:
-    """Noise (NOISE_DIM,) from N(0,1) that determines what the caption of an image leaves open.
-
-    Args:
-        config: of the source.
-        key: of the image in that source.
-    """
-    return _random_numbers(config, int(key.rpartition("/")[2]))[0][1]
+def _index_of(key: str) -> int:
+    return int(key.rpartition("/")[2])
 
 
 def _random_numbers(config: AviaryConfig, index: int) -> tuple[Noise, np.random.Generator]:
