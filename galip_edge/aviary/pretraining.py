@@ -31,11 +31,9 @@ from galip_edge.config import (
     check_positive,
 )
 from galip_edge.data.samples import generator_for
-from galip_edge.training.distances import pyramid_distance
 from galip_edge.training.feature_autoencoder import FeatureAutoencoder
 from galip_edge.training.micro_batch import MicroBatch
 from galip_edge.training.optimized_module import OptimizedModule, StepReport
-from galip_edge.training.precision import autocast
 from galip_edge.training.pretraining import (
     AuxiliaryLoss,
     PretrainingConfig,
@@ -59,7 +57,7 @@ class RegressionConfig(PretrainingConfig):
         autoencoder_steps, features_steps, warmup_steps: lengths of the three phases before
             adversarial training; the last trains the whole generator by regression alone.
         perceptual_weight: of the distance in the features of `[projected]`, relative to the
-            distance of pixels, in the first and the last of these phases; 0 for none.
+            distance of pixels, wherever images are compared; 0 for none.
         warmup_lr, warmup_betas: Adam's settings in these phases. Without an opponent, a smoother
             gradient is better than a more recent one.
     """
@@ -203,6 +201,5 @@ class Regression:
         return self._loss(generated.float(), batch.images)
 
     def _distance(self, generated: Generated, batch: MicroBatch) -> Tensor:
-        """The same during adversarial training."""
-        with autocast(self.trainer.world.device, "float32"):
-            return pyramid_distance(generated.images, batch.images)
+        """The same loss during adversarial training."""
+        return self._loss(generated.images.float(), batch.images)[0]

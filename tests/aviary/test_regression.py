@@ -6,6 +6,7 @@ import pytest
 import torch
 from aviary_pairs import aviary_config, batch, trainer
 
+from galip_edge.aviary.data import AviaryConfig, AviarySource
 from galip_edge.errors import ConfigError
 from galip_edge.training.config import load_config
 from galip_edge.training.run import train
@@ -59,6 +60,48 @@ def test_parts_equal_the_whole_batch(tmp_path, warmup):
         settings = (f"micro_batch_size={size}", f"pretraining.warmup_steps={warmup}")
         values.append(trainer(config(tmp_path, *settings)).step(0, *batch()).values)
     assert values[1] == pytest.approx(values[0], rel=1e-4, abs=1e-5)
+
+
+PROJECTED = ("projected.weight=1", "projected.width=16", "projected.projection=8")
+
+
+@pytest.mark.parametrize("phase", ["autoencoder_steps", "warmup_steps", "none"])
+def test_features_are_compared_wherever_images_are(tmp_path, phase):
+    found = []
+    for weight in (0.02, 20.0):
+        steps = {"autoencoder_steps": 0, "features_steps": 0, "warmup_steps": 0}
+        if phase != "none":
+            steps[phase] = 4
+        changes = [f"pretraining.{name}={value}" for name, value in steps.items()]
+        changes.append(f"pretraining.perceptual_weight={weight}")
+        mine = trainer(config(tmp_path, *PROJECTED, *changes))
+        found.append(mine.step(0, *batch()).values)
+    assert ("generator/perceptual" in found[0]) == (phase != "none")
+    assert found[1]["generator/norm"] > 2 * found[0]["generator/norm"]
+
+
+def test_a_distance_of_features_needs_features(tmp_path):
+    with pytest.raises(ConfigError, match=r"perceptual_weight needs .*projected\.weight"):
+        config(tmp_path, "pretraining.perceptual_weight=1")
+
+
+def test_only_the_first_caption_of_a_narrow_image_has_noise(tmp_path):
+    with pytest.raises(ConfigError, match=r"narrow.*data\.captions = 1, got 4"):
+        config(tmp_path, "data.variety=narrow", "data.captions=4")
+
+
+def test_captions_of_an_image_have_noise_of_their_own(tmp_path):
+    mine = trainer(config(tmp_path, "data.captions=4"))
+    source = AviarySource(AviaryConfig(captions=4))
+    texts = source.captions(0)
+    assert len(texts) > 1
+    keys = ["train/000000"] * len(texts)
+    noise = mine.pretraining.noise(3, keys, texts)
+    assert torch.equal(noise, mine.pretraining.noise(3, keys, texts))
+    assert torch.equal(noise[1:], mine.pretraining.noise(3, keys[1:], texts[1:]))
+    assert not torch.equal(noise, mine.pretraining.noise(4, keys, texts))
+    assert (noise[0] != noise[1]).any()
+    assert torch.equal(noise[0, -56:], noise[1, -56:])
 
 
 def test_images_without_keys_are_refused(tmp_path):

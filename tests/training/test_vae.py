@@ -159,9 +159,15 @@ def test_the_divergence_holds_the_noise_near_its_prior(make_config, batch):
 
 def test_features_of_the_projected_discriminator_are_compared(make_config, batch):
     projected = {"weight": 1.0, "width": 16, "projection": 8}
-    mine = trainer(make_config(**settings(perceptual_weight=0.5), projected=projected))
-    values = mine.step(0, *batch).values
-    assert 0 < values["generator/perceptual"] <= 4
+    for steps in ({"steps": 4}, {"steps": 0, "autoencoder_steps": 4, "features_steps": 4}):
+        found = {}
+        for weight in (0.5, 50.0):
+            changes = settings(perceptual_weight=weight, **steps)
+            mine = trainer(make_config(**changes, projected=projected))
+            found[weight] = mine.step(0, *batch).values
+        assert 0 < found[0.5]["generator/perceptual"] <= 4
+        assert found[0.5]["generator/perceptual"] == found[50.0]["generator/perceptual"]
+        assert found[50.0]["generator/norm"] > 2 * found[0.5]["generator/norm"]
 
 
 @pytest.mark.parametrize(
