@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from galip_edge.checkpoints.format import fill
 from galip_edge.checkpoints.safe_load import read_weights
-from galip_edge.training.projected import MATCHER, ProjectedDiscriminator
+from galip_edge.training.projected import MATCHER, QUEUE, ProjectedDiscriminator
 from galip_edge.training.resume import newest_state
 from runtime.files import atomic_path
 
@@ -38,6 +38,8 @@ def export_heads(run: Path, folder: Path, dtype: torch.dtype) -> Path | None:
 def import_heads(projected: ProjectedDiscriminator, checkpoint: Path) -> bool:
     """Load the heads that `export_heads` wrote next to `checkpoint`; False without heads.
 
+    The queue of negatives starts anew.
+
     Raises CheckpointError if they do not fit.
     """
     path = checkpoint.parent / HEADS
@@ -47,5 +49,6 @@ def import_heads(projected: ProjectedDiscriminator, checkpoint: Path) -> bool:
     # Either run may have no contrastive loss.
     mine = {name: tensor for name, tensor in known.items() if name.startswith(MATCHER)}
     stored = {n: t for n, t in stored.items() if n in known or not n.startswith(MATCHER)}
+    stored.pop(QUEUE, None)
     fill(projected.heads, known, {**mine, **stored}, str(path))
     return True

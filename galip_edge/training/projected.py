@@ -30,6 +30,7 @@ _SLOPE = 0.2
 _GRID = 4  # largest side of a head's grid of scores
 
 MATCHER = "matcher."  # prefix of its tensors among those of the heads
+QUEUE = f"{MATCHER}recent"  # of negatives, whose length may change
 
 # Length of the embeddings that the contrastive loss compares, and the largest factor of their
 # cosine, as in CLIP.
@@ -46,6 +47,9 @@ class ProjectedConfig:
             heads and generator; 0 disables it. A single mismatched sentence mostly differs in the
             largest attributes, so the scores alone neglect small ones. In the generator's loss it
             counts as far as an image is recognized worse than the real image of its sentence.
+        negatives: number of sentences of previous batches among which the contrastive loss seeks an
+            image's own, in addition to those of the batch. The more, the more differ in a detail
+            alone (a queue as in MoCo, He et al. 2020, https://arxiv.org/abs/1911.05722).
         learning_rate: of the heads.
         width, projection: channels of each head, and of its fixed random input projection.
         features: file of EfficientNet-Lite0's weights, written by `benchmarks/gpu_pack.py`.
@@ -54,6 +58,7 @@ class ProjectedConfig:
 
     weight: float = 0.0
     matching_weight: float = 0.0
+    negatives: int = 0
     learning_rate: float = 2e-4
     width: int = 96
     projection: int = 64
@@ -63,6 +68,12 @@ class ProjectedConfig:
         check_not_negative(self, "weight", "matching_weight")
         check_positive(self, "learning_rate")
         check_integers(self, 1, "width", "projection")
+        check_integers(self, 0, "negatives")
+        if self.negatives and not self.matching_weight:
+            raise ValueError(
+                f"negatives is {self.negatives}, but there is no contrastive loss: set "
+                "matching_weight"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,10 +131,18 @@ class _Head(nn.Module):
 
 
 class _Matcher(nn.Module):
-    """Similarity of images and sentences, from the results of all heads."""
+    """Similarity of images and sentences, from the results of all heads.
 
-    def __init__(self, features: int, sentence: int) -> None:
+    Attributes:
+        recent: (negatives,E) sentence embeddings of previous batches, the newest first; rows that
+            are not filled yet are zero.
+    """
+
+    recent: Tensor
+
+    def __init__(self, features: int, sentence: int, negatives: int) -> None:
         super().__init__()
+        self.register_buffer("recent", torch.zeros(negatives, sentence))
         self.to_image = nn.Linear(features, _MATCHED)
         self.to_sentence = nn.Linear(sentence, _MATCHED)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
@@ -186,7 +205,9 @@ class ProjectedDiscriminator(nn.Module):
                 for scale, channels in enumerate(self.backbone.channels)
             ]
             features = config.width * len(heads)
-            matcher = _Matcher(features, sentence) if config.matching_weight else None
+            matcher = (
+                _Matcher(features, sentence, config.negatives) if config.matching_weight else None
+            )
         self.heads = _Heads(heads, matcher)
         self._matching_weight = config.matching_weight
         self.eval()
@@ -245,6 +266,13 @@ class ProjectedDiscriminator(nn.Module):
         total = matched + (mismatch + generated) / 2 + self._matching_weight * matching
         return ProjectedLoss(total, matched, mismatch, generated, matching, each.detach())
 
+    @torch.no_grad()
+    def remember(self, sentences: Tensor) -> None:
+        """Keep the sentence embeddings (S,E) of a batch as negatives for the next ones."""
+        if self.heads.matcher is not None:
+            recent = self.heads.matcher.recent
+            recent.copy_(torch.cat([sentences.to(recent), recent])[: len(recent)])
+
     def adversarial(self, fake: Sequence[Tensor], sentence: Tensor) -> Tensor:
         """The generator's loss: the negative mean score of generated images, a scalar."""
         scores = [
@@ -274,11 +302,12 @@ class ProjectedDiscriminator(nn.Module):
         """Cross entropy (B,) of images' own sentences among their own and all others."""
         if self.heads.matcher is None:
             return sentence.new_zeros(len(sentence))
-        others = sentence if others is None else others
+        recent = self.heads.matcher.recent
+        others = torch.cat([sentence if others is None else others, recent.to(sentence)])
         logits = self.heads.matcher(found, torch.cat([sentence, others]))
         own = torch.diagonal(logits)
-        same = same_sentences(sentence, others)
-        rest = logits[:, len(sentence) :].masked_fill(same, -torch.inf)
+        left_out = same_sentences(sentence, others) | (others == 0).all(1)
+        rest = logits[:, len(sentence) :].masked_fill(left_out, -torch.inf)
         loss: Tensor = torch.cat([own[:, None], rest], dim=1).logsumexp(1) - own
         return loss
 

@@ -29,7 +29,7 @@ from runtime.files import atomic_folder, sha256_of
 from runtime.locks import remove_locked, try_lock
 
 VERSION = 1
-_OPTIONAL = f"projected.{MATCHER}"  # parameters of the contrastive loss
+_OPTIONAL = f"projected.{MATCHER}"  # tensors of the contrastive loss
 _LOCK = "lock"
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,10 @@ def load_trainer_state(trainer: Trainer, state: dict[str, Any]) -> None:
         parameter.copy_(state["parameters"][name])
     for module in trainer.modules:
         for name, buffer in module.buffers.items():
-            buffer.copy_(state["buffers"][name])
+            if not name.startswith(_OPTIONAL):
+                buffer.copy_(state["buffers"][name])
+            elif getattr(kept := state["buffers"].get(name), "shape", None) == buffer.shape:
+                buffer.copy_(kept)  # otherwise its length has changed, and it starts anew
         load_moments(module, state["moments"])
         module.scale.load(state["scales"][module.name])
     if trainer.average:

@@ -215,6 +215,8 @@ class Trainer:
         captured = ("adversarial", updates_generator, tuple(self._blur_kernels))
         micro_batches = self.capture(captured, micro_batches)
         done = self.passes(lambda: self._adversarial(micro_batches, updates_generator))
+        if self.projected:
+            self.projected.remember(micro_batches[0].sentences)
         return self._with_average(done) if updates_generator else done
 
     def _adversarial(self, micro_batches: list[MicroBatch], updates_generator: bool) -> StepReport:

@@ -16,6 +16,7 @@ from galip_edge.models.efficientnet import EfficientNetLite, FeaturePyramid, fol
 from galip_edge.training.config import TrainConfig
 from galip_edge.training.diff_augment import AugmentConfig, augment, blur, step_draws
 from galip_edge.training.distributed import World
+from galip_edge.training.heads import HEADS, import_heads
 from galip_edge.training.projected import ProjectedConfig, ProjectedDiscriminator
 from galip_edge.training.resume import load_trainer_state, trainer_state
 from galip_edge.training.run import train
@@ -220,6 +221,57 @@ def test_the_contrastive_loss_compares_with_all_other_sentences():
         for i in (0, 2)
     ]
     assert sum(parts) / 2 == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_sentences_of_previous_batches_are_negatives():
+    config = replace(MATCHING, negatives=5)
+    projected = ProjectedDiscriminator(64, 8, config, seed=0)
+    none = ProjectedDiscriminator(64, 8, MATCHING, seed=0)
+    sentences = torch.randn(9, 8, generator=torch.Generator().manual_seed(2))
+    own, features = sentences[:3], projected.features(images(3))
+
+    def loss(of, others=own):
+        return of.discriminator_loss(features, features, own, own, others=others).matching.item()
+
+    assert loss(projected) == loss(none)  # no previous batch
+    projected.remember(sentences[3:6])
+    assert loss(projected) == pytest.approx(loss(none, sentences[:6]), rel=1e-5)
+    projected.remember(sentences[6:])
+    assert torch.equal(projected.heads.matcher.recent, sentences[[6, 7, 8, 3, 4]])
+    projected.remember(own)  # a text does not compete with itself
+    assert loss(projected) == pytest.approx(loss(none, sentences[[0, 1, 2, 0, 1, 2, 6, 7]]), 1e-5)
+    none.remember(own)
+    with pytest.raises(ValueError, match="negatives is 5, but there is no contrastive loss"):
+        replace(config, matching_weight=0.0)
+
+
+def test_the_queue_of_negatives_is_part_of_the_state(make_config):
+    def run(negatives):
+        section = {**PROJECTED["projected"], "matching_weight": 1.0, "negatives": negatives}
+        return trainer(make_config(projected=section))
+
+    first, sentence = run(12), torch.randn(2, 8, 32)
+    for number in range(2):
+        first.step(number, images(8), sentence[number])
+    queue = first.projected.heads.matcher.recent
+    assert torch.equal(queue, torch.cat([sentence[1], sentence[0, :4]]))
+    state = {**trainer_state(first), "step": 2}
+    for negatives, kept in ((12, queue), (4, torch.zeros(4, 32)), (0, torch.zeros(0, 32))):
+        second = run(negatives)
+        load_trainer_state(second, state)
+        assert torch.equal(second.projected.heads.matcher.recent, kept)
+
+
+def test_heads_are_imported_without_the_queue(tmp_path):
+    first, second = (
+        ProjectedDiscriminator(64, 8, replace(MATCHING, negatives=count), seed=count)
+        for count in (5, 3)
+    )
+    first.remember(torch.ones(2, 8))
+    save_file(first.heads.state_dict(), tmp_path / HEADS)
+    assert import_heads(second, tmp_path / "model.safetensors")
+    assert torch.equal(second.heads.matcher.to_image.weight, first.heads.matcher.to_image.weight)
+    assert not second.heads.matcher.recent.any()
 
 
 def test_images_need_not_be_recognized_better_than_real_ones():
