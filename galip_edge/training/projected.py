@@ -32,9 +32,9 @@ _GRID = 4  # largest side of a head's grid of scores
 MATCHER = "matcher."  # prefix of its tensors among those of the heads
 QUEUE = f"{MATCHER}recent"  # of negatives, whose length may change
 
-# Length of the embeddings that the contrastive loss compares, and the largest factor of their
-# cosine, as in CLIP.
-_MATCHED, _LARGEST_SCALE = 256, 100.0
+# The contrastive loss: number of attention maps that pool the result of a head, length of the
+# embeddings that it compares, and the largest factor of their cosine, as in CLIP.
+_MAPS, _MATCHED, _LARGEST_SCALE = 4, 256, 100.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,14 @@ class _Head(nn.Module):
 class _Matcher(nn.Module):
     """Similarity of images and sentences, from the results of all heads.
 
+    Learned attention maps pool these results: a mean over positions hides details.
+
+    Args:
+        heads: number of heads.
+        width: channels of each.
+        sentence: length of sentence embeddings.
+        negatives: length of the queue.
+
     Attributes:
         recent: (negatives,E) sentence embeddings of previous batches, the newest first; rows that
             are not filled yet are zero.
@@ -140,10 +148,11 @@ class _Matcher(nn.Module):
 
     recent: Tensor
 
-    def __init__(self, features: int, sentence: int, negatives: int) -> None:
+    def __init__(self, heads: int, width: int, sentence: int, negatives: int) -> None:
         super().__init__()
         self.register_buffer("recent", torch.zeros(negatives, sentence))
-        self.to_image = nn.Linear(features, _MATCHED)
+        self.to_maps = nn.ModuleList(nn.Conv2d(width, _MAPS, 1) for _ in range(heads))
+        self.to_image = nn.Linear(heads * width * _MAPS, _MATCHED)
         self.to_sentence = nn.Linear(sentence, _MATCHED)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
@@ -152,11 +161,17 @@ class _Matcher(nn.Module):
 
         In float32, because a cosine is multiplied by a large factor.
         """
-        pooled = torch.cat([each.float().mean((2, 3)) for each in found], dim=1)
-        with torch.autocast(pooled.device.type, enabled=False):
-            images = nn.functional.normalize(self.to_image(pooled), dim=1)
+        with torch.autocast(sentences.device.type, enabled=False):
+            pooled = [_pool(each.float(), to_maps) for each, to_maps in zip(found, self.to_maps)]
+            images = nn.functional.normalize(self.to_image(torch.cat(pooled, dim=1)), dim=1)
             texts = nn.functional.normalize(self.to_sentence(sentences.float()), dim=1)
             return self.log_scale.exp().clamp(max=_LARGEST_SCALE) * images @ texts.T
+
+
+def _pool(found: Tensor, to_maps: nn.Module) -> Tensor:
+    """Features (B,C,h,w) -> (B,maps*C): means over positions, weighted by attention maps."""
+    weights = to_maps(found).flatten(2).softmax(dim=2)
+    return (weights @ found.flatten(2).transpose(1, 2)).flatten(1)
 
 
 class _Heads(nn.ModuleList):
@@ -204,9 +219,10 @@ class ProjectedDiscriminator(nn.Module):
                 _Head(channels, image_size >> (2 + scale), sentence, config)
                 for scale, channels in enumerate(self.backbone.channels)
             ]
-            features = config.width * len(heads)
             matcher = (
-                _Matcher(features, sentence, config.negatives) if config.matching_weight else None
+                _Matcher(len(heads), config.width, sentence, config.negatives)
+                if config.matching_weight
+                else None
             )
         self.heads = _Heads(heads, matcher)
         self._matching_weight = config.matching_weight
