@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from galip_edge.devices import compute_settings
 from galip_edge.training.config import load_config
 from galip_edge.training.distributed import World
 from galip_edge.training.init import build_model
@@ -53,8 +54,12 @@ class Times:
 
 
 def measure(config_name: str, settings: list[str], repetitions: int) -> dict[str, float]:
-    """Milliseconds of CPU time by part."""
-    torch.set_num_threads(1)
+    """Milliseconds of CPU time by part, with the settings of training."""
+    with compute_settings(threads=1):
+        return _measure(config_name, settings, repetitions)
+
+
+def _measure(config_name: str, settings: list[str], repetitions: int) -> dict[str, float]:
     given = {s.partition("=")[0] for s in settings}
     settings = [*settings, *(["clip=random"] if "clip" not in given else [])]
     config = load_config(config_name, [*settings, "output=unused", "optimizer.generator_delay=0"])

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,36 @@ def test_what_benchmarks_import_exists():
     }
     assert len(wanted) > 100
     assert [each for each in sorted(wanted) if not exists(*each[1:])] == []
+
+
+def test_a_variant_of_the_ablations_is_trained_and_evaluated(tmp_path, monkeypatch):
+    import ablations
+
+    monkeypatch.setattr(ablations, "VARIANTS", {"no-bridge": ablations.VARIANTS["no-bridge"]})
+    root = BENCHMARKS.parent
+    settings = ["steps=1", "batch_size=2", "data.kind=aviary", "data.root=", "data.workers=0"]
+    settings += ["log.tensorboard=false", "log.prompts=[]", "log.samples_interval=0"]
+    settings += [f"clip={root}/models/aviary.safetensors", f"text_cache={tmp_path}/text"]
+    options = [option for setting in settings for option in ("--set", setting)]
+    options += ["--count", "12", "--midpoints", "4", "--two-sample", "4"]
+    results = tmp_path / "ablations.json"
+    ablations.main([str(tmp_path / "runs"), *options, "--results", str(results)])
+    found = json.loads(results.read_text())
+    assert found["images"] == 2
+    row = found["results"]["no-bridge"]
+    assert row["two_sample_accuracy"] >= 0
+    assert set(row["attributes"]) >= {"body", "background"}
+    # A finished variant is skipped.
+    (tmp_path / "runs/no-bridge/evaluation.jsonl").write_text('{"metrics": 1}')
+    ablations.main([str(tmp_path / "runs"), *options, "--results", str(results)])
+    assert json.loads(results.read_text())["results"] == {"no-bridge": 1}
+
+
+def test_the_table_of_ablations_has_each_variant():
+    import ablations
+    import tables
+
+    assert tuple(tables._VARIANTS) == tuple(ablations.VARIANTS)
 
 
 def test_each_part_of_a_training_step_is_timed():

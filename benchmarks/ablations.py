@@ -1,0 +1,92 @@
+"""The paper's ablations, repeated small: the same data and number of images for every variant.
+
+    python benchmarks/ablations.py runs/ablations --set data.root=runs/aviary-images
+    python benchmarks/ablations.py runs/ablations --only no-bridge      # one variant, resumable
+
+Trains `aviary-ablations` (64 pixels, random weights, the paper's losses alone) in each variant, and
+evaluates its final model on held-out images of the wide aviary. Finished variants are skipped and
+interrupted ones resumed. `results/ablations.json` is written when all variants are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from environment import environment
+
+from galip_edge.training.config import load_config
+
+RESULTS = Path(__file__).parent / "results" / "ablations.json"
+MODELS = Path(__file__).parents[1] / "models"
+
+# The last one is not the paper's: what `[projected]` adds to the same training.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "published": (),
+    "no-prompts": ("model.prompt_blocks=[]",),
+    "no-bridge": ("model.bridge_blocks=0",),
+    "no-visual-concept": ("model.visual_concept_scale=0", "model.prompt_blocks=[]"),
+    "plain-discriminator": ("model.tap_blocks=[]",),
+    "projected": ("projected.weight=2",),
+}
+
+
+def run(variant: str, folder: Path, settings: list[str], arguments: argparse.Namespace) -> None:
+    """Train and evaluate `variant` in `folder`, as far as it is not done."""
+    model, found = folder / "model.safetensors", folder / "evaluation.jsonl"
+    sets = [*VARIANTS[variant], f"output={folder}", *settings]
+    command = [sys.executable, "-m", "galip_edge"]
+    options = [option for setting in sets for option in ("--set", setting)]
+    subprocess.run([*command, "train", "aviary-ablations", *options], check=True)
+    if found.exists():
+        return
+    options = ["--count", str(arguments.count), "--two-sample", str(arguments.two_sample)]
+    options += ["--midpoints", str(arguments.midpoints), "--diversity-captions", "20"]
+    subprocess.run(
+        [*command, "evaluate", str(model), "--data", "aviary", "--efficientnet", *options,
+         "--scorer", str(MODELS / "aviary.safetensors"),
+         "--classifier", str(MODELS / "aviary-wide-classifier.safetensors"),
+         "-o", str(found)],
+        check=True,
+    )  # fmt: skip
+
+
+def collect(output: Path, settings: list[str]) -> dict[str, Any] | None:
+    """Results of all variants; None if one is missing."""
+    rows = {}
+    for variant in VARIANTS:
+        found = output / variant / "evaluation.jsonl"
+        if not found.exists():
+            return None
+        line = json.loads(found.read_text(encoding="utf-8").splitlines()[-1])
+        rows[variant] = line["metrics"]
+    config = load_config("aviary-ablations", settings)
+    images = (config.steps or 0) * config.batch_size
+    return {"environment": environment(), "images": images, "results": rows}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("output", type=Path, help="folder of the runs")
+    parser.add_argument("--only", choices=VARIANTS, action="append", help="variants to run")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--count", type=int, default=1000, help="held-out images")
+    parser.add_argument("--midpoints", type=int, default=200)
+    parser.add_argument("--two-sample", type=int, default=1000)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args(arguments)
+    for variant in given.only or VARIANTS:
+        print(f"== {variant}", file=sys.stderr, flush=True)
+        run(variant, given.output / variant, given.settings, given)
+    if found := collect(given.output, given.settings):
+        given.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(f"{given.results}: {len(found['results'])} variants")
+
+
+if __name__ == "__main__":
+    main()
