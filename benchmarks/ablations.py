@@ -42,7 +42,7 @@ def run(variant: str, folder: Path, settings: list[str], arguments: argparse.Nam
     command = [sys.executable, "-m", "galip_edge"]
     options = [option for setting in sets for option in ("--set", setting)]
     subprocess.run([*command, "train", "aviary-ablations", *options], check=True)
-    if found.exists():
+    if found.exists() and found.stat().st_mtime >= model.stat().st_mtime:
         return
     options = ["--count", str(arguments.count), "--two-sample", str(arguments.two_sample)]
     options += ["--midpoints", str(arguments.midpoints), "--diversity-captions", "20"]

@@ -26,6 +26,7 @@ from galip_edge.aviary.data import (
 )
 from galip_edge.aviary.data.attributes import PERCHES
 from galip_edge.aviary.data.chance import ENTRIES, Chances, entries
+from galip_edge.aviary.data.scene import redraw
 from galip_edge.cli import main
 from galip_edge.config import build
 from galip_edge.data import DataConfig, DataError, build_dataset
@@ -199,6 +200,12 @@ def test_each_caption_has_noise_that_gives_the_same_image():
     assert len(seen) > 40
     with pytest.raises(ValueError, match="no caption 'a cat'"):
         aviary.noise_for("train/000000", "a cat", np.random.default_rng(1))
+
+
+def test_a_scene_that_no_noise_gives_is_refused():
+    scene = replace(source().scene(0), body="red", belly="red")
+    with pytest.raises(ValueError, match="no noise gives belly 'red'"):
+        redraw(some_noise(0), scene, ("body",), np.random.default_rng(1))
 
 
 def test_redrawn_noise_is_normal_and_of_narrow_images_unchanged():

@@ -25,6 +25,9 @@ _USUAL: dict[str, tuple[str, ...]] = {
     "pose": ("perched",),
     "background": ("sky", "forest"),
 }
+# Draws until noise chooses a value. The rarest is one in twenty.
+_ATTEMPTS = 2000
+
 # Attributes in the order of their choice; some depend on previous ones.
 _ORDER = ("body", "pose", "species", "belly", "wing", "beak", "size", "perch", "background")
 
@@ -98,6 +101,8 @@ def redraw(noise: Noise, scene: Scene, given: Iterable[str], rng: np.random.Gene
         scene: of the image.
         given: names of the attributes that the caption states.
         rng: of the entries.
+
+    Raises ValueError if no noise gives the scene.
     """
     values = asdict(scene)
     stated = {name: values[name] for name in given}
@@ -107,10 +112,12 @@ def redraw(noise: Noise, scene: Scene, given: Iterable[str], rng: np.random.Gene
     chosen: dict[str, str] = {}
     for name in _ORDER:
         choices, bonuses = _choices(name, chosen), _bonuses(name, chosen, stated)
-        while True:
+        for _ in range(_ATTEMPTS):
             write_entries(drawn, name, rng)
             if name in stated or choose(drawn, name, choices, bonuses) == values[name]:
                 break
+        else:
+            raise ValueError(f"no noise gives {name} {values[name]!r} of {scene}")
         chosen[name] = values[name]
     return drawn
 
