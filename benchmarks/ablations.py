@@ -5,7 +5,8 @@
 
 Trains `aviary-ablations` (64 pixels, random weights, the paper's losses alone) in each variant, and
 evaluates its final model on held-out images of the wide aviary. Finished variants are skipped and
-interrupted ones resumed. `results/ablations.json` is written when all variants are there.
+interrupted ones resumed. When all are there, it writes `results/ablations.json` and
+prints a table.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,16 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no-visual-concept": ("model.visual_concept_scale=0", "model.prompt_blocks=[]"),
     "plain-discriminator": ("model.tap_blocks=[]",),
     "projected": ("projected.weight=2",),
+}
+
+# Variants in the table.
+NAMES = {
+    "published": "as published",
+    "no-prompts": "no prompt tokens",
+    "no-bridge": "no bridge feature predictor",
+    "no-visual-concept": "no CLIP features in the generator",
+    "plain-discriminator": "discriminator of pixels instead of CLIP features",
+    "projected": "as published, and heads on EfficientNet-Lite0",
 }
 
 
@@ -69,6 +81,31 @@ def collect(output: Path, settings: list[str]) -> dict[str, Any] | None:
     return {"environment": environment(), "images": images, "results": rows}
 
 
+def rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The results as a table, with its head."""
+    yield (
+        "", "FD Lite1", "CMMD", "precision, recall", "coverage", "body, pose, background",
+        "mixed", "midpoints", "diversity", "two-sample",
+    )  # fmt: skip
+    for name, shown in NAMES.items():
+        if (row := found["results"].get(name)) is None:
+            continue
+        right = (row["attributes"][each]["right"] for each in ("body", "pose", "background"))
+        precision = row["precision_lite1"]
+        yield (
+            shown,
+            f"{row['fd_lite1']:.0f}",
+            f"{row['cmmd']:.3f}",
+            f"{precision:.3f}, {row['recall_lite1']:.3f}",
+            f"{row['coverage_lite1']:.3f}",
+            ", ".join(f"{share:.0%}" for share in right),
+            f"{row['mixed']:.0%}",
+            f"{row['midpoint_precision_lite1'] / precision:.1f}" if precision else "",
+            f"{row['diversity_pixels'] / row['diversity_pixels_real']:.2f}",
+            f"{row['two_sample_accuracy']:.3f}",
+        )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -85,7 +122,9 @@ def main(arguments: list[str] | None = None) -> None:
         run(variant, given.output / variant, given.settings, given)
     if found := collect(given.output, given.settings):
         given.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(f"{given.results}: {len(found['results'])} variants")
+        head, *body = rows(found)
+        for cells in (head, ("---",) * len(head), *body):
+            print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

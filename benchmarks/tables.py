@@ -202,40 +202,6 @@ def _training(found: dict[str, Any]) -> Rows:
         )
 
 
-# Variants of the ablations, and what they are called in the table.
-_VARIANTS = {
-    "published": "as published",
-    "no-prompts": "no prompt tokens",
-    "no-bridge": "no bridge feature predictor",
-    "no-visual-concept": "no CLIP features in the generator",
-    "plain-discriminator": "discriminator of pixels instead of CLIP features",
-    "projected": "as published, and heads on EfficientNet-Lite0",
-}
-
-
-def _ablations(found: dict[str, Any]) -> Rows:
-    yield (
-        "", "FD Lite1", "CMMD", "precision, recall", "coverage", "body, pose, background",
-        "mixed", "midpoints", "diversity", "two-sample",
-    )  # fmt: skip
-    for name, shown in _VARIANTS.items():
-        row = found["results"][name]
-        right = (row["attributes"][each]["right"] for each in ("body", "pose", "background"))
-        precision = row["precision_lite1"]
-        yield (
-            shown,
-            f"{row['fd_lite1']:.0f}",
-            f"{row['cmmd']:.3f}",
-            f"{precision:.3f}, {row['recall_lite1']:.3f}",
-            f"{row['coverage_lite1']:.3f}",
-            ", ".join(f"{share:.0%}" for share in right),
-            f"{row['mixed']:.0%}",
-            f"{row['midpoint_precision_lite1'] / precision:.1f}" if precision else "",
-            f"{row['diversity_pixels'] / row['diversity_pixels_real']:.2f}",
-            f"{row['two_sample_accuracy']:.3f}",
-        )
-
-
 # Table -> (file in results/, its rows).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "latency-short": ("cpu_latency", _latency_short),
@@ -254,7 +220,6 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "conversion": ("conversion", _conversion),
     "conversion-steps": ("conversion", _conversion_steps),
     "training": ("training_step", _training),
-    "ablations": ("ablations", _ablations),
 }
 
 

@@ -37,7 +37,7 @@ def test_what_benchmarks_import_exists():
     assert [each for each in sorted(wanted) if not exists(*each[1:])] == []
 
 
-def test_a_variant_of_the_ablations_is_trained_and_evaluated(tmp_path, monkeypatch):
+def test_a_variant_of_the_ablations_is_trained_and_evaluated(tmp_path, monkeypatch, capsys):
     import ablations
 
     monkeypatch.setattr(ablations, "VARIANTS", {"no-bridge": ablations.VARIANTS["no-bridge"]})
@@ -54,17 +54,20 @@ def test_a_variant_of_the_ablations_is_trained_and_evaluated(tmp_path, monkeypat
     row = found["results"]["no-bridge"]
     assert row["two_sample_accuracy"] >= 0
     assert set(row["attributes"]) >= {"body", "background"}
+    head, _, body = capsys.readouterr().out.strip().splitlines()[-3:]
+    assert head.count("|") == body.count("|")
+    assert body.startswith("| no bridge feature predictor | ")
     # A finished variant is skipped.
-    (tmp_path / "runs/no-bridge/evaluation.jsonl").write_text('{"metrics": 1}')
+    evaluation = tmp_path / "runs/no-bridge/evaluation.jsonl"
+    evaluation.write_text(json.dumps({"metrics": {**row, "cmmd": 123.0}}))
     ablations.main([str(tmp_path / "runs"), *options, "--results", str(results)])
-    assert json.loads(results.read_text())["results"] == {"no-bridge": 1}
+    assert "| 123.000 |" in capsys.readouterr().out
 
 
 def test_the_table_of_ablations_has_each_variant():
     import ablations
-    import tables
 
-    assert tuple(tables._VARIANTS) == tuple(ablations.VARIANTS)
+    assert tuple(ablations.NAMES) == tuple(ablations.VARIANTS)
 
 
 def test_each_part_of_a_training_step_is_timed():
