@@ -5,8 +5,7 @@
 
 Trains `aviary-ablations` (64 pixels, random weights, the paper's losses alone) in each variant, and
 evaluates its final model on held-out images of the wide aviary. Finished variants are skipped and
-interrupted ones resumed. When all are there, it writes `results/ablations.json` and
-prints a table.
+interrupted ones resumed. When all are there, it writes `results/ablations.json` and prints a table.
 """
 
 from __future__ import annotations
@@ -26,31 +25,27 @@ from galip_edge.training.config import load_config
 RESULTS = Path(__file__).parent / "results" / "ablations.json"
 MODELS = Path(__file__).parents[1] / "models"
 
-# The last one is not the paper's: what `[projected]` adds to the same training.
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "published": (),
-    "no-prompts": ("model.prompt_blocks=[]",),
-    "no-bridge": ("model.bridge_blocks=0",),
-    "no-visual-concept": ("model.visual_concept_scale=0", "model.prompt_blocks=[]"),
-    "plain-discriminator": ("model.tap_blocks=[]",),
-    "projected": ("projected.weight=2",),
-}
-
-# Variants in the table.
-NAMES = {
-    "published": "as published",
-    "no-prompts": "no prompt tokens",
-    "no-bridge": "no bridge feature predictor",
-    "no-visual-concept": "no CLIP features in the generator",
-    "plain-discriminator": "discriminator of pixels instead of CLIP features",
-    "projected": "as published, and heads on EfficientNet-Lite0",
+# Label in the table, and settings. The last one is not the paper's: what `[projected]` adds.
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "published": ("as published", ()),
+    "no-prompts": ("no prompt tokens", ("model.prompt_blocks=[]",)),
+    "no-bridge": ("no bridge feature predictor", ("model.bridge_blocks=0",)),
+    "no-visual-concept": (
+        "no CLIP features in the generator",
+        ("model.visual_concept_scale=0", "model.prompt_blocks=[]"),
+    ),
+    "plain-discriminator": (
+        "discriminator of pixels instead of CLIP features",
+        ("model.tap_blocks=[]",),
+    ),
+    "projected": ("as published, and heads on EfficientNet-Lite0", ("projected.weight=2",)),
 }
 
 
 def run(variant: str, folder: Path, settings: list[str], arguments: argparse.Namespace) -> None:
     """Train and evaluate `variant` in `folder`, as far as it is not done."""
     model, found = folder / "model.safetensors", folder / "evaluation.jsonl"
-    sets = [*VARIANTS[variant], f"output={folder}", *settings]
+    sets = [*VARIANTS[variant][1], f"output={folder}", *settings]
     command = [sys.executable, "-m", "galip_edge"]
     options = [option for setting in sets for option in ("--set", setting)]
     subprocess.run([*command, "train", "aviary-ablations", *options], check=True)
@@ -69,16 +64,16 @@ def run(variant: str, folder: Path, settings: list[str], arguments: argparse.Nam
 
 def collect(output: Path, settings: list[str]) -> dict[str, Any] | None:
     """Results of all variants; None if one is missing."""
-    rows = {}
+    results = {}
     for variant in VARIANTS:
         found = output / variant / "evaluation.jsonl"
         if not found.exists():
             return None
         line = json.loads(found.read_text(encoding="utf-8").splitlines()[-1])
-        rows[variant] = line["metrics"]
+        results[variant] = line["metrics"]
     config = load_config("aviary-ablations", settings)
     images = (config.steps or 0) * config.batch_size
-    return {"environment": environment(), "images": images, "results": rows}
+    return {"environment": environment(), "images": images, "results": results}
 
 
 def rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -87,13 +82,12 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         "", "FD Lite1", "CMMD", "precision, recall", "coverage", "body, pose, background",
         "mixed", "midpoints", "diversity", "two-sample",
     )  # fmt: skip
-    for name, shown in NAMES.items():
-        if (row := found["results"].get(name)) is None:
-            continue
+    for name, (label, _) in VARIANTS.items():
+        row = found["results"][name]
         right = (row["attributes"][each]["right"] for each in ("body", "pose", "background"))
         precision = row["precision_lite1"]
         yield (
-            shown,
+            label,
             f"{row['fd_lite1']:.0f}",
             f"{row['cmmd']:.3f}",
             f"{precision:.3f}, {row['recall_lite1']:.3f}",

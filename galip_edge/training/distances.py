@@ -60,8 +60,8 @@ class ReconstructionLoss:
         weight: of the distance of features, relative to that of pixels; 0 for none.
     """
 
-    features: Callable[[Tensor], Sequence[Tensor]] | None = None
-    weight: float = 0.0
+    features: Callable[[Tensor], Sequence[Tensor]] | None
+    weight: float
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ class FeatureAutoencoder:
     """
 
     def __init__(self, trainer: Trainer, learning_rate: float, loss: ReconstructionLoss) -> None:
-        self.loss = loss
+        self._loss = loss
         self._generator = trainer.model.generator
         self._seed = trainer.config.seed
         with torch.random.fork_rng(devices=[]):
@@ -77,7 +77,7 @@ class FeatureAutoencoder:
         noise = feature_noise(self._seed, number, batch.first, features.shape)
         features = features + _FEATURE_NOISE * noise.to(features)
         rendered = self._generator.render(features, condition(batch.noise, batch.sentence))
-        return self.loss(rendered.float(), batch.images)
+        return self._loss(rendered.float(), batch.images)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -284,10 +284,15 @@ class ProjectedDiscriminator(nn.Module):
 
     @torch.no_grad()
     def remember(self, sentences: Tensor) -> None:
-        """Keep the sentence embeddings (S,E) of a batch as negatives for the next ones."""
+        """Keep the sentence embeddings (S,E) of a batch as negatives for the next ones.
+
+        Non-finite ones, whose step is skipped, become zero, as rows that are not filled yet.
+        """
         if self.heads.matcher is not None:
             recent = self.heads.matcher.recent
-            recent.copy_(torch.cat([sentences.to(recent), recent])[: len(recent)])
+            finite = sentences.isfinite().all(1, keepdim=True)
+            kept = torch.where(finite, sentences, 0).to(recent)
+            recent.copy_(torch.cat([kept, recent])[: len(recent)])
 
     def adversarial(self, fake: Sequence[Tensor], sentence: Tensor) -> Tensor:
         """The generator's loss: the negative mean score of generated images, a scalar."""

@@ -22,14 +22,15 @@ from galip_edge.checkpoints.safe_load import read_weights
 from galip_edge.data import Position
 from galip_edge.errors import CheckpointError
 from galip_edge.training.optimized_module import OptimizedModule
-from galip_edge.training.projected import MATCHER
+from galip_edge.training.projected import MATCHER, QUEUE
 from galip_edge.training.trainer import Trainer
 from runtime.errors import GalipEdgeError
 from runtime.files import atomic_folder, sha256_of
 from runtime.locks import remove_locked, try_lock
 
 VERSION = 1
-_OPTIONAL = f"projected.{MATCHER}"  # tensors of the contrastive loss
+_OPTIONAL = f"projected.{MATCHER}"  # parameters of the contrastive loss
+_QUEUE = f"projected.{QUEUE}"
 _LOCK = "lock"
 _log = logging.getLogger(__name__)
 
@@ -64,10 +65,10 @@ def load_trainer_state(trainer: Trainer, state: dict[str, Any]) -> None:
         parameter.copy_(state["parameters"][name])
     for module in trainer.modules:
         for name, buffer in module.buffers.items():
-            if not name.startswith(_OPTIONAL):
-                buffer.copy_(state["buffers"][name])
-            elif getattr(kept := state["buffers"].get(name), "shape", None) == buffer.shape:
-                buffer.copy_(kept)  # otherwise its length has changed, and it starts anew
+            kept = state["buffers"].get(name)
+            if name == _QUEUE and (kept is None or kept.shape != buffer.shape):
+                continue  # a queue of another length starts anew
+            buffer.copy_(state["buffers"][name])
         load_moments(module, state["moments"])
         module.scale.load(state["scales"][module.name])
     if trainer.average:

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,17 +58,17 @@ def test_a_variant_of_the_ablations_is_trained_and_evaluated(tmp_path, monkeypat
     head, _, body = capsys.readouterr().out.strip().splitlines()[-3:]
     assert head.count("|") == body.count("|")
     assert body.startswith("| no bridge feature predictor | ")
-    # A finished variant is skipped.
+    # A finished variant is skipped, unless its model is newer.
     evaluation = tmp_path / "runs/no-bridge/evaluation.jsonl"
     evaluation.write_text(json.dumps({"metrics": {**row, "cmmd": 123.0}}))
     ablations.main([str(tmp_path / "runs"), *options, "--results", str(results)])
     assert "| 123.000 |" in capsys.readouterr().out
-
-
-def test_the_table_of_ablations_has_each_variant():
-    import ablations
-
-    assert tuple(ablations.NAMES) == tuple(ablations.VARIANTS)
+    commands = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command[3]))
+    ablations.main([str(tmp_path / "runs"), *options, "--results", str(results)])
+    os.utime(evaluation, (0, 0))
+    ablations.main([str(tmp_path / "runs"), *options, "--results", str(results)])
+    assert commands == ["train", "train", "evaluate"]
 
 
 def test_each_part_of_a_training_step_is_timed():

@@ -17,7 +17,7 @@ from galip_edge.training.config import TrainConfig
 from galip_edge.training.diff_augment import AugmentConfig, augment, blur, step_draws
 from galip_edge.training.distributed import World
 from galip_edge.training.heads import HEADS, import_heads
-from galip_edge.training.projected import ProjectedConfig, ProjectedDiscriminator
+from galip_edge.training.projected import ProjectedConfig, ProjectedDiscriminator, _pool
 from galip_edge.training.resume import load_trainer_state, trainer_state
 from galip_edge.training.run import train
 from galip_edge.training.trainer import Trainer
@@ -260,6 +260,29 @@ def test_the_queue_of_negatives_is_part_of_the_state(make_config):
         second = run(negatives)
         load_trainer_state(second, state)
         assert torch.equal(second.projected.heads.matcher.recent, kept)
+
+
+def test_a_skipped_batch_is_no_negative():
+    projected = ProjectedDiscriminator(64, 8, replace(MATCHING, negatives=4), seed=0)
+    sentences = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
+    sentences[1, 2] = torch.nan
+    projected.remember(sentences)
+    wanted = torch.stack([sentences[0], torch.zeros(8), sentences[2], torch.zeros(8)])
+    assert torch.equal(projected.heads.matcher.recent, wanted)
+
+
+def test_attention_maps_choose_positions():
+    matcher = ProjectedDiscriminator(64, 8, MATCHING, seed=0).heads.matcher
+    maps = matcher.to_maps[0]
+    found = torch.randn(2, 16, 3, 3, generator=torch.Generator().manual_seed(2))
+    found[:, 0] = 0
+    found[:, 0, 1, 2] = 1
+    with torch.no_grad():
+        maps.weight.zero_()
+        maps.weight[1, 0] = 100.0  # the second map selects where channel 0 is active
+        pooled = _pool(found, maps).view(2, -1, 16)
+    assert torch.allclose(pooled[:, 0], found.mean((2, 3)), atol=1e-6)
+    assert torch.allclose(pooled[:, 1], found[:, :, 1, 2], atol=1e-6)
 
 
 def test_heads_are_imported_without_the_queue(tmp_path):

@@ -43,7 +43,7 @@ def entries(noise: Noise, name: str) -> list[float]:
     return noise[start : start + ENTRIES[name]].tolist()
 
 
-def write_entries(noise: Noise, name: str, rng: np.random.Generator) -> None:
+def redraw_entries(noise: Noise, name: str, rng: np.random.Generator) -> None:
     """Draw the entries of the noise (NOISE_DIM,) that determine `name` anew, in place."""
     start = _STARTS[name]
     noise[start : start + ENTRIES[name]] = rng.standard_normal(ENTRIES[name], dtype=np.float32)

@@ -19,7 +19,7 @@ class AviaryConfig(DataConfig):
         samples: number of images.
         variety: `wide` varies everything that a caption leaves open; `narrow` varies only color
             and background, among a few values.
-        captions: number for each image, all true; training draws one of them.
+        captions: number of captions per image; training samples one of them.
         cache: folder that keeps drawn images for later runs.
     """
 

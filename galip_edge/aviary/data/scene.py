@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from galip_edge.aviary.data.attributes import ATTRIBUTES, PERCHES, Variety
-from galip_edge.aviary.data.chance import Noise, choose, write_entries
+from galip_edge.aviary.data.chance import Noise, choose, redraw_entries
 
 # Added to the noise of frequent values: half of all parts are plain, and two in three swimming
 # birds are ducks.
@@ -113,7 +113,7 @@ def redraw(noise: Noise, scene: Scene, given: Iterable[str], rng: np.random.Gene
     for name in _ORDER:
         choices, bonuses = _choices(name, chosen), _bonuses(name, chosen, stated)
         for _ in range(_ATTEMPTS):
-            write_entries(drawn, name, rng)
+            redraw_entries(drawn, name, rng)
             if name in stated or choose(drawn, name, choices, bonuses) == values[name]:
                 break
         else:

@@ -123,8 +123,11 @@ class AviarySource:
             count: number of captions; terse ones may be fewer. Default: the configuration's.
         """
         scene, _, first = self._item(index)
+        return self._more(index, scene, first, count or self._config.captions)
+
+    def _more(self, index: int, scene: Scene, first: Caption, count: int) -> tuple[Caption, ...]:
         rng = np.random.default_rng((self._config.seed, index))
-        return more_captions(first, scene, count or self._config.captions, rng)
+        return more_captions(first, scene, count, rng)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions of an image."""
@@ -138,8 +141,9 @@ class AviarySource:
         Raises ValueError if the image has no such caption.
         """
         index = _index_of(key)
-        scene, noise, _ = self._item(index)
-        states = {caption.text: caption.states for caption in self.described(index)}
+        scene, noise, first = self._item(index)
+        captions = self._more(index, scene, first, self._config.captions)
+        states = {caption.text: caption.states for caption in captions}
         if text not in states:
             raise ValueError(f"{key} has no caption {text!r}")
         if self._config.variety == "narrow":
