@@ -5,7 +5,8 @@
 
 Trains `aviary-ablations` (64 pixels, random weights, the paper's losses alone) in each variant, and
 evaluates its final model on held-out images of the wide aviary. Finished variants are skipped and
-interrupted ones resumed. When all are there, it writes `results/ablations.json` and prints a table.
+interrupted ones resumed. Writes `results/ablations.json`, which keeps other variants with as many
+images, and prints a table.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from environment import environment
-
-from galip_edge.training.config import load_config
 
 RESULTS = Path(__file__).parent / "results" / "ablations.json"
 MODELS = Path(__file__).parents[1] / "models"
@@ -62,17 +61,18 @@ def run(variant: str, folder: Path, settings: list[str], arguments: argparse.Nam
     )  # fmt: skip
 
 
-def collect(output: Path, settings: list[str]) -> dict[str, Any] | None:
-    """Results of all variants; None if one is missing."""
-    results = {}
-    for variant in VARIANTS:
-        found = output / variant / "evaluation.jsonl"
-        if not found.exists():
-            return None
-        line = json.loads(found.read_text(encoding="utf-8").splitlines()[-1])
-        results[variant] = line["metrics"]
+def collect(output: Path, settings: list[str], known: dict[str, Any]) -> dict[str, Any]:
+    """The results in `output`, and other `known` ones if they have seen as many images."""
+    from galip_edge.training.config import load_config  # needs PyTorch, which tables do not
+
     config = load_config("aviary-ablations", settings)
     images = (config.steps or 0) * config.batch_size
+    results = dict(known["results"]) if known.get("images") == images else {}
+    for variant in VARIANTS:
+        found = output / variant / "evaluation.jsonl"
+        if found.exists():
+            line = json.loads(found.read_text(encoding="utf-8").splitlines()[-1])
+            results[variant] = line["metrics"]
     return {"environment": environment(), "images": images, "results": results}
 
 
@@ -83,7 +83,9 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         "mixed", "midpoints", "diversity", "two-sample",
     )  # fmt: skip
     for name, (label, _) in VARIANTS.items():
-        row = found["results"][name]
+        if (row := found["results"].get(name)) is None:
+            yield label, "not measured", *[""] * 8
+            continue
         right = (row["attributes"][each]["right"] for each in ("body", "pose", "background"))
         precision = row["precision_lite1"]
         yield (
@@ -114,11 +116,12 @@ def main(arguments: list[str] | None = None) -> None:
     for variant in given.only or VARIANTS:
         print(f"== {variant}", file=sys.stderr, flush=True)
         run(variant, given.output / variant, given.settings, given)
-    if found := collect(given.output, given.settings):
-        given.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        head, *body = rows(found)
-        for cells in (head, ("---",) * len(head), *body):
-            print(f"| {' | '.join(cells)} |")
+    known = json.loads(given.results.read_text(encoding="utf-8")) if given.results.exists() else {}
+    found = collect(given.output, given.settings, known)
+    given.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    head, *body = rows(found)
+    for cells in (head, ("---",) * len(head), *body):
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,15 @@ def test_a_variant_of_the_ablations_is_trained_and_evaluated(tmp_path, monkeypat
     os.utime(evaluation, (0, 0))
     ablations.main([str(tmp_path / "runs"), *options, "--results", str(results)])
     assert commands == ["train", "train", "evaluate"]
+    # Results of other folders stay, if they have seen as many images.
+    other = {"no-prompts": ("none", ())}
+    monkeypatch.setattr(ablations, "VARIANTS", ablations.VARIANTS | other)
+    ablations.main([str(tmp_path / "none"), *options, "--results", str(results)])
+    assert "| 123.000 |" in (printed := capsys.readouterr().out)
+    assert "| none | not measured |" in printed
+    options += ["--set", "steps=2"]
+    ablations.main([str(tmp_path / "none"), *options, "--results", str(results)])
+    assert "| 123.000 |" not in capsys.readouterr().out
 
 
 def test_each_part_of_a_training_step_is_timed():
