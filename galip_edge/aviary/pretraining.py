@@ -170,6 +170,8 @@ class Regression:
             self.trainer.generator,
             *(self.modules if phase.name == "autoencoder" else ()),
         )
+        if phase.name == "features" and phase.step == 0:
+            self.autoencoder.shrink_features()
         for module in modules:
             if phase.step == 0:  # parameters without a gradient would follow their old moments
                 module.reset_moments()

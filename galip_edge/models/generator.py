@@ -54,14 +54,23 @@ class Generator(nn.Module):
         )
         self.to_rgb = conv3x3(channels[-1], 3)
 
-    def visual_features(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """Features for the first upsampling block: (B,block_channels[0],grid,grid)."""
+    def visual_features(self, noise: Tensor, condition: Tensor, concept: bool = True) -> Tensor:
+        """Features for the first upsampling block.
+
+        Args:
+            noise: (B,noise_dim).
+            condition: (B,D).
+            concept: add the visual concept; False leaves out the ViT.
+
+        Returns:
+            (B,block_channels[0],grid,grid).
+        """
         grid = self.config.clip.grid
         start = self.noise_projection(noise).reshape(noise.shape[0], -1, grid, grid)
         feature = self.bridge(start, condition)
-        if self.config.visual_concept_scale:
-            concept = self.vit(feature, self.prompt_tokens(condition))
-            feature = feature + self.config.visual_concept_scale * concept
+        if concept and self.config.visual_concept_scale:
+            visual_concept = self.vit(feature, self.prompt_tokens(condition))
+            feature = feature + self.config.visual_concept_scale * visual_concept
         features: Tensor = self.visual_projection(feature)
         return features
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 # Relative to the features' magnitude: the upsampling blocks must tolerate imprecise features.
 _FEATURE_NOISE = 0.3
 
+# Factor of the projection to features before they are trained. With its initial weights, Adam's
+# first steps overshoot by far, which costs hundreds of steps and limits the learning rate.
+_SMALL = 0.05
+
 
 class FeatureEncoder(nn.Module):
     """Encodes an image to features for the generator's first upsampling block.
@@ -85,15 +89,24 @@ class FeatureAutoencoder:
         found: Tensor = self.encoder(images).float()
         return found
 
-    def error(self, noise: Tensor, sentence: Tensor, wanted: Tensor) -> Tensor:
+    @torch.no_grad()
+    def shrink_features(self) -> None:
+        """Reduce the generator's features before they are trained."""
+        for parameter in self._generator.visual_projection.parameters():
+            parameter.mul_(_SMALL)
+
+    def error(
+        self, noise: Tensor, sentence: Tensor, wanted: Tensor, concept: bool = True
+    ) -> Tensor:
         """Mean squared error of the generator's features, a scalar.
 
         Args:
             noise: (B,Z).
             sentence: (B,E) embeddings.
             wanted: features (B,C,grid,grid) of the images.
+            concept: see `Generator.visual_features`.
         """
-        found = self._generator.visual_features(noise, condition(noise, sentence))
+        found = self._generator.visual_features(noise, condition(noise, sentence), concept)
         return (found.float() - wanted).square().mean()
 
 

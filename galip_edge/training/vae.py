@@ -77,6 +77,8 @@ class VAEConfig(PretrainingConfig):
         steps: of all layers, with the distance of pixels.
         features_kl_weight: of the KL divergence in the features phase, in nats per image, relative
             to the mean squared error of features.
+        features_without_concept: the first fraction of the features phase, in which the generator
+            leaves out the visual concept; a step then takes a third of the time.
         perceptual_weight: of the distance in the features of `[projected]`, relative to the
             distance of pixels, where images are compared; 0 for none.
         kl_weight: of the KL divergence of encoded noise from N(0,1), in nats per image, relative
@@ -85,6 +87,7 @@ class VAEConfig(PretrainingConfig):
         encoded: fraction of each batch of adversarial training whose noise is encoded.
         weight: of the distance of these images from the real ones in the generator's loss.
         learning_rate, betas: Adam's, during pretraining.
+        features_learning_rate: instead of `learning_rate` in the features phase; None for the same.
     """
 
     kind: str = "vae"
@@ -92,18 +95,22 @@ class VAEConfig(PretrainingConfig):
     features_steps: int = 0
     steps: int = 0
     features_kl_weight: float = 2e-3
+    features_without_concept: float = 0.0
     perceptual_weight: float = 0.0
     kl_weight: float = 1e-4
     encoded: float = 0.0
     weight: float = 0.0
     learning_rate: float = 6e-4
+    features_learning_rate: float | None = None
     betas: tuple[float, float] = (0.9, 0.99)
 
     def __post_init__(self) -> None:
         check_integers(self, 0, "autoencoder_steps", "features_steps", "steps")
         check_not_negative(self, "perceptual_weight", "kl_weight", "features_kl_weight", "weight")
         check_positive(self, "learning_rate")
-        check_fractions(self, "encoded", "betas")
+        if self.features_learning_rate is not None:
+            check_positive(self, "features_learning_rate")
+        check_fractions(self, "encoded", "betas", "features_without_concept")
         if self.weight and not self.encoded:
             raise ValueError(
                 f"weight is {self.weight}, but no noise is encoded in adversarial training: set "
@@ -236,15 +243,19 @@ class VAE:
         phase = phase_at(number, self.config.phases)
         if phase is None:
             return None
-        module = self._noise_encoder
+        module, peak = self._noise_encoder, self.config.learning_rate
         if phase.name == "autoencoder":
             assert self._autoencoder is not None
             module = self._autoencoder.module
+        if phase.name == "features":
+            assert self._autoencoder is not None
+            peak = self.config.features_learning_rate or peak
+            if phase.step == 0:
+                self._autoencoder.shrink_features()
         for updated in (modules := (self.trainer.generator, module)):
             if phase.step == 0:  # parameters without a gradient would follow their old moments
                 updated.reset_moments()
-            rate = self.config.learning_rate * phase.rate_factor
-            updated.set_rate(rate, self.config.betas)
+            updated.set_rate(peak * phase.rate_factor, self.config.betas)
         terms, loss, captured = self._objective(phase, number)
         micro_batches = self.trainer.capture(captured, micro_batches)
         return joint_step(self.trainer, modules, micro_batches, terms, loss)
@@ -273,10 +284,11 @@ class VAE:
         if phase.name == "features":
             factor = kl_factor(phase.step, phase.steps, _KL_FIRST_FEATURES)
             weight = self.config.features_kl_weight * factor
+            concept = phase.step >= self.config.features_without_concept * phase.steps
             return (
                 ("features", "kl"),
-                lambda batch: self._feature_loss(batch, weight),
-                (phase.name, weight),
+                lambda batch: self._feature_loss(batch, weight, concept),
+                (phase.name, weight, concept),
             )
         factor = 1.0 if self.config.features_steps else kl_factor(phase.step, phase.steps)
         weight = self.config.kl_weight * factor
@@ -286,14 +298,16 @@ class VAE:
             (phase.name, weight),
         )
 
-    def _feature_loss(self, batch: MicroBatch, kl_weight: float) -> tuple[Tensor, Tensor]:
+    def _feature_loss(
+        self, batch: MicroBatch, kl_weight: float, concept: bool
+    ) -> tuple[Tensor, Tensor]:
         """The negative evidence lower bound of a micro-batch's features, and its terms."""
         assert self._autoencoder is not None
         wanted = self._autoencoder.features(batch.images)
         mean, log_variance = self.encoder(wanted, batch.sentence)
         noise = sample(mean, log_variance, batch.noise)
         terms = [
-            self._autoencoder.error(noise, batch.sentence, wanted),
+            self._autoencoder.error(noise, batch.sentence, wanted, concept),
             kl_divergence(mean, log_variance).mean(),
         ]
         return terms[0] + kl_weight * terms[1], torch.stack(terms).detach()

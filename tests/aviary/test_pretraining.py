@@ -65,6 +65,16 @@ def test_each_phase_learns_its_own_part(tmp_path, phase, term, moved):
     assert changed_parts(before, mine) == moved
 
 
+def test_features_start_small(tmp_path):
+    mine = trainer(config(tmp_path, "pretraining.features_steps=5000"))
+    projection = mine.model.generator.visual_projection.weight
+    for number in range(2):
+        mine.step(number, *batch())
+    before = projection.norm().item()
+    mine.step(2, *batch())
+    assert projection.norm().item() == pytest.approx(0.05 * before, rel=0.1)
+
+
 @pytest.mark.parametrize("first", [0, 2])
 def test_parts_equal_the_whole_batch(tmp_path, first):
     values = []

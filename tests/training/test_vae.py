@@ -122,6 +122,30 @@ def test_each_phase_learns_its_own_part(make_config, batch, phase, term, moved):
     assert changed_parts(before, mine) == moved
 
 
+def test_features_start_small_with_their_own_rate(make_config, batch):
+    changes = {"autoencoder_steps": 1, "features_steps": 50, "steps": 0}
+    mine = trainer(make_config(**settings(**changes, features_learning_rate=1e-4)))
+    projection = mine.model.generator.visual_projection.weight
+    mine.step(0, *batch)
+    assert mine.pretraining.modules[0].optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
+    before = projection.norm().item()
+    mine.step(1, *batch)
+    assert projection.norm().item() == pytest.approx(0.05 * before, rel=0.1)
+    mine.step(2, *batch)
+    assert projection.norm().item() == pytest.approx(0.05 * before, rel=0.2)
+    assert mine.pretraining.modules[1].optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
+def test_the_visual_concept_joins_late(make_config, batch):
+    changes = {"autoencoder_steps": 1, "features_steps": 4, "steps": 0}
+    mine = trainer(make_config(**settings(**changes, features_without_concept=0.5)))
+    seen = []
+    mine.model.generator.vit.register_forward_hook(lambda *_: seen.append(number))
+    for number in range(5):
+        mine.step(number, *batch)
+    assert seen == [3, 4]
+
+
 @pytest.mark.parametrize(("features_steps", "factor"), [(0, 50), (2, 1)])
 def test_the_divergence_is_raised_only_once(make_config, features_steps, factor):
     changes = {"autoencoder_steps": features_steps, "features_steps": features_steps, "steps": 10}
@@ -252,6 +276,8 @@ def test_a_run_resumes_in_every_phase(make_config, tmp_path, phases):
         (["pretraining.weight=1"], "weight is 1.*encoded"),
         (["pretraining.autoencoder_steps=2"], "need each other, got 2 and 0"),
         (["pretraining.features_steps=2"], "need each other, got 0 and 2"),
+        (["pretraining.features_learning_rate=0"], "features_learning_rate must be positive"),
+        (["pretraining.features_without_concept=2"], "features_without_concept.*2"),
         (["pretraining.perceptual_weight=1"], "perceptual_weight.*projected.weight"),
         (["data.image_size=32"], "image_size 32"),
         (["pretraining.warmup_steps=1"], "unknown setting pretraining.warmup_steps"),
