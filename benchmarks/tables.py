@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ablations
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -220,6 +222,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "conversion": ("conversion", _conversion),
     "conversion-steps": ("conversion", _conversion_steps),
     "training": ("training_step", _training),
+    "ablations": ("ablations", ablations.rows),
 }
 
 
