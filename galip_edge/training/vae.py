@@ -56,9 +56,8 @@ _WIDTH, _CHANNELS, _HIDDEN = 128, 48, 512
 
 # The KL divergence starts with a multiple of its weight, which falls to 1 (geometrically) in the
 # first part of the phase. So the generator learns first what captions say. Otherwise the encoder
-# learns all of an image at once, and random noise overrides the caption. The final weight in
-# features is higher, relative to their error, so its multiple is lower.
-_KL_FIRST, _KL_FIRST_FEATURES, _KL_FALL = 50.0, 10.0, 0.3
+# learns all of an image at once, and random noise overrides the caption.
+_KL_FIRST, _KL_FALL = 50.0, 0.3
 
 # Log variances, initial and limits. The prior's 0 would drown the mean of an untrained encoder.
 _LOG_VARIANCE, _LEAST, _MOST = -3.0, -8.0, 2.0
@@ -77,6 +76,9 @@ class VAEConfig(PretrainingConfig):
         steps: of all layers, with the distance of pixels.
         features_kl_weight: of the KL divergence in the features phase, in nats per image, relative
             to the mean squared error of features.
+        features_kl_start: multiple of `features_kl_weight` at the start of that phase; falls to 1.
+            From random weights it may have to be so high (10,000) that the encoder learns nothing
+            until the generator draws what captions say.
         features_without_concept: the first fraction of the features phase, in which the generator
             leaves out the visual concept; a step then takes a third of the time.
         perceptual_weight: of the distance in the features of `[projected]`, relative to the
@@ -95,6 +97,7 @@ class VAEConfig(PretrainingConfig):
     features_steps: int = 0
     steps: int = 0
     features_kl_weight: float = 2e-3
+    features_kl_start: float = 10.0
     features_without_concept: float = 0.0
     perceptual_weight: float = 0.0
     kl_weight: float = 1e-4
@@ -107,7 +110,7 @@ class VAEConfig(PretrainingConfig):
     def __post_init__(self) -> None:
         check_integers(self, 0, "autoencoder_steps", "features_steps", "steps")
         check_not_negative(self, "perceptual_weight", "kl_weight", "features_kl_weight", "weight")
-        check_positive(self, "learning_rate")
+        check_positive(self, "learning_rate", "features_kl_start")
         if self.features_learning_rate is not None:
             check_positive(self, "features_learning_rate")
         check_fractions(self, "encoded", "betas", "features_without_concept")
@@ -282,7 +285,7 @@ class VAE:
                 None,
             )
         if phase.name == "features":
-            factor = kl_factor(phase.step, phase.steps, _KL_FIRST_FEATURES)
+            factor = kl_factor(phase.step, phase.steps, self.config.features_kl_start)
             weight = self.config.features_kl_weight * factor
             concept = phase.step >= self.config.features_without_concept * phase.steps
             return (

@@ -136,6 +136,18 @@ def test_features_start_small_with_their_own_rate(make_config, batch):
     assert mine.pretraining.modules[1].optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
 
 
+def test_the_first_weight_of_the_divergence_of_features_is_a_setting(make_config):
+    changes = {"autoencoder_steps": 1, "features_steps": 100, "steps": 0}
+    mine = trainer(make_config(**settings(**changes, features_kl_start=1e4)))
+    weights = []
+    mine.pretraining._feature_loss = lambda batch, weight, concept: weights.append(weight)
+    for number in (1, 100):
+        phase = phase_at(number, mine.config.pretraining.phases)
+        mine.pretraining._objective(phase, number)[1](None)
+    final = mine.config.pretraining.features_kl_weight
+    assert weights == pytest.approx([1e4 * final, final])
+
+
 def test_the_visual_concept_joins_late(make_config, batch):
     changes = {"autoencoder_steps": 1, "features_steps": 4, "steps": 0}
     mine = trainer(make_config(**settings(**changes, features_without_concept=0.5)))
