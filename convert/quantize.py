@@ -43,7 +43,7 @@ REASONS = {
 
 # Parts with the highest gain in PSNR for their time, by `benchmarks/precision.py --parts` (see
 # docs/performance.md): 3 % of the multiply-adds together. A model may lack some of them.
-GENERATOR_KEEP_FLOAT = ("noise_projection", "bridge", "gamma", "beta", "shortcut")
+GENERATOR_KEEP_FLOAT = ("mapping", "noise_projection", "bridge", "gamma", "beta", "shortcut")
 TEXT_ENCODER_KEEP_FLOAT = ("text_projection", "out_proj")
 
 

@@ -41,7 +41,7 @@ class MergedAffines(nn.Module):
 
     def forward(self, noise: Tensor, sentence: Tensor) -> Tensor:
         """As `Generator.forward`."""
-        condition = torch.cat([noise, sentence], dim=1)
+        condition = self.generator.condition(noise, sentence)
         extended = torch.cat([self.hidden(condition), condition], dim=1)
         image: Tensor = self.generator.synthesize(noise, extended)
         return image

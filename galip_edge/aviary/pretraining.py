@@ -9,6 +9,9 @@ First the upsampling blocks learn to render, as the decoder of an autoencoder; t
 before them learn to predict the encoder's features from noise and sentence (see
 `galip_edge.training.feature_autoencoder`); finally all are trained together. The encoder is
 discarded.
+
+A mapping network learns to choose the attributes of the scenes, meanwhile, and all other layers
+learn from the true ones.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from galip_edge.aviary.data.attributes import ATTRIBUTES
 from galip_edge.aviary.data.chance import NOISE_DIM
 from galip_edge.aviary.data.config import AviaryConfig
 from galip_edge.aviary.data.source import AviarySource
@@ -36,6 +40,8 @@ from galip_edge.training.micro_batch import MicroBatch
 from galip_edge.training.optimized_module import OptimizedModule, StepReport
 from galip_edge.training.pretraining import (
     AuxiliaryLoss,
+    Objective,
+    Phase,
     PretrainingConfig,
     check_perceptual_weight,
     joint_step,
@@ -48,34 +54,49 @@ if TYPE_CHECKING:
     from galip_edge.training.trainer import Generated, Trainer
 
 
+_CATEGORIES = tuple(map(len, ATTRIBUTES.values()))
+
+
 @dataclass(frozen=True)
 class RegressionConfig(PretrainingConfig):
     """Settings of the regression; with weight 0 there is none.
 
     Attributes:
-        weight: factor of the regression loss, also during adversarial training.
+        weight: factor of the regression loss.
+        adversarial_weight: of the same loss in adversarial training; 0 trains with random noise, on
+            captioned images alone. None for `weight`.
         autoencoder_steps, features_steps, warmup_steps: lengths of the three phases before
             adversarial training; the last trains the whole generator by regression alone.
         perceptual_weight: of the distance in the features of `[projected]`, relative to the
             distance of pixels, wherever images are compared; 0 for none.
+        features_without_concept: the first fraction of the features phase, in which the generator
+            leaves out the visual concept; a step then takes a third of the time.
         warmup_lr, warmup_betas: Adam's settings in these phases. Without an opponent, a smoother
             gradient is better than a more recent one.
+        features_learning_rate: instead of `warmup_lr` in the features phase; None for the same.
     """
 
     ALIASES: ClassVar[Mapping[str, str]] = {"warmup_rate": "warmup_lr"}
 
     weight: float = 0.0
+    adversarial_weight: float | None = None
     autoencoder_steps: int = 0
     features_steps: int = 0
     warmup_steps: int = 0
     perceptual_weight: float = 0.0
+    features_without_concept: float = 0.0
     warmup_lr: float = 8e-4
+    features_learning_rate: float | None = None
     warmup_betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
         check_not_negative(self, "weight", "perceptual_weight")
         check_positive(self, "warmup_lr")
-        check_fractions(self, "warmup_betas")
+        if self.features_learning_rate is not None:
+            check_positive(self, "features_learning_rate")
+        if self.adversarial_weight is not None:
+            check_not_negative(self, "adversarial_weight")
+        check_fractions(self, "warmup_betas", "features_without_concept")
         for name in ("autoencoder_steps", "features_steps", "warmup_steps"):
             check_integers(self, 0, name)
             if (count := getattr(self, name)) and not self.weight:
@@ -116,6 +137,11 @@ class RegressionConfig(PretrainingConfig):
                 f"model.noise_dim must be the aviary's {NOISE_DIM} for regression, got "
                 f"{model.noise_dim}"
             )
+        if model.categories and model.categories != _CATEGORIES:
+            raise ValueError(
+                f"regression teaches the aviary's attributes: set model.categories to "
+                f"{list(_CATEGORIES)}, got {list(model.categories)}"
+            )
         sizes = (data.image_size, data.shorter_side)
         if sizes != (model.image_size,) * 2 or (data.augment and data.flip):
             raise ValueError(
@@ -144,12 +170,30 @@ class Regression:
         if config.autoencoder_steps:
             self.autoencoder = FeatureAutoencoder(trainer, config.warmup_lr, self._loss)
             self.modules = (self.autoencoder.module,)
-        trainer.auxiliary.append(AuxiliaryLoss("regression", config.weight, self._distance))
+        self._values = torch.empty(0)  # (B,variables): attributes of this process's batch
+        self._adversarial = (
+            config.weight if config.adversarial_weight is None else config.adversarial_weight
+        )
+        if self._adversarial:
+            trainer.auxiliary.append(AuxiliaryLoss("regression", self._adversarial, self._distance))
 
-    def noise(self, number: int, keys: Sequence[str], captions: Sequence[str]) -> Tensor:
-        """Noise (B,Z) from which `captions` give the images `keys`. Raises ValueError without."""
+    def noise(self, number: int, keys: Sequence[str], captions: Sequence[str]) -> Tensor | None:
+        """Noise (B,Z) from which `captions` give the images `keys`. Raises ValueError without.
+
+        None in adversarial training without regression.
+        """
+        if number >= self.steps and not self._adversarial:
+            return None
         if not keys:
             raise ValueError("regression needs the keys of the images, which determine their noise")
+        if self._generator.mapping is not None:
+            values = [[*self._source.scene_of(key).labels().values()] for key in keys]
+            if len(self._values) != len(values):
+                device = self.trainer.world.device
+                self._values = torch.empty(
+                    len(values), len(values[0]), dtype=torch.int64, device=device
+                )
+            self._values.copy_(torch.tensor(values))  # captured passes read the same memory
         found = [
             self._source.noise_for(key, caption, generator_for(f"{key} {caption}", number))
             for key, caption in zip(keys, captions, strict=True)
@@ -161,47 +205,82 @@ class Regression:
         phase = phase_at(number, self.config.phases)
         if phase is None:
             return None
-        terms, loss = {
-            "autoencoder": (self._loss.terms, self._reconstruction),
-            "features": (("features",), self._features),
-            "all": (("regression", *self._loss.terms[1:]), self._regression),
-        }[phase.name]
+        peak = self.config.warmup_lr
+        if phase.name == "features":
+            peak = self.config.features_learning_rate or peak
+            if phase.step == 0:
+                self.autoencoder.shrink_features()
+        terms, loss = self._objective(phase, number)
         modules = (
             self.trainer.generator,
             *(self.modules if phase.name == "autoencoder" else ()),
         )
-        if phase.name == "features" and phase.step == 0:
-            self.autoencoder.shrink_features()
         for module in modules:
             if phase.step == 0:  # parameters without a gradient would follow their old moments
                 module.reset_moments()
-            module.set_rate(self.config.warmup_lr * phase.rate_factor, self.config.warmup_betas)
+            module.set_rate(peak * phase.rate_factor, self.config.warmup_betas)
 
         def weighted(batch: MicroBatch) -> tuple[Tensor, Tensor]:
-            value, values = loss(batch, number)
-            return self.config.weight * value, values
+            value, values = loss(batch)
+            choices = self._choices(batch)
+            return self.config.weight * value + choices.sum(), torch.cat([values, choices.detach()])
 
+        if self._generator.mapping is not None:
+            terms = (*terms, "choices")
         return joint_step(self.trainer, modules, micro_batches, terms, weighted)
 
     def prepare(self, number: int, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
-        """The same micro-batches: their noise is that of the images."""
+        """The same micro-batches: their noise is that of the images, or random."""
         return micro_batches
 
-    def _reconstruction(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
-        """Loss of reconstructions from encoded features, and its terms."""
-        return self.autoencoder.reconstruction(batch, number)
+    def _objective(self, phase: Phase, number: int) -> tuple[tuple[str, ...], Objective]:
+        """Names of a phase's terms, and the loss of a micro-batch with their values."""
+        if phase.name == "autoencoder":
+            return self._loss.terms, lambda batch: self.autoencoder.reconstruction(
+                batch, self._condition(batch), number
+            )
+        if phase.name == "features":
+            concept = phase.step >= self.config.features_without_concept * phase.steps
+            return ("features",), lambda batch: self._features(batch, concept)
+        return ("regression", *self._loss.terms[1:]), self._regression
 
-    def _features(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
+    def _features(self, batch: MicroBatch, concept: bool) -> tuple[Tensor, Tensor]:
         """Squared error of features predicted from noise and sentence, also as its term."""
         wanted = self.autoencoder.features(batch.images)
-        error = self.autoencoder.error(batch.noise, batch.sentence, wanted)
+        error = self.autoencoder.error(batch.noise, self._condition(batch), wanted, concept)
         return error, error.detach()[None]
 
-    def _regression(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
+    def _regression(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Loss of images generated from the noise and sentences of real ones, and its terms."""
-        generated = self.trainer.generate(batch.noise, batch.sentence)
+        generated = self._generator.synthesize(batch.noise, self._condition(batch))
         return self._loss(generated.float(), batch.images)
+
+    def _condition(self, batch: MicroBatch) -> Tensor:
+        """The generator's condition, of the true choices if a mapping network makes them."""
+        mapping = self._generator.mapping
+        if mapping is None:
+            return self._generator.condition(batch.noise, batch.sentence)
+        return torch.cat([batch.noise, mapping.given(self._values_of(batch))], dim=1)
+
+    def _choices(self, batch: MicroBatch) -> Tensor:
+        """Cross-entropy of a mapping network's choices, summed over variables: (1,), or (0,)."""
+        mapping = self._generator.mapping
+        if mapping is None:
+            return batch.noise.new_zeros(0)
+        scores = mapping.logits(batch.noise, batch.sentence)
+        values = self._values_of(batch).unbind(1)
+        losses = [
+            nn.functional.cross_entropy(each.float(), value)
+            for each, value in zip(scores, values, strict=True)
+        ]
+        return torch.stack(losses).sum()[None]
+
+    def _values_of(self, batch: MicroBatch) -> Tensor:
+        """Attributes of the scenes of a micro-batch: (N,variables) indices of values."""
+        first = batch.first - self.trainer.world.rank * len(self._values)
+        return self._values[first : first + len(batch.noise)]
 
     def _distance(self, generated: Generated, batch: MicroBatch) -> Tensor:
         """The same loss during adversarial training."""
-        return self._loss(generated.images.float(), batch.images)[0]
+        value = self._loss(generated.images.float(), batch.images)[0]
+        return value + self._choices(batch).sum() / self._adversarial

@@ -67,6 +67,9 @@ class ModelConfig:
             it is replaced by a convolution of the projected noise (ablation).
         visual_concept_scale: weight of the visual concept in its sum with the bridge feature; 0
             removes the ViT from the generator (ablation).
+        mapping_width, categories: width of the mapping network, and the number of values of each
+            categorical variable that it chooses; 0 and empty, as published, for none. The
+            condition then consists of noise and choices (see `MappingNetwork`).
         prompt_blocks: ViT blocks (from 0) with one predicted prompt token each; may be empty
             (ablation).
         tap_blocks: ViT blocks (from 0) whose patch tokens are inputs of the discriminator; if
@@ -84,6 +87,8 @@ class ModelConfig:
     bridge_hidden: int = 32
     bridge_blocks: int = 4
     visual_concept_scale: float = 0.1
+    mapping_width: int = 0
+    categories: tuple[int, ...] = ()
     prompt_blocks: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     tap_blocks: tuple[int, ...] = (1, 4, 8)
     discriminator_channels: int = 512
@@ -93,8 +98,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_integers(self, 1, "noise_dim", "bridge_channels", "bridge_hidden")
         check_integers(self, 1, "discriminator_channels", "score_channels")
-        check_integers(self, 0, "bridge_blocks")
-        for name in ("block_sizes", "block_channels", "prompt_blocks", "tap_blocks"):
+        check_integers(self, 0, "bridge_blocks", "mapping_width")
+        for name in ("block_sizes", "block_channels", "categories", "prompt_blocks", "tap_blocks"):
             values = getattr(self, name)
             if not isinstance(values, tuple) or not all(type(value) is int for value in values):
                 raise ValueError(f"{name} must be a list of integers, got {values!r}")
@@ -126,6 +131,11 @@ class ModelConfig:
                     f"{name} must be distinct, rising, and in 0..{self.clip.vision_layers - 1}, "
                     f"got {blocks}"
                 )
+        if bool(self.mapping_width) != bool(self.categories) or min(self.categories, default=2) < 2:
+            raise ValueError(
+                "a mapping network needs mapping_width and categories of at least 2 values, got "
+                f"{self.mapping_width} and {self.categories}: set both, or neither"
+            )
         if self.prompt_blocks and not self.visual_concept_scale:
             raise ValueError(
                 f"prompt_blocks {self.prompt_blocks} have no effect with visual_concept_scale 0, "
@@ -141,8 +151,8 @@ class ModelConfig:
 
     @property
     def condition_dim(self) -> int:
-        """Length of the condition c, the noise and the sentence embedding concatenated."""
-        return self.noise_dim + self.clip.embedding_dim
+        """Length of the condition c: noise, and the sentence embedding or the mapping's choices."""
+        return self.noise_dim + (sum(self.categories) or self.clip.embedding_dim)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` is the inverse."""

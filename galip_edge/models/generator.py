@@ -2,12 +2,62 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
+
 import torch
 from torch import Tensor, nn
 
-from galip_edge.models.blocks import BridgeBlock, UpsamplingBlock, conv3x3, leaky_relu
+from galip_edge.models.blocks import (
+    NEGATIVE_SLOPE,
+    BridgeBlock,
+    UpsamplingBlock,
+    conv3x3,
+    leaky_relu,
+)
 from galip_edge.models.clip import PromptedViT
 from galip_edge.models.config import ModelConfig
+
+# The condition's choices have about the variance of noise, and are close to 0 and their maximum.
+_CHOICE_SCALE, _SHARPNESS = 3.0, 3.0
+
+
+class MappingNetwork(nn.Module):
+    """Chooses values of categorical variables by noise and sentence; not in the paper.
+
+    The layers of a generator need very many images to find out which words decide between
+    discrete alternatives, and which noise decides them if no word does. Here three hidden layers
+    choose first, for all other layers, like the mapping network of StyleGAN (Karras et al. 2019,
+    https://arxiv.org/abs/1812.04948). Unlike there, the result is categorical: between two values
+    an image would show a mixture.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.categories = config.categories
+        width = config.mapping_width
+        widths = (config.noise_dim + config.clip.embedding_dim, width, width, width)
+        hidden: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            hidden += [nn.Linear(before, after), nn.LeakyReLU(NEGATIVE_SLOPE)]
+        self.layers = nn.Sequential(*hidden, nn.Linear(width, sum(self.categories)))
+
+    def logits(self, noise: Tensor, sentence: Tensor) -> tuple[Tensor, ...]:
+        """noise (B,Z), sentence (B,E) -> scores (B,n) of the n values, for each variable."""
+        scores: Tensor = self.layers(torch.cat([noise, sentence], dim=1))
+        ends = accumulate(self.categories)
+        return tuple(scores[:, end - n : end] for n, end in zip(self.categories, ends, strict=True))
+
+    def forward(self, noise: Tensor, sentence: Tensor) -> Tensor:
+        """noise (B,Z), sentence (B,E) -> choices (B,sum(categories)), close to 0 or 3."""
+        scores = self.logits(noise, sentence)
+        chosen = [torch.softmax(_SHARPNESS * each, dim=1) for each in scores]
+        return _CHOICE_SCALE * torch.cat(chosen, dim=1)
+
+    def given(self, values: Tensor) -> Tensor:
+        """The result for values (B,variables), by index: (B,sum(categories)) of 0 and 3."""
+        columns = zip(values.unbind(1), self.categories, strict=True)
+        chosen = [nn.functional.one_hot(value, count) for value, count in columns]
+        return _CHOICE_SCALE * torch.cat(chosen, dim=1).float()
 
 
 class BridgePredictor(nn.Module):
@@ -42,6 +92,7 @@ class Generator(nn.Module):
         self.config = config
         grid, condition, width = config.clip.grid, config.condition_dim, config.clip.vision_width
         channels = config.block_channels
+        self.mapping = MappingNetwork(config) if config.categories else None
         self.noise_projection = nn.Linear(config.noise_dim, config.bridge_channels * grid * grid)
         self.bridge = BridgePredictor(config)
         if config.prompt_blocks:
@@ -92,7 +143,12 @@ class Generator(nn.Module):
         Returns:
             (B,3,H,W); [-1,1] is black to white. There is no tanh: callers clamp.
         """
-        return self.synthesize(noise, torch.cat([noise, sentence], dim=1))
+        return self.synthesize(noise, self.condition(noise, sentence))
+
+    def condition(self, noise: Tensor, sentence: Tensor) -> Tensor:
+        """The condition c of all layers: noise (B,Z), sentence (B,E) -> (B,D)."""
+        known = sentence if self.mapping is None else self.mapping(noise, sentence)
+        return torch.cat([noise, known.to(noise.dtype)], dim=1)
 
     def synthesize(self, noise: Tensor, condition: Tensor) -> Tensor:
         """noise (B,noise_dim), condition (B,D) -> images (B,3,H,W)."""

@@ -70,17 +70,20 @@ class FeatureAutoencoder:
             self.encoder = FeatureEncoder(trainer.model.config).to(trainer.world.device)
         self.module = trainer.optimized("feature_encoder", self.encoder, learning_rate)
 
-    def reconstruction(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
+    def reconstruction(
+        self, batch: MicroBatch, condition: Tensor, number: int
+    ) -> tuple[Tensor, Tensor]:
         """Loss of images' reconstructions from noisy features, a scalar, and its terms.
 
         Args:
-            batch: its noise and sentences are the condition of the upsampling blocks.
+            batch: its images are reconstructed.
+            condition: (B,D) of the upsampling blocks.
             number: step, from 0, which determines the noise of the features.
         """
         features = self.encoder(batch.images)
         noise = feature_noise(self._seed, number, batch.first, features.shape)
         features = features + _FEATURE_NOISE * noise.to(features)
-        rendered = self._generator.render(features, condition(batch.noise, batch.sentence))
+        rendered = self._generator.render(features, condition)
         return self._loss(rendered.float(), batch.images)
 
     @torch.no_grad()
@@ -96,17 +99,17 @@ class FeatureAutoencoder:
             parameter.mul_(_SMALL)
 
     def error(
-        self, noise: Tensor, sentence: Tensor, wanted: Tensor, concept: bool = True
+        self, noise: Tensor, condition: Tensor, wanted: Tensor, concept: bool = True
     ) -> Tensor:
         """Mean squared error of the generator's features, a scalar.
 
         Args:
             noise: (B,Z).
-            sentence: (B,E) embeddings.
+            condition: (B,D).
             wanted: features (B,C,grid,grid) of the images.
             concept: see `Generator.visual_features`.
         """
-        found = self._generator.visual_features(noise, condition(noise, sentence), concept)
+        found = self._generator.visual_features(noise, condition, concept)
         return (found.float() - wanted).square().mean()
 
 
@@ -117,8 +120,3 @@ def feature_noise(seed: int, number: int, first: int, shape: torch.Size) -> Tens
         for i in range(shape[0])
     ]
     return torch.from_numpy(np.stack(rows))
-
-
-def condition(noise: Tensor, sentence: Tensor) -> Tensor:
-    """The generator's condition (B,Z+E) of noise (B,Z) and sentence embeddings (B,E)."""
-    return torch.cat([noise, sentence], dim=1)

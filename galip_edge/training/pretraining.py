@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # Fractions of a phase in which the learning rate rises from zero, and falls to zero.
 _RISE, _FALL = 0.02, 0.4
 
+# A micro-batch to its loss, and the values of the reported terms (n,); both are means over samples.
+Objective = Callable[[MicroBatch], tuple[Tensor, Tensor]]
+
 
 class Pretraining(Protocol):
     """A pretraining of `Trainer.generator`.
@@ -163,7 +166,7 @@ def joint_step(
     modules: tuple[OptimizedModule, ...],
     micro_batches: list[MicroBatch],
     terms: tuple[str, ...],
-    loss: Callable[[MicroBatch], tuple[Tensor, Tensor]],
+    loss: Objective,
 ) -> StepReport:
     """Update several modules along the gradients of one loss.
 
@@ -195,7 +198,7 @@ def _joint_updates(
     modules: tuple[OptimizedModule, ...],
     micro_batches: list[MicroBatch],
     terms: tuple[str, ...],
-    loss: Callable[[MicroBatch], tuple[Tensor, Tensor]],
+    loss: Objective,
 ) -> list[Update]:
     world, scale = trainer.world, trainer.generator.scale.value
     values = trainer.accumulate(modules, micro_batches, len(terms), loss)

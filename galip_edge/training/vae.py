@@ -17,7 +17,7 @@ Captioned images are all it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ from galip_edge.training.optimized_module import OptimizedModule, StepReport
 from galip_edge.training.precision import autocast
 from galip_edge.training.pretraining import (
     AuxiliaryLoss,
+    Objective,
     Phase,
     PretrainingConfig,
     check_perceptual_weight,
@@ -61,9 +62,6 @@ _KL_FIRST, _KL_FALL = 50.0, 0.3
 
 # Log variances, initial and limits. The prior's 0 would drown the mean of an untrained encoder.
 _LOG_VARIANCE, _LEAST, _MOST = -3.0, -8.0, 2.0
-
-
-Objective = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -220,6 +218,7 @@ class VAE:
         self.trainer = trainer
         self._distance = reconstruction_loss(trainer, config.perceptual_weight)
         self._autoencoder: FeatureAutoencoder | None = None
+        self._condition = trainer.model.generator.condition
         self._rows: dict[tuple[int, int], Tensor] = {}  # see `_encoded`
         if config.autoencoder_steps:
             self._autoencoder = FeatureAutoencoder(trainer, config.learning_rate, self._distance)
@@ -281,7 +280,9 @@ class VAE:
             assert autoencoder is not None
             return (
                 self._distance.terms,
-                lambda batch: autoencoder.reconstruction(batch, number),
+                lambda batch: autoencoder.reconstruction(
+                    batch, self._condition(batch.noise, batch.sentence), number
+                ),
                 None,
             )
         if phase.name == "features":
@@ -310,7 +311,7 @@ class VAE:
         mean, log_variance = self.encoder(wanted, batch.sentence)
         noise = sample(mean, log_variance, batch.noise)
         terms = [
-            self._autoencoder.error(noise, batch.sentence, wanted, concept),
+            self._autoencoder.error(noise, self._condition(noise, batch.sentence), wanted, concept),
             kl_divergence(mean, log_variance).mean(),
         ]
         return terms[0] + kl_weight * terms[1], torch.stack(terms).detach()

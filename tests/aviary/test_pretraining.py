@@ -75,6 +75,18 @@ def test_features_start_small(tmp_path):
     assert projection.norm().item() == pytest.approx(0.05 * before, rel=0.1)
 
 
+def test_the_features_phase_has_its_own_rate_and_the_visual_concept_joins_late(tmp_path):
+    changes = ["features_steps=4", "features_without_concept=0.5", "features_learning_rate=1e-4"]
+    mine, seen, rates = trainer(config(tmp_path, *(f"pretraining.{c}" for c in changes))), [], []
+    mine.model.generator.vit.register_forward_hook(lambda *_: seen.append(number))
+    for number in range(7):
+        mine.step(number, *batch())
+        rates.append(mine.generator.optimizer.param_groups[0]["lr"])
+    assert seen == [4, 5, 6]  # the last one is a step of the whole generator
+    assert max(rates[2:6]) == pytest.approx(1e-4)
+    assert rates[0] == pytest.approx(2e-3)
+
+
 @pytest.mark.parametrize("first", [0, 2])
 def test_parts_equal_the_whole_batch(tmp_path, first):
     values = []

@@ -153,3 +153,61 @@ def test_the_former_section_is_accepted(tmp_path):
     assert (found.weight, found.warmup_steps, found.warmup_lr) == (10.0, 5, 1e-3)
     changed = load_config(str(path), ["pretraining.weight=3"]).pretraining
     assert (changed.weight, changed.warmup_steps) == (3.0, 2)
+
+
+MAPPING = ("model.mapping_width=64", "model.categories=[5, 9, 5, 6, 4, 2, 4, 6, 6]")
+
+
+def test_a_mapping_network_learns_the_attributes_of_the_scenes(tmp_path):
+    settings = ("pretraining.warmup_steps=1000", "pretraining.warmup_lr=5e-3")
+    mine = trainer(config(tmp_path, *MAPPING, *settings))
+    images, sentence, keys, captions = batch()
+    reports = [mine.step(i, images, sentence, keys, captions).values for i in range(60)]
+    assert set(reports[0]) == {"generator/regression", "generator/choices", "generator/norm"}
+    assert reports[-1]["generator/choices"] < 0.3 * reports[0]["generator/choices"]
+    source = AviarySource(AviaryConfig(variety="wide"))
+    labels = torch.tensor([[*source.scene(i).labels().values()] for i in range(len(keys))])
+    noise = mine.pretraining.noise(60, keys, captions)
+    scores = mine.model.generator.mapping.logits(noise, sentence)
+    found = torch.stack([each.argmax(1) for each in scores], dim=1)
+    assert (found == labels).float().mean() > 0.9
+
+
+def test_other_layers_learn_from_the_true_choices(tmp_path):
+    """So they learn the same, whatever the mapping network chooses."""
+    losses = []
+    for factor in (0, 100):
+        mine = trainer(config(tmp_path, *MAPPING))
+        with torch.no_grad():
+            mine.model.generator.mapping.layers[-1].weight *= factor
+        losses.append(mine.step(0, *batch()).values)
+    assert losses[0]["generator/regression"] == losses[1]["generator/regression"]
+    assert losses[0]["generator/choices"] != losses[1]["generator/choices"]
+
+
+@pytest.mark.parametrize("size", [4, 1])
+def test_choices_of_parts_are_those_of_the_whole_batch(tmp_path, size):
+    values = []
+    for each in (6, size):
+        mine = trainer(config(tmp_path, *MAPPING, f"micro_batch_size={each}"))
+        values.append(mine.step(0, *batch()).values)
+    assert values[1] == pytest.approx(values[0], rel=1e-4, abs=1e-5)
+
+
+def test_categories_must_be_the_attributes(tmp_path):
+    with pytest.raises(ConfigError, match=r"set model\.categories to \[5, 9, .*got \[2, 3\]"):
+        config(tmp_path, "model.mapping_width=8", "model.categories=[2, 3]")
+
+
+def test_adversarial_training_may_go_on_with_captioned_images_alone(tmp_path):
+    settings = ("pretraining.warmup_steps=1", "pretraining.adversarial_weight=0")
+    mine = trainer(config(tmp_path, *MAPPING, *settings))
+    images, sentence, keys, captions = batch()
+    assert "generator/regression" in mine.step(0, images, sentence, keys, captions).values
+    assert "generator/regression" not in mine.step(1, images, sentence, keys, captions).values
+    assert mine.pretraining.noise(1, keys, captions) is None
+    other = trainer(config(tmp_path, *MAPPING, "pretraining.warmup_steps=1"))
+    other.step(0, images, sentence, keys, captions)
+    assert other.pretraining.noise(1, keys, captions) is not None
+    report = other.step(1, images, sentence, keys, captions).values
+    assert "generator/regression" in report

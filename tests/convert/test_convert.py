@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,7 +16,9 @@ from convert import ConvertOptions, convert
 from convert.checks import check_paths
 from convert.errors import ConversionError
 from convert.fidelity import PROMPTS, make_reference, psnr_db
+from galip_edge.checkpoints.format import save_checkpoint
 from galip_edge.errors import CheckpointError
+from galip_edge.models import GALIP, PRESETS
 from galip_edge.tokenizer import build_tokenizer
 from runtime import Pipeline
 from runtime.bundle import Bundle, read_manifest
@@ -77,6 +80,25 @@ def test_nncf_quantizes_instead(tiny_checkpoint, tiny_model, tmp_path):
     pipeline = Pipeline.from_bundle(tmp_path / "bundle")
     images = pipeline.synthesize(pipeline.encode(PROMPTS), reference.noise)
     assert psnr_db(images.astype(np.float32) / 127.5 - 1, reference.image) >= 28
+
+
+def test_a_mapping_network_is_converted_in_float(tiny_bundles, tmp_path):
+    """Its choices decide what an image shows."""
+    torch.manual_seed(0)
+    config = replace(PRESETS["tiny"], mapping_width=32, categories=(5, 3, 2))
+    model = GALIP(config).eval()
+    with torch.no_grad():
+        model.generator.mapping.layers[-1].weight *= 30
+    save_checkpoint(model, tmp_path / "mapped.safetensors")
+    manifest = convert(tmp_path / "mapped.safetensors", tmp_path / "bundle", ConvertOptions("int8"))
+    without = read_manifest(tiny_bundles["int8"]).quantization["operations"]["generator"]
+    counts = manifest.quantization["operations"]["generator"]
+    assert counts["float"] == without["float"] + 4
+    assert counts["quantized"] == without["quantized"]
+    reference = make_reference(model, build_tokenizer(config.clip))
+    pipeline = Pipeline.from_bundle(tmp_path / "bundle")
+    images = pipeline.synthesize(pipeline.encode(PROMPTS), reference.noise)
+    assert psnr_db(images.astype(np.float32) / 127.5 - 1, reference.image) >= 30
 
 
 def test_reference_is_the_model_itself(tiny_model):

@@ -19,6 +19,7 @@ CONFIGS = [
     replace(TINY, block_sizes=(8, 14, 28, 49)),  # the published one's kinds: 2, 7/4
     replace(TINY, clip=replace(TINY.clip, image_size=48), block_sizes=(7, 16, 28, 49)),
     replace(TINY, prompt_blocks=()),
+    replace(TINY, mapping_width=12, categories=(3, 2, 7)),
     replace(TINY, prompt_blocks=(0, 3)),  # the last of four blocks has one too
 ]
 

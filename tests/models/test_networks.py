@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,6 +63,37 @@ def test_published_model_has_the_published_number_of_parameters():
     unused = 2 * (768 * 768 + 768)
     assert sum(p.numel() for p in model.discriminator.parameters()) + unused == 30_806_021
     assert all(not p.requires_grad for p in model.clip.parameters())
+
+
+def test_a_mapping_network_chooses_one_value_of_each_variable():
+    torch.manual_seed(0)
+    config = replace(config_with_grid(4, (8,)), mapping_width=16, categories=(3, 2, 7))
+    generator = GALIP(config).generator
+    mapping, noise, sentence = generator.mapping, torch.randn(5, 10), torch.randn(5, 24)
+    with torch.no_grad():
+        mapping.layers[-1].weight *= 100  # a trained one is sure
+    choices = mapping(noise, sentence).split(config.categories, dim=1)
+    scores = mapping.logits(noise, sentence)
+    for chosen, score in zip(choices, scores, strict=True):
+        assert torch.equal(chosen.argmax(1), score.argmax(1))
+        torch.testing.assert_close(chosen.sum(1), torch.full((5,), 3.0))
+    values = torch.stack([score.argmax(1) for score in scores], dim=1)
+    given = mapping.given(values)
+    assert given.unique().tolist() == [0, 3]
+    assert (given - torch.cat(choices, dim=1)).abs().median() < 0.01
+
+
+def test_text_acts_on_the_other_layers_through_the_choices():
+    torch.manual_seed(0)
+    config = replace(config_with_grid(4, (8,)), mapping_width=16, categories=(3, 2, 7))
+    generator = GALIP(config).generator.eval()
+    noise, sentence = torch.randn(5, 10), torch.randn(5, 24)
+    condition = generator.condition(noise, sentence)
+    assert condition.shape == (5, config.condition_dim) == (5, 10 + 12)
+    assert torch.equal(condition[:, :10], noise)
+    assert torch.equal(condition[:, 10:], generator.mapping(noise, sentence))
+    image = generator.synthesize(noise, condition)
+    torch.testing.assert_close(generator(noise, sentence), image)
 
 
 @pytest.mark.parametrize(("before", "after"), [(7, 8), (8, 16), (5, 13), (16, 28), (4, 4)])

@@ -106,6 +106,10 @@ class AviarySource:
         """The scene of an image."""
         return self._item(index)[0]
 
+    def scene_of(self, key: str) -> Scene:
+        """The scene of the image `key`."""
+        return self.scene(_index_of(key))
+
     def noise(self, index: int) -> Noise:
         """Noise (NOISE_DIM,) that determines what the first caption of an image leaves open."""
         return self._item(index)[1]
