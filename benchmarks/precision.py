@@ -242,7 +242,7 @@ def part_of(operation: Any) -> str:
     name = _PREFIX.sub("", operation.input_value(1).get_node().get_friendly_name())
     if name.startswith("val_"):
         return "vit"
-    found = re.search(r"gamma|beta|shortcut|bridge|noise_projection", name)
+    found = re.search(r"gamma|beta|shortcut|bridge|mapping|noise_projection", name)
     return found.group() if found else name
 
 
