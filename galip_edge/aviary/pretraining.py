@@ -252,7 +252,10 @@ class Regression:
 
     def _regression(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Loss of images generated from the noise and sentences of real ones, and its terms."""
-        generated = self._generator.synthesize(batch.noise, self._condition(batch))
+        if self._generator.mapping is None:
+            generated = self.trainer.generate(batch.noise, batch.sentence)
+        else:
+            generated = self._generator.synthesize(batch.noise, self._condition(batch))
         return self._loss(generated.float(), batch.images)
 
     def _condition(self, batch: MicroBatch) -> Tensor:

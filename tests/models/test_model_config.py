@@ -20,7 +20,7 @@ def test_plain_values_round_trip(name):
         ({"block_channels": (512,)}, r"block_channels needs 7 positive values.*got \(512,\)"),
         ({"prompt_blocks": (12,)}, r"prompt_blocks must be .* in 0\.\.11, got \(12,\)"),
         ({"tap_blocks": (4, 1)}, r"tap_blocks must be distinct, rising.*got \(4, 1\)"),
-        ({"mapping_width": 8}, "needs mapping_width and categories .* got 8 and ()"),
+        ({"mapping_width": 8}, r"needs mapping_width and categories .* got 8 and \(\)"),
         ({"categories": (3,)}, r"needs mapping_width and categories .* got 0 and \(3,\)"),
         ({"mapping_width": 8, "categories": (3, 1)}, r"of at least 2 values, got 8 and \(3, 1\)"),
         ({"clip_input": "odd"}, "clip_input must be standard or original, got 'odd'"),
