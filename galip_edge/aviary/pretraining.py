@@ -170,12 +170,16 @@ class Regression:
         if config.autoencoder_steps:
             self.autoencoder = FeatureAutoencoder(trainer, config.warmup_lr, self._loss)
             self.modules = (self.autoencoder.module,)
-        self._values = torch.empty(0)  # (B,variables): attributes of this process's batch
+        self._values = torch.empty(0, 0)  # (B,variables): attributes of this process's batch
         self._adversarial = (
             config.weight if config.adversarial_weight is None else config.adversarial_weight
         )
         if self._adversarial:
             trainer.auxiliary.append(AuxiliaryLoss("regression", self._adversarial, self._distance))
+            if self._generator.mapping is not None:
+                trainer.auxiliary.append(
+                    AuxiliaryLoss("choices", 1.0, lambda _, batch: self._choices(batch).sum())
+                )
 
     def noise(self, number: int, keys: Sequence[str], captions: Sequence[str]) -> Tensor | None:
         """Noise (B,Z) from which `captions` give the images `keys`. Raises ValueError without.
@@ -186,19 +190,16 @@ class Regression:
             return None
         if not keys:
             raise ValueError("regression needs the keys of the images, which determine their noise")
-        if self._generator.mapping is not None:
-            values = [[*self._source.scene_of(key).labels().values()] for key in keys]
-            if len(self._values) != len(values):
-                device = self.trainer.world.device
-                self._values = torch.empty(
-                    len(values), len(values[0]), dtype=torch.int64, device=device
-                )
-            self._values.copy_(torch.tensor(values))  # captured passes read the same memory
-        found = [
-            self._source.noise_for(key, caption, generator_for(f"{key} {caption}", number))
+        known = [
+            self._source.scene_and_noise(key, caption, generator_for(f"{key} {caption}", number))
             for key, caption in zip(keys, captions, strict=True)
         ]
-        return torch.from_numpy(np.stack(found))
+        if self._generator.mapping is not None:
+            values = torch.tensor([[*scene.labels().values()] for scene, _ in known])
+            if self._values.shape != values.shape:
+                self._values = torch.empty_like(values, device=self.trainer.world.device)
+            self._values.copy_(values)  # captured passes read the same memory
+        return torch.from_numpy(np.stack([noise for _, noise in known]))
 
     def step(self, number: int, micro_batches: list[MicroBatch]) -> StepReport | None:
         """Update the modules of the current phase; None during adversarial training."""
@@ -285,5 +286,4 @@ class Regression:
 
     def _distance(self, generated: Generated, batch: MicroBatch) -> Tensor:
         """The same loss during adversarial training."""
-        value = self._loss(generated.images.float(), batch.images)[0]
-        return value + self._choices(batch).sum() / self._adversarial
+        return self._loss(generated.images.float(), batch.images)[0]

@@ -189,17 +189,18 @@ def test_each_caption_has_noise_that_gives_the_same_image():
         scene, image = aviary.scene(index), None
         for caption in aviary.described(index):
             rng = np.random.default_rng(1)
-            noise = aviary.noise_for(aviary.key(index), caption.text, rng)
+            _, noise = aviary.scene_and_noise(aviary.key(index), caption.text, rng)
             assert similar_scene(scene, caption.states, noise) == scene
             assert (noise[-56:] == aviary.noise(index)[-56:]).all()  # layout and scenery
-            assert (noise != aviary.noise_for(aviary.key(index), caption.text, rng)).any()
+            _, other = aviary.scene_and_noise(aviary.key(index), caption.text, rng)
+            assert (noise != other).any()
             if index < 3:
                 image = image or draw(scene, aviary.noise(index), 32)
                 assert (np.asarray(draw(scene, noise, 32)) == np.asarray(image)).all()
             seen.add(caption.states)
     assert len(seen) > 40
     with pytest.raises(ValueError, match="no caption 'a cat'"):
-        aviary.noise_for("train/000000", "a cat", np.random.default_rng(1))
+        aviary.scene_and_noise("train/000000", "a cat", np.random.default_rng(1))
 
 
 def test_a_scene_that_no_noise_gives_is_refused():
@@ -212,11 +213,14 @@ def test_redrawn_noise_is_normal_and_of_narrow_images_unchanged():
     aviary = source()
     rng = np.random.default_rng(2)
     texts = [aviary.captions(i)[0] for i in range(1500)]
-    noise = np.stack([aviary.noise_for(aviary.key(i), t, rng) for i, t in enumerate(texts)])
+    noise = np.stack(
+        [aviary.scene_and_noise(aviary.key(i), t, rng)[1] for i, t in enumerate(texts)]
+    )
     assert np.abs(noise.mean(0)).max() < 0.12
     assert np.abs(noise.std(0) - 1).max() < 0.1
     narrow = AviarySource(AviaryConfig(variety="narrow"))
-    assert (narrow.noise_for(narrow.key(5), narrow.captions(5)[0], rng) == narrow.noise(5)).all()
+    _, noise = narrow.scene_and_noise(narrow.key(5), narrow.captions(5)[0], rng)
+    assert (noise == narrow.noise(5)).all()
 
 
 def test_it_is_data_for_training_like_any_other():

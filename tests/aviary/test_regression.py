@@ -1,6 +1,10 @@
 """Regression on images whose noise is known, before and during adversarial training."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +12,8 @@ from aviary_pairs import aviary_config, batch, trainer
 
 from galip_edge.aviary.data import AviaryConfig, AviarySource
 from galip_edge.errors import ConfigError
-from galip_edge.training.config import load_config
+from galip_edge.training.config import TrainConfig, load_config
+from galip_edge.training.distributed import World, join_world
 from galip_edge.training.run import train
 
 pytestmark = pytest.mark.slow
@@ -194,6 +199,29 @@ def test_choices_of_parts_are_those_of_the_whole_batch(tmp_path, size):
     assert values[1] == pytest.approx(values[0], rel=1e-4, abs=1e-5)
 
 
+def first_step(settings, world=None):
+    """Values that the first step reports, with a part of the batch for each process."""
+    world = world or World()
+    examples = batch()
+    count = len(examples[0]) // world.size
+    part = slice(world.rank * count, (world.rank + 1) * count)
+    return trainer(settings, world).step(0, *(each[part] for each in examples)).values
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_choices_of_two_processes_are_those_of_one(tmp_path, warmup):
+    settings = config(tmp_path, *MAPPING, f"pretraining.warmup_steps={warmup}")
+    (tmp_path / "config.json").write_text(json.dumps(settings.to_dict()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", __file__, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), *sys.path])
+    subprocess.run(command, check=True, env=environment, timeout=120, capture_output=True)
+    values = json.loads((tmp_path / "values.json").read_text())
+    assert values == pytest.approx(first_step(settings), rel=1e-4, abs=1e-5)
+    assert "generator/choices" in values
+
+
 def test_categories_must_be_the_attributes(tmp_path):
     with pytest.raises(ConfigError, match=r"set model\.categories to \[5, 9, .*got \[2, 3\]"):
         config(tmp_path, "model.mapping_width=8", "model.categories=[2, 3]")
@@ -211,3 +239,12 @@ def test_adversarial_training_may_go_on_with_captioned_images_alone(tmp_path):
     assert other.pretraining.noise(1, keys, captions) is not None
     report = other.step(1, images, sentence, keys, captions).values
     assert "generator/regression" in report
+
+
+if __name__ == "__main__":  # one of the two processes
+    folder = Path(sys.argv[1])
+    with join_world("cpu") as joined:
+        given = TrainConfig.from_dict(json.loads((folder / "config.json").read_text()))
+        found = first_step(given, joined)
+        if joined.rank == 0:
+            (folder / "values.json").write_text(json.dumps(found))

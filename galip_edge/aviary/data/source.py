@@ -106,10 +106,6 @@ class AviarySource:
         """The scene of an image."""
         return self._item(index)[0]
 
-    def scene_of(self, key: str) -> Scene:
-        """The scene of the image `key`."""
-        return self.scene(_index_of(key))
-
     def noise(self, index: int) -> Noise:
         """Noise (NOISE_DIM,) that determines what the first caption of an image leaves open."""
         return self._item(index)[1]
@@ -137,8 +133,8 @@ class AviarySource:
         """The captions of an image."""
         return tuple(caption.text for caption in self.described(index))
 
-    def noise_for(self, key: str, text: str, rng: np.random.Generator) -> Noise:
-        """Noise (NOISE_DIM,) from which the caption `text` gives the image `key`.
+    def scene_and_noise(self, key: str, text: str, rng: np.random.Generator) -> tuple[Scene, Noise]:
+        """The scene of the image `key`, and noise (NOISE_DIM,) that gives it with caption `text`.
 
         In wide variety, entries without influence on the image are drawn from `rng`.
 
@@ -151,8 +147,8 @@ class AviarySource:
         if text not in states:
             raise ValueError(f"{key} has no caption {text!r}")
         if self._config.variety == "narrow":
-            return noise
-        return redraw(noise, scene, states[text], rng)
+            return scene, noise
+        return scene, redraw(noise, scene, states[text], rng)
 
     def _item(self, index: int) -> tuple[Scene, Noise, Caption]:
         (scene_noise, noise), rng = _random_numbers(self._config, index)
