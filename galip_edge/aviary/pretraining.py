@@ -204,6 +204,8 @@ class Regression:
     def step(self, number: int, micro_batches: list[MicroBatch]) -> StepReport | None:
         """Update the modules of the current phase; None during adversarial training."""
         phase = phase_at(number, self.config.phases)
+        if self._generator.mapping is not None:
+            self._generator.mapping.requires_grad_(self._teaches_choices(phase))
         if phase is None:
             return None
         peak = self.config.warmup_lr
@@ -229,6 +231,15 @@ class Regression:
         if self._generator.mapping is not None:
             terms = (*terms, "choices")
         return joint_step(self.trainer, modules, micro_batches, terms, weighted)
+
+    def _teaches_choices(self, phase: Phase | None) -> bool:
+        """Whether a mapping network is trained: until the features phase has taught it.
+
+        Trained further with the whole generator, its choices became worse (docs/model-card.md).
+        """
+        if self.config.features_steps:
+            return phase is not None and phase.name != "all"
+        return phase is not None or not self.steps
 
     def prepare(self, number: int, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
         """The same micro-batches: their noise is that of the images, or random."""

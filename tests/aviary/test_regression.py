@@ -227,6 +227,29 @@ def test_categories_must_be_the_attributes(tmp_path):
         config(tmp_path, "model.mapping_width=8", "model.categories=[2, 3]")
 
 
+PHASES = ("autoencoder_steps", "features_steps", "warmup_steps")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "taught"),
+    [
+        ((1, 1, 1), [True, True, False, False]),
+        ((0, 0, 2), [True, True, False]),
+        ((0, 0, 0), [True]),
+    ],
+)
+def test_a_mapping_network_is_trained_until_it_has_learned(lengths, taught, tmp_path):
+    settings = [f"pretraining.{name}={n}" for name, n in zip(PHASES, lengths, strict=True)]
+    mine = trainer(config(tmp_path, *MAPPING, *settings, "optimizer.generator_delay=0"))
+    images, sentence, keys, captions = batch()
+    mapping, found = mine.model.generator.mapping, []
+    for number in range(len(taught)):
+        before = mapping.layers[-1].weight.detach().clone()
+        mine.step(number, images, sentence, keys, captions)
+        found.append(not torch.equal(before, mapping.layers[-1].weight))
+    assert found == taught
+
+
 def test_adversarial_training_may_go_on_with_captioned_images_alone(tmp_path):
     settings = ("pretraining.warmup_steps=1", "pretraining.adversarial_weight=0")
     mine = trainer(config(tmp_path, *MAPPING, *settings))
