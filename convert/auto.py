@@ -64,8 +64,15 @@ def write_fastest(
         for precision in precisions:
             path = Path(name) / precision
             path.mkdir()
-            calibration = options.calibration if precision == "int8" else None
-            one = replace(options, precision=precision, min_psnr=0.0, calibration=calibration)
+            of_int8 = options if precision == "int8" else ConvertOptions()
+            one = replace(
+                options,
+                precision=precision,
+                min_psnr=0.0,
+                calibration=of_int8.calibration,
+                quantizer=of_int8.quantizer,
+                compress_weights=of_int8.compress_weights,
+            )
             manifests[precision] = write(one, path)
         progress.step("measuring which is fastest", len(precisions) * _TURNS)
         seconds = _seconds({p: Path(name) / p for p in precisions}, progress)

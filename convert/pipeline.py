@@ -28,7 +28,13 @@ from convert.fidelity import PROMPTS, Fidelity, Reference, compare, make_referen
 from convert.golden import measured_tolerance, write_reference
 from convert.options import ConvertOptions
 from convert.progress import Progress
-from convert.quantize import GENERATOR_KEEP_FLOAT, TEXT_ENCODER_KEEP_FLOAT, quantize, report
+from convert.quantize import (
+    GENERATOR_KEEP_FLOAT,
+    TEXT_ENCODER_KEEP_FLOAT,
+    compress_weights,
+    quantize,
+    report,
+)
 from convert.workspace import disk_errors, publish, workspace
 from galip_edge.checkpoints.clip_weights import Activation
 from galip_edge.checkpoints.format import load_checkpoint
@@ -228,9 +234,15 @@ def _quantize(
     how = {
         "quantizer": options.quantizer,
         "calibration": {"prompts": len(captions), "source": source},
-        "scheme": {name: {"keep_float": kept} for name, (_, kept) in models.items()},
+        "scheme": {
+            name: {"keep_float": kept, "compress_weights": options.compress_weights}
+            for name, (_, kept) in models.items()
+        },
         "operations": {name: report(model, kept) for name, (model, kept) in models.items()},
     }
+    if options.compress_weights:
+        for model, kept in models.values():
+            compress_weights(model, kept)
     return text_encoder, generator, how
 
 

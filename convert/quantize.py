@@ -45,6 +45,8 @@ REASONS = {
 # docs/performance.md): 3 % of the multiply-adds together. A model may lack some of them.
 GENERATOR_KEEP_FLOAT = ("mapping", "noise_projection", "bridge", "gamma", "beta", "shortcut")
 TEXT_ENCODER_KEEP_FLOAT = ("text_projection", "out_proj")
+# Those of them whose weights need more than 8 bits: a mapping network decides between alternatives.
+_HALF = ("mapping",)
 
 
 def quantize(
@@ -93,6 +95,23 @@ def apply_statistics(
     model.validate_nodes_and_infer_types()
 
 
+def compress_weights(model: ov.Model, kept: Sequence[str]) -> None:
+    """Store the weights of the parts `kept` in floating point in 8 bits, some in 16, in place.
+
+    Their activations stay in floating point; the runtime decompresses the weights
+    (`runtime.passes.decompress_weights`).
+    """
+    names = names_of_kept(model, kept)
+    in_half = names_of_kept(model, [part for part in kept if part in _HALF])
+    for layer in list(_layers(model)):
+        name = layer.operation.get_friendly_name()
+        if name in in_half:
+            layer.halve_precision()
+        elif name in names:
+            layer.replace_weights(*_rounded(layer.weights()))
+    model.validate_nodes_and_infer_types()
+
+
 def _groups(model: ov.Model, keep_float: Sequence[str]) -> dict[Tensor, list[_Layer]]:
     """Layers to quantize, by input tensor: they share its smoothing and quantizer."""
     kept = names_of_kept(model, keep_float)
@@ -138,6 +157,12 @@ class _Layer:
         product = ops.multiply(ops.convert(constant, np.float32), ops.constant(scales))
         self.operation.input(1).replace_source_output(product.output(0))
 
+    def halve_precision(self) -> None:
+        """Store the weights in float16."""
+        values = self.operation.input_value(1).get_node().get_data()
+        constant = ops.convert(ops.constant(values.astype(np.float16)), np.float32)
+        self.operation.input(1).replace_source_output(constant.output(0))
+
 
 def _layers(model: ov.Model) -> Iterator[_Layer]:
     for operation in model.get_ordered_ops():
@@ -170,10 +195,14 @@ def _quantize_group(tensor: Tensor, layers: Sequence[_Layer], statistics: Statis
     activations = ops.fake_quantize(smoothed, *bounds, *bounds, _LEVELS)
     for layer, values in zip(layers, weights):
         values = values * smoothing[:, None]
-        scale = np.maximum(np.abs(values).max(axis=(1, 2)), 1e-12) / WEIGHT_LEVELS
-        integers = np.rint(values / scale[:, None, None]).astype(np.int8)
         layer.operation.input(0).replace_source_output(activations.output(0))
-        layer.replace_weights(integers, scale)
+        layer.replace_weights(*_rounded(values))
+
+
+def _rounded(values: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
+    """Weights (O,I,taps) as integers, and their scales (O,)."""
+    scale = np.maximum(np.abs(values).max(axis=(1, 2)), 1e-12) / WEIGHT_LEVELS
+    return np.rint(values / scale[:, None, None]).astype(np.int8), scale
 
 
 def _smoothing(statistics: Statistics, weights: Sequence[Floats]) -> Floats:
@@ -241,7 +270,7 @@ def names_of_kept(model: ov.Model, parts: Sequence[str]) -> set[str]:
 
 
 def report(model: ov.Model, keep_float: Sequence[str] = ()) -> dict[str, Any]:
-    """Count the convolutions and matrix products of a quantized model.
+    """Count the convolutions and matrix products of a quantized model, before `compress_weights`.
 
     Returns:
         Counts `quantized` and `float`, and `left_in_float`: name, kind and reason of each operation

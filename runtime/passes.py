@@ -26,6 +26,7 @@ _HALF_RANGE = 64
 
 def specialize_for_cpu(model: ov.Model) -> ov.Model:
     """Rewrite `model`, in place, for this machine's CPU."""
+    decompress_weights(model)
     if lacks_vnni():
         halve_weights(model)
         matmul_to_conv1x1(model)
@@ -64,6 +65,41 @@ def int8_weight(node: ov.Node) -> Int8Weight | None:
     if integers.get_type_name() != "Constant" or kind not in ("i8", "u8"):
         return None
     return Int8Weight(integers, zero_point, scale)
+
+
+# Operations between a FakeQuantize and a layer, which do not change the numbers.
+_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
+
+
+def decompress_weights(model: ov.Model) -> int:
+    """Make weights of eight bits whose layers read floating-point activations constants, in place.
+
+    OpenVINO may round the activations of such layers, too (dynamic quantization).
+
+    Returns:
+        Number of decompressed weights.
+    """
+    layers = [n for kind in ("MatMul", "Convolution") for n in _operations(model, kind)]
+    return sum(_decompress(layer) for layer in layers if not _reads_quantized(layer))
+
+
+def _reads_quantized(layer: Any) -> bool:
+    source = layer.input_value(0).get_node()
+    while source.get_type_name() in _MOVES:
+        source = source.input_value(0).get_node()
+    return bool(source.get_type_name() == "FakeQuantize")
+
+
+def _decompress(layer: Any) -> bool:
+    weight = int8_weight(layer.input_value(1).get_node())
+    if weight is None:
+        return False
+    values, scale = weight.integers.get_data().astype(np.float32), weight.scale.get_data()
+    if weight.zero_point is not None:
+        values -= weight.zero_point.get_data().astype(np.float32)
+    constant = ops.constant((values * scale).astype(np.float32))
+    layer.input(1).replace_source_output(constant.output(0))
+    return True
 
 
 def halve_weights(model: ov.Model) -> int:

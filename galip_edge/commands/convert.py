@@ -86,6 +86,11 @@ def _precision(name: str, flag: str, text: str, **more: Any) -> Any:
         show_default=True,
         help="Our one-pass quantizer (edge), or NNCF.",
     ),
+    click.option(
+        "--compress-weights",
+        is_flag=True,
+        help="Store the weights of parts that stay in float in 8 bits: smaller, less PSNR.",
+    ),
 )
 @option_group(
     "Output",
@@ -111,6 +116,7 @@ def command(
     calibration: Path | None,
     num_samples: int,
     quantizer: str,
+    compress_weights: bool,
     keep_onnx: Path | None,
     min_psnr: float | None,
     force: bool,
@@ -130,6 +136,7 @@ def command(
         calibration=calibration,
         num_samples=num_samples,
         quantizer=quantizer,
+        compress_weights=compress_weights,
         keep_onnx=keep_onnx,
         min_psnr=min_psnr,
         force=force,

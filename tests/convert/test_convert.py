@@ -82,23 +82,58 @@ def test_nncf_quantizes_instead(tiny_checkpoint, tiny_model, tmp_path):
     assert psnr_db(images.astype(np.float32) / 127.5 - 1, reference.image) >= 28
 
 
-def test_a_mapping_network_is_converted_in_float(tiny_bundles, tmp_path):
-    """Its choices decide what an image shows."""
+@pytest.fixture(scope="module")
+def mapped_model():
+    """A model with a mapping network whose choices are clear."""
     torch.manual_seed(0)
-    config = replace(PRESETS["tiny"], mapping_width=32, categories=(5, 3, 2))
-    model = GALIP(config).eval()
+    model = GALIP(replace(PRESETS["tiny"], mapping_width=32, categories=(5, 3, 2))).eval()
     with torch.no_grad():
         model.generator.mapping.layers[-1].weight *= 30
-    save_checkpoint(model, tmp_path / "mapped.safetensors")
+    return model
+
+
+def psnr_of(bundle, model):
+    reference = make_reference(model, build_tokenizer(model.config.clip))
+    pipeline = Pipeline.from_bundle(bundle)
+    images = pipeline.synthesize(pipeline.encode(PROMPTS), reference.noise)
+    return psnr_db(images.astype(np.float32) / 127.5 - 1, reference.image)
+
+
+def test_a_mapping_network_is_converted_in_float(tiny_bundles, mapped_model, tmp_path):
+    """Its choices decide what an image shows."""
+    save_checkpoint(mapped_model, tmp_path / "mapped.safetensors")
     manifest = convert(tmp_path / "mapped.safetensors", tmp_path / "bundle", ConvertOptions("int8"))
     without = read_manifest(tiny_bundles["int8"]).quantization["operations"]["generator"]
     counts = manifest.quantization["operations"]["generator"]
     assert counts["float"] == without["float"] + 4
     assert counts["quantized"] == without["quantized"]
-    reference = make_reference(model, build_tokenizer(config.clip))
-    pipeline = Pipeline.from_bundle(tmp_path / "bundle")
-    images = pipeline.synthesize(pipeline.encode(PROMPTS), reference.noise)
-    assert psnr_db(images.astype(np.float32) / 127.5 - 1, reference.image) >= 30
+    assert psnr_of(tmp_path / "bundle", mapped_model) >= 30
+
+
+@pytest.mark.parametrize("quantizer", ["edge", "nncf"])
+def test_weights_kept_in_float_may_be_compressed(quantizer, mapped_model, tmp_path):
+    save_checkpoint(mapped_model, tmp_path / "mapped.safetensors")
+    sizes, counts = [], []
+    for compress in (False, True):
+        options = ConvertOptions(
+            "int8", num_samples=20, quantizer=quantizer, compress_weights=compress
+        )
+        bundle = tmp_path / f"bundle-{compress}"
+        manifest = convert(tmp_path / "mapped.safetensors", bundle, options)
+        sizes.append(manifest.files["generator.bin"].size)
+        operations = manifest.quantization["operations"]
+        counts.append([operations[n]["float"] for n in ("generator", "text_encoder")])
+    assert sizes[1] < 0.9 * sizes[0]
+    assert counts[1] == counts[0]
+    assert psnr_of(bundle, mapped_model) >= 28
+    model = read_graph(Bundle.open(bundle), "generator.xml.gz")
+    constants = [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
+    kinds = {
+        node.get_element_type().get_type_name()
+        for node in constants
+        if len(node.get_shape()) > 1 and node.get_data().size >= 1000
+    }
+    assert kinds == {"i8", "f16"}
 
 
 def test_reference_is_the_model_itself(tiny_model):

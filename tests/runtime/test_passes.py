@@ -1,4 +1,4 @@
-"""Graph passes for CPUs without VNNI."""
+"""Graph passes: of all CPUs, and of those without VNNI."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from runtime import cpu
 from runtime.openvino_core import openvino_core
-from runtime.passes import halve_weights, int8_weight, matmul_to_conv1x1
+from runtime.passes import decompress_weights, halve_weights, int8_weight, matmul_to_conv1x1
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -119,6 +119,30 @@ def one_layer(whole: bool, shared: bool = False):
 def run(computed: ov.Model):
     compiled = openvino_core().compile_model(computed, "CPU", F32)
     return compiled([np.full((1, 64), 2, np.float32)])[0]
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("zero_point", [True, False])
+def test_weights_of_floating_point_layers_are_decompressed(transposed, zero_point):
+    model, values, expected = product((2, 5, 32), transposed, zero_point, True)
+    assert decompress_weights(model) == 1
+    assert kinds(model).count("Constant") == 2  # weights and bias
+    found = openvino_core().compile_model(model, "CPU", F32)([values])[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert decompress_weights(model) == 0
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_weights_of_int8_layers_stay_in_eight_bits(moved):
+    model, *_ = product((2, 5, 32), True, False, False)
+    (layer,) = (node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul")
+    bounds = [ops.constant(np.full((1, 1, 1), x, np.float32)) for x in (-1, 1, -1, 1)]
+    x = ops.fake_quantize(layer.input_value(0), *bounds, 256)
+    if moved:
+        x = ops.reshape(x, np.array([-1, 5, 32]), False)
+    layer.input(0).replace_source_output(x.output(0))
+    assert decompress_weights(model) == 0
+    assert int8_weight(layer.input_value(1).get_node())
 
 
 @pytest.mark.parametrize("shared", [False, True])
