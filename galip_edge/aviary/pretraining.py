@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from galip_edge.aviary.data.attributes import ATTRIBUTES
 from galip_edge.aviary.data.chance import NOISE_DIM
 from galip_edge.aviary.data.config import AviaryConfig
+from galip_edge.aviary.data.drawing import layout_of
 from galip_edge.aviary.data.source import AviarySource
 from galip_edge.config import (
     check_fractions,
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
 
 _CATEGORIES = tuple(map(len, ATTRIBUTES.values()))
+# Standard deviation of the weight around a beak, in its lengths.
+_BEAK_REACH = 0.6
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class RegressionConfig(PretrainingConfig):
             adversarial training; the last trains the whole generator by regression alone.
         perceptual_weight: of the distance in the features of `[projected]`, relative to the
             distance of pixels, wherever images are compared; 0 for none.
+        beak_weight: additional weight of the pixels around the beak, wherever images are compared.
+            A beak is about 1 % of an image, but two of a caption's attributes show there.
         features_without_concept: the first fraction of the features phase, in which the generator
             leaves out the visual concept; a step then takes a third of the time.
         warmup_lr, warmup_betas: Adam's settings in these phases. Without an opponent, a smoother
@@ -84,13 +89,14 @@ class RegressionConfig(PretrainingConfig):
     features_steps: int = 0
     warmup_steps: int = 0
     perceptual_weight: float = 0.0
+    beak_weight: float = 0.0
     features_without_concept: float = 0.0
     warmup_lr: float = 8e-4
     features_learning_rate: float | None = None
     warmup_betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
-        check_not_negative(self, "weight", "perceptual_weight")
+        check_not_negative(self, "weight", "perceptual_weight", "beak_weight")
         check_positive(self, "warmup_lr")
         if self.features_learning_rate is not None:
             check_positive(self, "features_learning_rate")
@@ -170,7 +176,9 @@ class Regression:
         if config.autoencoder_steps:
             self.autoencoder = FeatureAutoencoder(trainer, config.warmup_lr, self._loss)
             self.modules = (self.autoencoder.module,)
-        self._values = torch.empty(0, 0)  # (B,variables): attributes of this process's batch
+        # Of this process's batch: attributes (B,variables), and beaks (B,3) by x, y and length.
+        self._values = torch.empty(0, 0, dtype=torch.int64)
+        self._beaks = torch.empty(0, 3)
         self._adversarial = (
             config.weight if config.adversarial_weight is None else config.adversarial_weight
         )
@@ -196,10 +204,18 @@ class Regression:
         ]
         if self._generator.mapping is not None:
             values = torch.tensor([[*scene.labels().values()] for scene, _ in known])
-            if self._values.shape != values.shape:
-                self._values = torch.empty_like(values, device=self.trainer.world.device)
-            self._values.copy_(values)  # captured passes read the same memory
+            self._values = self._kept(self._values, values)
+        if self.config.beak_weight:
+            layouts = [layout_of(*each, self._source.variety) for each in known]
+            beaks = torch.tensor([[at.beak_x, at.beak_y, at.beak_length] for at in layouts])
+            self._beaks = self._kept(self._beaks, beaks)
         return torch.from_numpy(np.stack([noise for _, noise in known]))
+
+    def _kept(self, old: Tensor, new: Tensor) -> Tensor:
+        """`new` on this process's device, in the memory of `old`, which captured passes read."""
+        if old.shape != new.shape:
+            old = torch.empty_like(new, device=self.trainer.world.device)
+        return old.copy_(new)
 
     def step(self, number: int, micro_batches: list[MicroBatch]) -> StepReport | None:
         """Update the modules of the current phase; None during adversarial training."""
@@ -249,7 +265,7 @@ class Regression:
         """Names of a phase's terms, and the loss of a micro-batch with their values."""
         if phase.name == "autoencoder":
             return self._loss.terms, lambda batch: self.autoencoder.reconstruction(
-                batch, self._condition(batch), number
+                batch, self._condition(batch), number, self._importance(batch)
             )
         if phase.name == "features":
             concept = phase.step >= self.config.features_without_concept * phase.steps
@@ -268,14 +284,14 @@ class Regression:
             generated = self.trainer.generate(batch.noise, batch.sentence)
         else:
             generated = self._generator.synthesize(batch.noise, self._condition(batch))
-        return self._loss(generated.float(), batch.images)
+        return self._loss(generated.float(), batch.images, self._importance(batch))
 
     def _condition(self, batch: MicroBatch) -> Tensor:
         """The generator's condition, of the true choices if a mapping network makes them."""
         mapping = self._generator.mapping
         if mapping is None:
             return self._generator.condition(batch.noise, batch.sentence)
-        return torch.cat([batch.noise, mapping.given(self._values_of(batch))], dim=1)
+        return torch.cat([batch.noise, mapping.given(self._rows(self._values, batch))], dim=1)
 
     def _choices(self, batch: MicroBatch) -> Tensor:
         """Cross-entropy of a mapping network's choices, summed over variables: (1,), or (0,)."""
@@ -283,18 +299,30 @@ class Regression:
         if mapping is None:
             return batch.noise.new_zeros(0)
         scores = mapping.logits(batch.noise, batch.sentence)
-        values = self._values_of(batch).unbind(1)
+        values = self._rows(self._values, batch).unbind(1)
         losses = [
             nn.functional.cross_entropy(each.float(), value)
             for each, value in zip(scores, values, strict=True)
         ]
         return torch.stack(losses).sum()[None]
 
-    def _values_of(self, batch: MicroBatch) -> Tensor:
-        """Attributes of the scenes of a micro-batch: (N,variables) indices of values."""
-        first = batch.first - self.trainer.world.rank * len(self._values)
-        return self._values[first : first + len(batch.noise)]
+    def _importance(self, batch: MicroBatch) -> Tensor | None:
+        """Weights of the pixels of a micro-batch, (N,1,H,W); None for 1."""
+        if not self.config.beak_weight:
+            return None
+        x, y, length = self._rows(self._beaks, batch)[..., None, None].unbind(1)
+        side = batch.images.shape[-1]
+        centers = (torch.arange(side, device=x.device) + 0.5) / side
+        squared = (centers - x) ** 2 + (centers[:, None] - y) ** 2
+        nearness = torch.exp(-squared / (2 * (_BEAK_REACH * length) ** 2))
+        return 1 + self.config.beak_weight * nearness[:, None]
+
+    def _rows(self, values: Tensor, batch: MicroBatch) -> Tensor:
+        """The rows of a micro-batch, (N,n), of this process's (B,n)."""
+        first = batch.first - self.trainer.world.rank * len(values)
+        return values[first : first + len(batch.noise)]
 
     def _distance(self, generated: Generated, batch: MicroBatch) -> Tensor:
         """The same loss during adversarial training."""
-        return self._loss(generated.images.float(), batch.images)[0]
+        images = generated.images.float()
+        return self._loss(images, batch.images, self._importance(batch))[0]

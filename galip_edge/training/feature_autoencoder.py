@@ -71,7 +71,11 @@ class FeatureAutoencoder:
         self.module = trainer.optimized("feature_encoder", self.encoder, learning_rate)
 
     def reconstruction(
-        self, batch: MicroBatch, condition: Tensor, number: int
+        self,
+        batch: MicroBatch,
+        condition: Tensor,
+        number: int,
+        importance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss of images' reconstructions from noisy features, a scalar, and its terms.
 
@@ -79,12 +83,13 @@ class FeatureAutoencoder:
             batch: its images are reconstructed.
             condition: (B,D) of the upsampling blocks.
             number: step, from 0, which determines the noise of the features.
+            importance: (B,1,H,W) weights of the pixels; None for 1.
         """
         features = self.encoder(batch.images)
         noise = feature_noise(self._seed, number, batch.first, features.shape)
         features = features + _FEATURE_NOISE * noise.to(features)
         rendered = self._generator.render(features, condition)
-        return self._loss(rendered.float(), batch.images)
+        return self._loss(rendered.float(), batch.images, importance)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -324,6 +324,15 @@ def test_the_layout_is_where_the_bird_is():
         rows, columns = np.nonzero(np.abs(red - blue).sum(2) > 100)
         assert abs(columns.mean() / 64 - layout.x) < 0.12
         assert abs(rows.mean() / 64 - layout.y) < 0.12
+        black, orange = (
+            pixels(draw(random_scene(noise, {**given, "body": "blue", "beak": beak}), noise, 128))
+            for beak in ("black", "orange")
+        )
+        rows, columns = np.nonzero(np.abs(black - orange).sum(2) > 100)  # the feet differ, too
+        assert np.hypot(columns / 128 - layout.beak_x, rows / 128 - layout.beak_y).min() < 0.02
+        ahead = 1 if layout.facing == "right" else -1
+        end = (layout.beak_x + ahead * layout.beak_length / 2) * 128
+        assert abs((columns * ahead).max() * ahead - end) < 3
     facings = [source().layout(i).facing for i in range(60)]
     assert 18 < facings.count("left") < 42
     assert {source(variety="narrow").layout(i).facing for i in range(9)} == {"right"}

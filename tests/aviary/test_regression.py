@@ -85,6 +85,22 @@ def test_features_are_compared_wherever_images_are(tmp_path, phase):
     assert found[1]["generator/norm"] > 2 * found[0]["generator/norm"]
 
 
+@pytest.mark.parametrize("phase", ["autoencoder_steps", "warmup_steps", "none"])
+def test_pixels_around_the_beak_may_weigh_more(tmp_path, phase):
+    steps = {"autoencoder_steps": 0, "warmup_steps": 0} | ({} if phase == "none" else {phase: 4})
+    changes = [f"pretraining.{name}={value}" for name, value in steps.items()]
+    images, sentence, keys, captions = batch()
+    found = []
+    for weight, size in ((0, 6), (50, 6), (50, 4)):
+        settings = (f"pretraining.beak_weight={weight}", f"micro_batch_size={size}")
+        mine = trainer(config(tmp_path, *changes, *settings))
+        values = mine.step(0, images, sentence, keys, captions).values
+        name = "reconstruction" if phase == "autoencoder_steps" else "regression"
+        found.append(values[f"generator/{name}"])
+    assert found[1] > 1.1 * found[0]
+    assert found[2] == pytest.approx(found[1], rel=1e-4)
+
+
 def test_a_distance_of_features_needs_features(tmp_path):
     with pytest.raises(ConfigError, match=r"perceptual_weight needs .*projected\.weight"):
         config(tmp_path, "pretraining.perceptual_weight=1")
@@ -131,6 +147,7 @@ def test_a_run_warms_up_and_goes_on(tmp_path):
         ("data.resize=80", "resize.*80"),
         ("model.noise_dim=16", "noise_dim.*100.*16"),
         ("pretraining.weight=-1", "weight.*-1"),
+        ("pretraining.beak_weight=-1", "beak_weight.*-1"),
         ("pretraining.weight=0", "warmup_steps"),
         ("pretraining.warmup_steps=-1", "warmup_steps.*-1"),
         ("pretraining.warmup_lr=0", "warmup_lr.*0"),

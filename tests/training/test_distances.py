@@ -7,9 +7,11 @@ import torch
 from galip_edge.training.distances import perceptual_distance, pyramid_distance
 
 
-def test_the_distance_is_that_of_laplacian_pyramids():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_distance_is_that_of_laplacian_pyramids(weighted):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 2, 3, 16, 16))
+    importance = rng.uniform(1, 9, size=(2, 1, 16, 16)) if weighted else np.ones((2, 1, 16, 16))
 
     def pyramid(x, levels):
         if levels == 1:
@@ -26,11 +28,13 @@ def test_the_distance_is_that_of_laplacian_pyramids():
         return [x - small, *pyramid(half, levels - 1)]
 
     def error(d):  # absolute values, but squares below a tenth
-        d = np.abs(d)
-        return np.where(d < 0.1, d**2 / 0.2, d - 0.05).mean()
+        d, cell = np.abs(d), 16 // d.shape[-1]
+        weights = importance.reshape(2, 1, 16 // cell, cell, 16 // cell, cell).mean((3, 5))
+        return (weights * np.where(d < 0.1, d**2 / 0.2, d - 0.05)).mean()
 
     expected = np.mean([error(p - q) for p, q in zip(pyramid(a, 4), pyramid(b, 4))])
-    found = pyramid_distance(torch.from_numpy(a), torch.from_numpy(b))
+    given = torch.from_numpy(importance) if weighted else None
+    found = pyramid_distance(torch.from_numpy(a), torch.from_numpy(b), given)
     assert found.item() == pytest.approx(expected, rel=1e-12)
     assert pyramid_distance(torch.from_numpy(a), torch.from_numpy(a)).item() == 0
 
@@ -44,5 +48,10 @@ def test_the_perceptual_distance_is_that_of_unit_vectors():
         (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1)) for x, y in zip(a, b, strict=True)
     ]
     expected = np.mean([(2 - 2 * cosine).mean() for cosine in cosines])
-    found = perceptual_distance(*([torch.from_numpy(x) for x in side] for side in (a, b)))
+    sides = [[torch.from_numpy(x) for x in side] for side in (a, b)]
+    assert perceptual_distance(*sides).item() == pytest.approx(expected, rel=1e-4)
+    halves = torch.ones(2, 1, 8, 8)
+    halves[..., :4] = 3  # the left half
+    expected = ((2 - 2 * cosines[0]) * [3, 3, 1, 1]).mean()
+    found = perceptual_distance(*(side[:1] for side in sides), halves)
     assert found.item() == pytest.approx(expected, rel=1e-4)

@@ -94,6 +94,7 @@ class Figure:
         svg: its elements, around the body's centre at (0, 0).
         feet: distance of its feet below the centre.
         front, back, top: distances of beak, tail and highest point from the centre.
+        beak: the middle of the beak, and its length.
     """
 
     svg: str
@@ -101,6 +102,7 @@ class Figure:
     front: float
     back: float
     top: float
+    beak: tuple[Point, float]
 
 
 def draw_bird(scene: Scene, chances: Chances, stance: Stance = Stance()) -> Figure:
@@ -176,6 +178,7 @@ class _Bird:
             front=x + self.head_r * 0.78 + self.beak,
             back=self.r * 0.72 + self.tail,
             top=max(crown - y, spread + 0.42 * self.depth),
+            beak=((x + self.head_r * 0.78 + self.beak / 2, y + self.head_r * 0.12), self.beak),
         )
 
     def _silhouette(self, **style: object) -> str:

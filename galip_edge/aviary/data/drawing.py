@@ -41,14 +41,20 @@ _MARGIN = 4.0  # between the beak, or the highest point, and the border
 class Layout:
     """Direction and position of the bird, which no caption states.
 
+    Lengths are in widths of the image, positions from its upper left corner.
+
     Attributes:
         facing: `right` or `left`.
-        x, y: the centre of its body, in widths and heights of the image from the upper left corner.
+        x, y: the centre of its body.
+        beak_x, beak_y, beak_length: the middle of its beak.
     """
 
     facing: str
     x: float
     y: float
+    beak_x: float
+    beak_y: float
+    beak_length: float
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,15 @@ class _Plan:
 def layout_of(scene: Scene, noise: Noise, variety: Variety = "wide") -> Layout:
     """Direction and position of the bird in the image by `draw`."""
     plan = (_wide_plan if variety == "wide" else _narrow_plan)(scene, noise)
-    return Layout("right" if plan.facing > 0 else "left", plan.x / SIZE, plan.y / SIZE)
+    (ahead, down), length = plan.bird.beak
+    return Layout(
+        facing="right" if plan.facing > 0 else "left",
+        x=plan.x / SIZE,
+        y=plan.y / SIZE,
+        beak_x=(plan.x + plan.facing * ahead) / SIZE,
+        beak_y=(plan.y + down) / SIZE,
+        beak_length=length / SIZE,
+    )
 
 
 def to_svg(scene: Scene, noise: Noise, variety: Variety = "wide") -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from galip_edge.aviary.data.attributes import Variety
 from galip_edge.aviary.data.captions import Caption, more_captions, write_caption
 from galip_edge.aviary.data.chance import NOISE_DIM, Noise
 from galip_edge.aviary.data.config import AviaryConfig
@@ -94,6 +95,11 @@ class AviarySource:
     def with_seed(self, seed: int) -> AviarySource:
         """A source of different images with the same settings, without the cache."""
         return AviarySource(replace(self._config, seed=seed, cache=None))
+
+    @property
+    def variety(self) -> Variety:
+        """How much images vary."""
+        return self._config.variety
 
     def __len__(self) -> int:
         return self._config.samples
