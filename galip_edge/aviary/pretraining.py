@@ -249,7 +249,7 @@ class Regression:
         return joint_step(self.trainer, modules, micro_batches, terms, weighted)
 
     def _teaches_choices(self, phase: Phase | None) -> bool:
-        """Whether a mapping network is trained: until the features phase has taught it.
+        """True while a mapping network is trained, until the features phase has taught it.
 
         Trained further with the whole generator, its choices became worse (docs/model-card.md).
         """
