@@ -21,7 +21,7 @@ from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest, ch
 from runtime.files import atomic_folder
 from runtime.graph_io import read_graph
 from runtime.openvino_core import keep_locale
-from runtime.passes import halve_weights
+from runtime.passes import decompress_weights, halve_weights
 from runtime.pipeline import TEXT_LENGTHS
 from runtime.tokenizer import Tokenizer
 from runtime.tokenizer_graph import tokenizer_model
@@ -62,6 +62,7 @@ def export_openvino(
     with keep_locale(), atomic_folder(folder, replace=force) as temporary:
         for name in (TEXT_ENCODER, GENERATOR):
             model = read_graph(opened, name)
+            decompress_weights(model)  # or OpenVINO rounds their activations, too
             if not vnni:
                 halve_weights(model)
             _save(model, temporary / f"{name.partition('.')[0]}.xml", settings)

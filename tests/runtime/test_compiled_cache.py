@@ -40,12 +40,13 @@ def test_a_model_is_compiled_once(precision, cache, tiny_bundles, monkeypatch):
 
 
 def test_it_holds_no_weights(cache):
+    """Except those that a bundle stores in 8 bits and the runtime decompresses."""
     from runtime.bundle import default_bundle
 
     picture(default_bundle())
     for name, blob in kept(cache).items():
         weights = weights_file(default_bundle() / f"{name}.xml.gz")
-        assert blob.stat().st_size < weights.stat().st_size
+        assert blob.stat().st_size < 1.3 * weights.stat().st_size  # all would be 1.7 times
 
 
 @pytest.mark.parametrize(

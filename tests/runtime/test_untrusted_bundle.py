@@ -44,8 +44,8 @@ def test_an_odd_constant_does_not_reach_openvino(kind, bundle):
     changed_graph(
         bundle,
         GENERATOR,
-        lambda text: text.replace(
-            'element_type="f32" shape="1, 100"', f'element_type="{kind}" shape="1, 100"', 1
+        lambda text: re.sub(
+            r'element_type="f32" (shape="1, \d+")', rf'element_type="{kind}" \1', text, count=1
         ),
     )
     with pytest.raises(BundleError, match=f"not a graph .*element_type cannot be {kind}"):
