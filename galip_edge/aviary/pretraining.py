@@ -251,7 +251,7 @@ class Regression:
     def _teaches_choices(self, phase: Phase | None) -> bool:
         """True while a mapping network is trained, until the features phase has taught it.
 
-        Trained further with the whole generator, its choices became worse (docs/model-card.md).
+        Trained further with the whole generator, its choices became worse (docs/training.md).
         """
         if self.config.features_steps:
             return phase is not None and phase.name != "all"
