@@ -1,14 +1,13 @@
 """Regression on images whose noise is known, before and during adversarial training."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from aviary_pairs import aviary_config, batch, trainer
+from two_processes import run_twice
 
 from galip_edge.aviary.data import AviaryConfig, AviarySource
 from galip_edge.errors import ConfigError
@@ -229,11 +228,7 @@ def first_step(settings, world=None):
 def test_choices_of_two_processes_are_those_of_one(tmp_path, warmup):
     settings = config(tmp_path, *MAPPING, f"pretraining.warmup_steps={warmup}")
     (tmp_path / "config.json").write_text(json.dumps(settings.to_dict()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", __file__, str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), *sys.path])
-    subprocess.run(command, check=True, env=environment, timeout=120, capture_output=True)
+    run_twice(__file__, tmp_path)
     values = json.loads((tmp_path / "values.json").read_text())
     assert values == pytest.approx(first_step(settings), rel=1e-4, abs=1e-5)
     assert "generator/choices" in values

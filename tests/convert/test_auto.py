@@ -65,3 +65,18 @@ def test_nothing_is_left_if_none_is_faithful(tiny_checkpoint, tmp_path):
     with pytest.raises(ConversionError, match="no precision reaches"):
         convert(tiny_checkpoint, tmp_path / "b", ConvertOptions("auto", num_samples=8, min_psnr=99))
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_int8_are_for_int8_alone(tmp_path):
+    seen = []
+
+    def write(options, folder):
+        seen.append((options.precision, options.quantizer, options.compress_weights))
+        if len(seen) == 2:
+            raise ConversionError("stop")
+
+    options = ConvertOptions("auto", quantizer="nncf", compress_weights=True)
+    with pytest.raises(ConversionError, match="stop"):
+        auto.write_fastest(write, options, tmp_path, None)
+    assert seen[0] == ("int8", "nncf", True)
+    assert seen[1][1:] == ("edge", False)

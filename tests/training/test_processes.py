@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from two_processes import run_twice
 
 from galip_edge.data import DataError
 from galip_edge.training import run
@@ -22,11 +22,7 @@ pytestmark = pytest.mark.slow
 def test_broken_data_of_one_process_ends_all(make_config, tmp_path):
     config = make_config(steps=1000, batch_size=4)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", __file__, str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), *sys.path])
-    subprocess.run(command, check=True, env=environment, timeout=300, capture_output=True)
+    run_twice(__file__, tmp_path)
     assert (tmp_path / "1.txt").read_text() == "shard 7 is broken"
     assert (tmp_path / "0.txt").read_text() == "shard 7 is broken (process 1)"
 

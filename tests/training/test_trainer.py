@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from two_processes import run_twice
 
 from galip_edge.models import GALIP
 from galip_edge.training.distributed import World
@@ -80,11 +79,7 @@ def test_translation_changes_what_the_discriminator_sees(make_config):
 def test_two_processes_equal_one_with_the_doubled_batch(make_config, tmp_path):
     config = make_config()
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", __file__, str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), *sys.path])
-    subprocess.run(command, check=True, env=environment, timeout=120, capture_output=True)
+    run_twice(__file__, tmp_path)
 
     one, report = stepped(config)
     expected = gradients(one)

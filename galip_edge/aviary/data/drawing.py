@@ -46,7 +46,7 @@ class Layout:
     Attributes:
         facing: `right` or `left`.
         x, y: the centre of its body.
-        beak_x, beak_y, beak_length: the middle of its beak.
+        beak_x, beak_y, beak_length: the middle and the length of its beak.
     """
 
     facing: str
