@@ -344,15 +344,32 @@ def test_openvinos_own_cache_is_private_too(fake, cache, bundle):
     assert "CACHE_DIR" not in properties  # others may have written blobs there
 
 
-def test_arm_computes_in_float16(fake, cache, arm, monkeypatch):
+def test_arm_computes_in_float16(fake, cache, arm, monkeypatch, bundle):
     core = fake()
     core.cpu_capabilities = ["FP32", "FP16", "INT8"]
     monkeypatch.setattr(selection, "_RUNS", 1)
-    pipeline = Pipeline.from_bundle(EMBEDDED)  # worth several images at once
+    pipeline = Pipeline.from_bundle(bundle)
     pipeline.generate(PROMPT)
     assert {p["INFERENCE_PRECISION_HINT"] for _, p in core.compiled} == {"f16"}
     assert not core.imported
-    assert pipeline.parallel_images(1000) == (1 if pipeline.settled_options.dequantize else 2)
+
+
+@pytest.mark.parametrize(
+    ("keep_float", "dequantize", "images"),
+    [([], False, 2), ([], True, 1), (["mapping"], False, 1)],
+)
+def test_images_in_parallel_in_float16(
+    fake, cache, arm, tiny_bundle, keep_float, dequantize, images
+):
+    """Only where all layers are INT8: other sums depend on the number of threads."""
+    fake().cpu_capabilities = ["FP32", "FP16", "INT8"]
+
+    def change(body):
+        body["quantization"]["scheme"]["generator"]["keep_float"] = keep_float
+
+    changed_manifest(tiny_bundle, change)
+    options = PipelineOptions(dequantize=dequantize, threads=2)
+    assert Pipeline.from_bundle(tiny_bundle, options).parallel_images(1000) == images
 
 
 def test_arm_does_not_use_int8_where_its_text_encoder_is_wrong(
