@@ -7,8 +7,8 @@ behind a small CLIP gives a much weaker signal.
 
 First the upsampling blocks learn to render, as the decoder of an autoencoder; then the layers
 before them learn to predict the encoder's features from noise and sentence (see
-`galip_edge.training.feature_autoencoder`); finally all are trained together. The encoder is
-discarded.
+`galip_edge.training.feature_autoencoder`); finally all are trained together, first on parts of
+images, half of them around the beak. The encoder is discarded.
 
 A mapping network learns to choose the attributes of the scenes, meanwhile, and all other layers
 learn from the true ones.
@@ -36,7 +36,9 @@ from galip_edge.config import (
     check_positive,
 )
 from galip_edge.data.samples import generator_for
+from galip_edge.training.distances import pyramid_distance
 from galip_edge.training.feature_autoencoder import FeatureAutoencoder
+from galip_edge.training.image_parts import border_weights, check_parts, part_of, render_part
 from galip_edge.training.micro_batch import MicroBatch
 from galip_edge.training.optimized_module import OptimizedModule, StepReport
 from galip_edge.training.pretraining import (
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
 _CATEGORIES = tuple(map(len, ATTRIBUTES.values()))
 # Standard deviation of the weight around a beak, in its lengths.
 _BEAK_REACH = 0.6
+# Share of the parts of images that show the beak, others are anywhere.
+_PARTS_AT_BEAKS = 0.5
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,9 @@ class RegressionConfig(PretrainingConfig):
         weight: factor of the regression loss.
         adversarial_weight: of the same loss in adversarial training; 0 trains with random noise, on
             captioned images alone. None for `weight`.
-        autoencoder_steps, features_steps, warmup_steps: lengths of the three phases before
-            adversarial training; the last trains the whole generator by regression alone.
+        autoencoder_steps, features_steps, detail_steps, warmup_steps: lengths of the four phases
+            before adversarial training; the last two train the whole generator by regression alone,
+            `detail_steps` on a quarter of each image.
         perceptual_weight: of the distance in the features of `[projected]`, relative to the
             distance of pixels, wherever images are compared; 0 for none.
         beak_weight: additional weight of the pixels around the beak, wherever images are compared.
@@ -87,6 +92,7 @@ class RegressionConfig(PretrainingConfig):
     adversarial_weight: float | None = None
     autoencoder_steps: int = 0
     features_steps: int = 0
+    detail_steps: int = 0
     warmup_steps: int = 0
     perceptual_weight: float = 0.0
     beak_weight: float = 0.0
@@ -103,7 +109,7 @@ class RegressionConfig(PretrainingConfig):
         if self.adversarial_weight is not None:
             check_not_negative(self, "adversarial_weight")
         check_fractions(self, "warmup_betas", "features_without_concept")
-        for name in ("autoencoder_steps", "features_steps", "warmup_steps"):
+        for name in ("autoencoder_steps", "features_steps", "detail_steps", "warmup_steps"):
             check_integers(self, 0, name)
             if (count := getattr(self, name)) and not self.weight:
                 raise ValueError(f"{name} is {count}, but weight is 0: set weight")
@@ -119,6 +125,7 @@ class RegressionConfig(PretrainingConfig):
         return (
             ("autoencoder", self.autoencoder_steps),
             ("features", self.features_steps),
+            ("details", self.detail_steps),
             ("all", self.warmup_steps),
         )
 
@@ -128,6 +135,8 @@ class RegressionConfig(PretrainingConfig):
         if not self.weight:
             return
         check_perceptual_weight(self.perceptual_weight, config)
+        if self.detail_steps:
+            check_parts(model)
         if not isinstance(data, AviaryConfig):
             raise ValueError(
                 f"regression needs images whose noise is known, and data of kind {data.kind!r} "
@@ -179,6 +188,7 @@ class Regression:
         # Of this process's batch: attributes (B,variables), and beaks (B,3) by x, y and length.
         self._values = torch.empty(0, 0, dtype=torch.int64)
         self._beaks = torch.empty(0, 3)
+        self._corners = torch.empty(0, 2, dtype=torch.int64)  # of the parts of `detail_steps`
         self._adversarial = (
             config.weight if config.adversarial_weight is None else config.adversarial_weight
         )
@@ -205,11 +215,25 @@ class Regression:
         if self._generator.mapping is not None:
             values = torch.tensor([[*scene.labels().values()] for scene, _ in known])
             self._values = self._kept(self._values, values)
-        if self.config.beak_weight:
+        if self.config.beak_weight or self.config.detail_steps:
             layouts = [layout_of(*each, self._source.variety) for each in known]
             beaks = torch.tensor([[at.beak_x, at.beak_y, at.beak_length] for at in layouts])
             self._beaks = self._kept(self._beaks, beaks)
+        if self.config.detail_steps:
+            corners = [
+                self._corner(beak, generator_for(f"part {key}", number))
+                for key, beak in zip(keys, beaks.numpy(), strict=True)
+            ]
+            self._corners = self._kept(self._corners, torch.from_numpy(np.stack(corners)))
         return torch.from_numpy(np.stack([noise for _, noise in known]))
+
+    def _corner(self, beak: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Column and row of an image's part, in the pixels of the first upsampling block."""
+        side = self.trainer.model.config.block_sizes[0]
+        corner = rng.integers(0, side // 2, size=2, endpoint=True)
+        if rng.random() < _PARTS_AT_BEAKS:
+            corner = (beak[:2] * side).round().astype(np.int64) - side // 4
+        return corner.clip(0, side // 2)
 
     def _kept(self, old: Tensor, new: Tensor) -> Tensor:
         """`new` on this process's device, in the memory of `old`, which captured passes read."""
@@ -254,7 +278,7 @@ class Regression:
         Trained further with the whole generator, its choices became worse (docs/training.md).
         """
         if self.config.features_steps:
-            return phase is not None and phase.name != "all"
+            return phase is not None and phase.name in ("autoencoder", "features")
         return phase is not None or not self.steps
 
     def prepare(self, number: int, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
@@ -270,6 +294,8 @@ class Regression:
         if phase.name == "features":
             concept = phase.step >= self.config.features_without_concept * phase.steps
             return ("features",), lambda batch: self._features(batch, concept)
+        if phase.name == "details":
+            return ("regression",), self._details
         return ("regression", *self._loss.terms[1:]), self._regression
 
     def _features(self, batch: MicroBatch, concept: bool) -> tuple[Tensor, Tensor]:
@@ -277,6 +303,18 @@ class Regression:
         wanted = self.autoencoder.features(batch.images)
         error = self.autoencoder.error(batch.noise, self._condition(batch), wanted, concept)
         return error, error.detach()[None]
+
+    def _details(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """The pixels' distance in a part of each image, also as its term."""
+        condition, corners = self._condition(batch), self._rows(self._corners, batch)
+        features = self._generator.visual_features(batch.noise, condition)
+        part = render_part(self._generator, features, condition, corners)
+        model = self.trainer.model.config
+        importance = border_weights(part.shape[-1], part.device)
+        if (near_beak := self._importance(batch)) is not None:
+            importance = importance * part_of(near_beak, corners, model)
+        distance = pyramid_distance(part.float(), part_of(batch.images, corners, model), importance)
+        return distance, distance.detach()[None]
 
     def _regression(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Loss of images generated from the noise and sentences of real ones, and its terms."""

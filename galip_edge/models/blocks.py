@@ -92,15 +92,16 @@ class UpsamplingBlock(nn.Module):
             else nn.Identity()
         )
 
-    def resize(self, x: Tensor) -> Tensor:
-        """Nearest resize to this block's size."""
-        return F.interpolate(x, size=(self.size, self.size))
+    def resize(self, x: Tensor, size: int | None = None) -> Tensor:
+        """Nearest resize to `size`, by default this block's."""
+        size = size or self.size
+        return F.interpolate(x, size=(size, size))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x (B,C_in,h,w), condition (B,D) -> (B,C_out,size,size)."""
-        residual = self.conv1(self.resize(self.fusion1(x, condition)))
+    def forward(self, x: Tensor, condition: Tensor, size: int | None = None) -> Tensor:
+        """x (B,C_in,h,w), condition (B,D) -> (B,C_out,size,size); without `size`, this block's."""
+        residual = self.conv1(self.resize(self.fusion1(x, condition), size))
         residual = self.conv2(self.fusion2(residual, condition))
-        return self.resize(self.shortcut(x)) + residual
+        return self.resize(self.shortcut(x), size) + residual
 
 
 class ResidualPair(nn.Module):

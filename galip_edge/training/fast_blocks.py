@@ -85,17 +85,18 @@ class FastUpsamplingBlock(UpsamplingBlock):
         shortcut = block.shortcut
         self.shortcut = FastConv2d(shortcut) if isinstance(shortcut, nn.Conv2d) else shortcut
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x (B,C_in,h,w), condition (B,D) -> (B,C_out,size,size)."""
+    def forward(self, x: Tensor, condition: Tensor, size: int | None = None) -> Tensor:
+        """See `UpsamplingBlock`."""
+        size = size or self.size
         fused = self.fusion1(x, condition)
-        if (self.size, self.size) == (2 * x.shape[2], 2 * x.shape[3]):
+        if (size, size) == (2 * x.shape[2], 2 * x.shape[3]):
             assert self.conv1.bias is not None
             weight, bias = _with_resize(self.conv1.weight), self.conv1.bias
             residual = convolve(fused, weight, bias, stride=2, transposed=True)
         else:
-            residual = self.conv1(self.resize(fused))
+            residual = self.conv1(self.resize(fused, size))
         residual = self.conv2(self.fusion2(residual, condition))
-        return self.resize(self.shortcut(x)) + residual
+        return self.resize(self.shortcut(x), size) + residual
 
 
 def _fuse(affine: Affine, x: Tensor, condition: Tensor) -> Tensor:

@@ -26,9 +26,10 @@ def config(tmp_path, *changes):
 
 
 def test_phases_follow_one_another():
-    config = RegressionConfig(weight=1, autoencoder_steps=2, features_steps=3, warmup_steps=1)
-    names = [phase and phase.name for phase in (phase_at(i, config.phases) for i in range(7))]
-    assert names == [*["autoencoder"] * 2, *["features"] * 3, "all", None]
+    lengths = {"autoencoder_steps": 2, "features_steps": 3, "detail_steps": 2, "warmup_steps": 1}
+    config = RegressionConfig(weight=1, **lengths)
+    names = [phase and phase.name for phase in (phase_at(i, config.phases) for i in range(9))]
+    assert names == [*["autoencoder"] * 2, *["features"] * 3, *["details"] * 2, "all", None]
     assert phase_at(0, RegressionConfig().phases) is None
 
 
@@ -48,6 +49,7 @@ def test_the_rate_rises_stays_and_falls_in_each_phase():
     [
         ("autoencoder_steps=40", "reconstruction", {"upsampling", "feature_encoder"}),
         ("features_steps=40", "features", {"lower"}),
+        ("detail_steps=40", "regression", {"upsampling", "lower"}),
         ("warmup_steps=40", "regression", {"upsampling", "lower"}),
     ],
 )
@@ -87,27 +89,28 @@ def test_the_features_phase_has_its_own_rate_and_the_visual_concept_joins_late(t
     assert rates[0] == pytest.approx(2e-3)
 
 
-@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("first", [0, 2, 4])
 def test_parts_equal_the_whole_batch(tmp_path, first):
     values = []
     for size in ("6", "4"):
-        mine = trainer(config(tmp_path, f"micro_batch_size={size}"))
+        mine = trainer(config(tmp_path, "pretraining.detail_steps=2", f"micro_batch_size={size}"))
         values.append([mine.step(i, *batch()).values for i in range(first + 1)][-1])
     assert values[1] == pytest.approx(values[0], rel=1e-3, abs=1e-5)
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path):
-    whole = train(config(tmp_path, "steps=8"))
+    details = "pretraining.detail_steps=2"
+    whole = train(config(tmp_path, details, "steps=10"))
     (tmp_path / "again").mkdir()
-    for steps in (1, 3, 5, 8):  # in the middle of phases, and at their borders
-        train(config(tmp_path, f"steps={steps}", f"output={tmp_path}/again"))
+    for steps in (1, 3, 5, 8, 10):  # in the middle of phases, and at their borders
+        train(config(tmp_path, details, f"steps={steps}", f"output={tmp_path}/again"))
     again = load_file(tmp_path / "again/model.safetensors")
     assert all(torch.equal(tensor, again[name]) for name, tensor in load_file(whole.model).items())
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     terms = [set(json.loads(line)) for line in lines]
-    for at, term in enumerate(("reconstruction", "features", "regression")):
+    for at, term in enumerate(("reconstruction", "features", "regression", "regression")):
         assert f"generator/{term}" in terms[2 * at]
-    assert "discriminator/total" in terms[6]
+    assert "discriminator/total" in terms[8]
 
 
 @pytest.mark.parametrize(

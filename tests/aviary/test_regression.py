@@ -100,6 +100,43 @@ def test_pixels_around_the_beak_may_weigh_more(tmp_path, phase):
     assert found[2] == pytest.approx(found[1], rel=1e-4)
 
 
+def test_half_of_the_parts_show_the_beak(tmp_path):
+    settings = ("pretraining.detail_steps=4", "pretraining.warmup_steps=0")
+    mine = trainer(config(tmp_path, *settings)).pretraining
+    *_, keys, captions = batch(40)
+    mine.noise(0, keys, captions)
+    first, side = mine._corners.clone(), mine.trainer.model.config.block_sizes[0]
+    inside = mine._beaks[:, :2] * side - first  # in a part of half the side
+    shown = ((inside >= side / 8) & (inside <= side * 3 / 8)).all(1)
+    assert 0.4 < shown.float().mean() < 0.9
+    assert first.min() == 0
+    assert first.max() == side // 2
+    mine.noise(0, keys[:6], captions[:6])
+    assert torch.equal(mine._corners, first[:6])
+    mine.noise(1, keys, captions)
+    assert (mine._corners != first).any()
+
+
+@pytest.mark.parametrize("weight", [0, 50])
+def test_details_are_compared_with_the_same_part_of_the_image(tmp_path, weight):
+    """A generator that is right there has no error, whatever it draws elsewhere."""
+    settings = ("pretraining.detail_steps=4", "pretraining.warmup_steps=0")
+    mine = trainer(config(tmp_path, *settings, f"pretraining.beak_weight={weight}"))
+    images, sentence, keys, captions = batch()
+    noise = mine.pretraining.noise(0, keys, captions)
+    with torch.no_grad():
+        rendered = mine.model.generator(noise, sentence)
+    right = images.clone()
+    for i, (column, row) in enumerate((mine.pretraining._corners * 8).tolist()):
+        place = (i, slice(None), slice(row, row + 32), slice(column, column + 32))
+        right[place] = rendered[place]
+    errors = [
+        trainer(mine.config).step(0, real, sentence, keys, captions).values["generator/regression"]
+        for real in (images, right)
+    ]
+    assert errors[1] < 0.1 * errors[0]
+
+
 def test_a_distance_of_features_needs_features(tmp_path):
     with pytest.raises(ConfigError, match=r"perceptual_weight needs .*projected\.weight"):
         config(tmp_path, "pretraining.perceptual_weight=1")
@@ -239,15 +276,15 @@ def test_categories_must_be_the_attributes(tmp_path):
         config(tmp_path, "model.mapping_width=8", "model.categories=[2, 3]")
 
 
-PHASES = ("autoencoder_steps", "features_steps", "warmup_steps")
+PHASES = ("autoencoder_steps", "features_steps", "detail_steps", "warmup_steps")
 
 
 @pytest.mark.parametrize(
     ("lengths", "taught"),
     [
-        ((1, 1, 1), [True, True, False, False]),
-        ((0, 0, 2), [True, True, False]),
-        ((0, 0, 0), [True]),
+        ((1, 1, 1, 1), [True, True, False, False, False]),
+        ((0, 0, 1, 1), [True, True, False]),
+        ((0, 0, 0, 0), [True]),
     ],
 )
 def test_a_mapping_network_is_trained_until_it_has_learned(lengths, taught, tmp_path):
