@@ -23,7 +23,7 @@ from runtime.bundle import GENERATOR, MERGES, TEXT_ENCODER, Bundle, Manifest, ch
 from runtime.files import atomic_folder
 from runtime.graph_io import read_graph
 from runtime.openvino_core import keep_locale
-from runtime.passes import halve_weights
+from runtime.passes import decompress_weights, halve_weights
 from runtime.tokenizer import Tokenizer
 from runtime.tokenizer_graph import tokenizer_model
 
@@ -82,9 +82,10 @@ def whole_model(bundle: Bundle, vnni: bool = True) -> ov.Model:
     """Text encoder and generator as one model: tokens and noise to an image."""
     manifest = bundle.manifest
     text, generator = read_graph(bundle, TEXT_ENCODER), read_graph(bundle, GENERATOR)
-    if not vnni:
-        halve_weights(text)
-        halve_weights(generator)
+    for graph in (text, generator):
+        decompress_weights(graph)  # or OpenVINO rounds their activations, too
+        if not vnni:
+            halve_weights(graph)
     text.reshape({text.inputs[0]: [1, manifest.context_length]})
     generator.reshape({i: [1, *list(i.partial_shape)[1:]] for i in generator.inputs})
     sentence = generator.input("sentence")
