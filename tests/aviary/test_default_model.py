@@ -41,12 +41,13 @@ def test_images_show_what_captions_say(classifier):
         ("pose", 0.95),
         ("background", 0.98),
         ("size", 0.88),
-        ("wing", 0.75),
-        ("belly", 0.75),
-        ("species", 0.5),
+        ("wing", 0.8),
+        ("belly", 0.85),
+        ("species", 0.7),
+        ("beak", 0.78),
     ):
         assert found[name].right >= least, (name, found[name])
-    assert mixed_share(classifier.predict(pixels)) <= 0.1
+    assert mixed_share(classifier.predict(pixels)) <= 0.05
 
 
 def test_seeds_vary_in_all_that_a_caption_leaves_open(classifier):
