@@ -86,7 +86,7 @@ class FastUpsamplingBlock(UpsamplingBlock):
         self.shortcut = FastConv2d(shortcut) if isinstance(shortcut, nn.Conv2d) else shortcut
 
     def forward(self, x: Tensor, condition: Tensor, size: int | None = None) -> Tensor:
-        """See `UpsamplingBlock`."""
+        """x (B,C_in,h,w), condition (B,D) -> (B,C_out,size,size); without `size`, this block's."""
         size = size or self.size
         fused = self.fusion1(x, condition)
         if (size, size) == (2 * x.shape[2], 2 * x.shape[3]):
