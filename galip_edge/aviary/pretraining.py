@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 _CATEGORIES = tuple(map(len, ATTRIBUTES.values()))
 # Standard deviation of the weight around a beak, in its lengths.
 _BEAK_REACH = 0.6
-# Share of the parts of images that show the beak, others are anywhere.
+# Share of the parts of images that show the beak; the others are anywhere.
 _PARTS_AT_BEAKS = 0.5
 
 
@@ -76,7 +76,7 @@ class RegressionConfig(PretrainingConfig):
             before adversarial training; the last two train the whole generator by regression alone,
             `detail_steps` on a quarter of each image.
         perceptual_weight: of the distance in the features of `[projected]`, relative to the
-            distance of pixels, wherever images are compared; 0 for none.
+            distance of pixels, wherever whole images are compared; 0 for none.
         beak_weight: additional weight of the pixels around the beak, wherever images are compared.
             A beak is about 1 % of an image, but two of a caption's attributes show there.
         features_without_concept: the first fraction of the features phase, in which the generator
@@ -215,11 +215,13 @@ class Regression:
         if self._generator.mapping is not None:
             values = torch.tensor([[*scene.labels().values()] for scene, _ in known])
             self._values = self._kept(self._values, values)
-        if self.config.beak_weight or self.config.detail_steps:
+        phase = phase_at(number, self.config.phases)
+        in_details = phase is not None and phase.name == "details"
+        if self.config.beak_weight or in_details:
             layouts = [layout_of(*each, self._source.variety) for each in known]
             beaks = torch.tensor([[at.beak_x, at.beak_y, at.beak_length] for at in layouts])
             self._beaks = self._kept(self._beaks, beaks)
-        if self.config.detail_steps:
+        if in_details:
             corners = [
                 self._corner(beak, generator_for(f"part {key}", number))
                 for key, beak in zip(keys, beaks.numpy(), strict=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from galip_edge.data import DataConfig, build_dataset
-from galip_edge.models import PRESETS
+from galip_edge.models import GALIP, PRESETS
 from galip_edge.models.clip import build_clip, clip_pixels
 from galip_edge.tokenizer import build_tokenizer
 from galip_edge.training.config import TrainConfig
@@ -112,3 +112,14 @@ def make_config(squares: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
         return TrainConfig.from_dict(values)
 
     return make
+
+
+@pytest.fixture
+def perturbed_model() -> GALIP:
+    """The tiny model with weights that no initialization sets to zero."""
+    torch.manual_seed(0)
+    model = GALIP(PRESETS["tiny"])
+    for parameter in model.generator.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model

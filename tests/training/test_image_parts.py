@@ -1,12 +1,11 @@
 """Parts of images, rendered alone."""
 
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
-from galip_edge.models import GALIP, PRESETS
+from galip_edge.models import PRESETS
 from galip_edge.training.fast_blocks import use_fast_blocks
 from galip_edge.training.image_parts import check_parts, part_of, render_part
 
@@ -14,21 +13,11 @@ from galip_edge.training.image_parts import check_parts, part_of, render_part
 _REACH = 15
 
 
-@pytest.fixture
-def generator():
-    torch.manual_seed(0)
-    model = GALIP(PRESETS["tiny"])
-    for parameter in model.generator.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.generator
-
-
 @pytest.mark.parametrize("fast", [False, True])
-def test_a_part_is_that_of_the_image(generator, fast):
+def test_a_part_is_that_of_the_image(perturbed_model, fast):
+    generator = perturbed_model.generator
     if fast:
-        generator = copy.deepcopy(generator).to(memory_format=torch.channels_last)
-        use_fast_blocks(generator)
+        use_fast_blocks(generator.to(memory_format=torch.channels_last))
     config = generator.config
     assert config.block_sizes == (8, 16, 32, 64)
     corners = torch.tensor([[0, 0], [4, 0], [0, 4], [4, 4], [2, 1]])
