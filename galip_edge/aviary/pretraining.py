@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from galip_edge.aviary.data.attributes import ATTRIBUTES
 from galip_edge.aviary.data.chance import NOISE_DIM
 from galip_edge.aviary.data.config import AviaryConfig
-from galip_edge.aviary.data.drawing import layout_of
+from galip_edge.aviary.data.drawing import Layout, layout_of
 from galip_edge.aviary.data.source import AviarySource
 from galip_edge.config import (
     check_fractions,
@@ -60,8 +60,8 @@ if TYPE_CHECKING:
 _CATEGORIES = tuple(map(len, ATTRIBUTES.values()))
 # Standard deviation of the weight around a beak, in its lengths.
 _BEAK_REACH = 0.6
-# Share of the parts of images that show the beak; the others are anywhere.
-_PARTS_AT_BEAKS = 0.5
+# Shares of the parts of images that show the beak, and the body; the others are anywhere.
+_PARTS_AT_BEAKS, _PARTS_AT_BODIES = 0.45, 0.4
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class RegressionConfig(PretrainingConfig):
         weight: factor of the regression loss.
         adversarial_weight: of the same loss in adversarial training; 0 trains with random noise, on
             captioned images alone. None for `weight`.
+        adversarial_detail_weight: of the loss of `detail_steps` in adversarial training; without
+            it, what was learned from parts is partly lost again.
         autoencoder_steps, features_steps, detail_steps, warmup_steps: lengths of the four phases
             before adversarial training; the last two train the whole generator by regression alone,
             `detail_steps` on a quarter of each image.
@@ -90,6 +92,7 @@ class RegressionConfig(PretrainingConfig):
 
     weight: float = 0.0
     adversarial_weight: float | None = None
+    adversarial_detail_weight: float = 0.0
     autoencoder_steps: int = 0
     features_steps: int = 0
     detail_steps: int = 0
@@ -102,13 +105,20 @@ class RegressionConfig(PretrainingConfig):
     warmup_betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
-        check_not_negative(self, "weight", "perceptual_weight", "beak_weight")
+        check_not_negative(
+            self, "weight", "adversarial_detail_weight", "perceptual_weight", "beak_weight"
+        )
         check_positive(self, "warmup_lr")
         if self.features_learning_rate is not None:
             check_positive(self, "features_learning_rate")
         if self.adversarial_weight is not None:
             check_not_negative(self, "adversarial_weight")
         check_fractions(self, "warmup_betas", "features_without_concept")
+        if self.adversarial_detail_weight and not (self.weight and self.adversarial_weight != 0):
+            raise ValueError(
+                f"adversarial_detail_weight is {self.adversarial_detail_weight}, but adversarial "
+                "training has no regression loss: set weight, and omit adversarial_weight = 0"
+            )
         for name in ("autoencoder_steps", "features_steps", "detail_steps", "warmup_steps"):
             check_integers(self, 0, name)
             if (count := getattr(self, name)) and not self.weight:
@@ -135,7 +145,7 @@ class RegressionConfig(PretrainingConfig):
         if not self.weight:
             return
         check_perceptual_weight(self.perceptual_weight, config)
-        if self.detail_steps:
+        if self.detail_steps or self.adversarial_detail_weight:
             check_parts(model)
         if not isinstance(data, AviaryConfig):
             raise ValueError(
@@ -188,12 +198,16 @@ class Regression:
         # Of this process's batch: attributes (B,variables), and beaks (B,3) by x, y and length.
         self._values = torch.empty(0, 0, dtype=torch.int64)
         self._beaks = torch.empty(0, 3)
-        self._corners = torch.empty(0, 2, dtype=torch.int64)  # of the parts of `detail_steps`
+        self._corners = torch.empty(0, 2, dtype=torch.int64)  # of the parts of images
         self._adversarial = (
             config.weight if config.adversarial_weight is None else config.adversarial_weight
         )
         if self._adversarial:
             trainer.auxiliary.append(AuxiliaryLoss("regression", self._adversarial, self._distance))
+            if weight := config.adversarial_detail_weight:
+                trainer.auxiliary.append(
+                    AuxiliaryLoss("details", weight, lambda _, batch: self._details(batch)[0])
+                )
             if self._generator.mapping is not None:
                 trainer.auxiliary.append(
                     AuxiliaryLoss("choices", 1.0, lambda _, batch: self._choices(batch).sum())
@@ -216,26 +230,32 @@ class Regression:
             values = torch.tensor([[*scene.labels().values()] for scene, _ in known])
             self._values = self._kept(self._values, values)
         phase = phase_at(number, self.config.phases)
-        in_details = phase is not None and phase.name == "details"
-        if self.config.beak_weight or in_details:
+        by_parts = (
+            self.config.adversarial_detail_weight > 0 if phase is None else phase.name == "details"
+        )
+        if self.config.beak_weight or by_parts:
             layouts = [layout_of(*each, self._source.variety) for each in known]
             beaks = torch.tensor([[at.beak_x, at.beak_y, at.beak_length] for at in layouts])
             self._beaks = self._kept(self._beaks, beaks)
-        if in_details:
+        if by_parts:
             corners = [
-                self._corner(beak, generator_for(f"part {key}", number))
-                for key, beak in zip(keys, beaks.numpy(), strict=True)
+                self._corner(layout, generator_for(f"part {key}", number))
+                for key, layout in zip(keys, layouts, strict=True)
             ]
-            self._corners = self._kept(self._corners, torch.from_numpy(np.stack(corners)))
+            self._corners = self._kept(self._corners, torch.tensor(corners))
         return torch.from_numpy(np.stack([noise for _, noise in known]))
 
-    def _corner(self, beak: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _corner(self, layout: Layout, rng: np.random.Generator) -> list[int]:
         """Column and row of an image's part, in the pixels of the first upsampling block."""
         side = self.trainer.model.config.block_sizes[0]
-        corner = rng.integers(0, side // 2, size=2, endpoint=True)
-        if rng.random() < _PARTS_AT_BEAKS:
-            corner = (beak[:2] * side).round().astype(np.int64) - side // 4
-        return corner.clip(0, side // 2)
+        kind, *share = rng.random(3)
+        if kind < _PARTS_AT_BEAKS:
+            center = (layout.beak_x, layout.beak_y)
+        elif kind < _PARTS_AT_BEAKS + _PARTS_AT_BODIES:
+            center = (layout.x + (share[0] - 0.5) / 4, layout.y + (share[1] - 0.5) / 4)
+        else:
+            center = (0.25 + share[0] / 2, 0.25 + share[1] / 2)
+        return [min(max(round(at * side - side / 4), 0), side // 2) for at in center]
 
     def _kept(self, old: Tensor, new: Tensor) -> Tensor:
         """`new` on this process's device, in the memory of `old`, which captured passes read."""

@@ -118,9 +118,12 @@ def test_half_of_the_parts_show_the_beak(tmp_path):
 
 
 @pytest.mark.parametrize("weight", [0, 50])
-def test_details_are_compared_with_the_same_part_of_the_image(tmp_path, weight):
+@pytest.mark.parametrize("phase", ["details", "adversarial"])
+def test_details_are_compared_with_the_same_part_of_the_image(tmp_path, phase, weight):
     """A generator that is right there has no error, whatever it draws elsewhere."""
-    settings = ("pretraining.detail_steps=4", "pretraining.warmup_steps=0")
+    in_details = ("pretraining.detail_steps=4", "pretraining.warmup_steps=0")
+    later = ("pretraining.adversarial_detail_weight=1", "pretraining.warmup_steps=0")
+    settings = {"details": in_details, "adversarial": later}[phase]
     mine = trainer(config(tmp_path, *settings, f"pretraining.beak_weight={weight}"))
     images, sentence, keys, captions = batch()
     noise = mine.pretraining.noise(0, keys, captions)
@@ -130,11 +133,30 @@ def test_details_are_compared_with_the_same_part_of_the_image(tmp_path, weight):
     for i, (column, row) in enumerate((mine.pretraining._corners * 8).tolist()):
         place = (i, slice(None), slice(row, row + 32), slice(column, column + 32))
         right[place] = rendered[place]
+    name = {"details": "generator/regression", "adversarial": "generator/details"}[phase]
     errors = [
-        trainer(mine.config).step(0, real, sentence, keys, captions).values["generator/regression"]
+        trainer(mine.config).step(0, real, sentence, keys, captions).values[name]
         for real in (images, right)
     ]
     assert errors[1] < 0.1 * errors[0]
+
+
+def test_the_adversarial_loss_of_details_has_a_weight(tmp_path):
+    found = []
+    for weight in (0, 0.02, 100.0):
+        changes = ("warmup_steps=0", f"adversarial_detail_weight={weight}")
+        mine = trainer(config(tmp_path, *(f"pretraining.{each}" for each in changes)))
+        found.append(mine.step(0, *batch()).values)
+    assert ["generator/details" in values for values in found] == [False, True, True]
+    assert found[2]["generator/norm"] > 2 * found[1]["generator/norm"]
+
+
+@pytest.mark.parametrize("change", ["weight=0", "adversarial_weight=0"])
+def test_an_adversarial_loss_of_details_needs_regression(tmp_path, change):
+    none = ("autoencoder_steps=0", "features_steps=0", "warmup_steps=0")
+    changes = (*none, "adversarial_detail_weight=1", change)
+    with pytest.raises(ConfigError, match=r"adversarial_detail_weight is 1.*set weight"):
+        config(tmp_path, *(f"pretraining.{each}" for each in changes))
 
 
 def test_a_distance_of_features_needs_features(tmp_path):
