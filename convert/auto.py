@@ -12,7 +12,7 @@ from pathlib import Path
 
 from convert.errors import ConversionError
 from convert.fidelity import PROMPTS
-from convert.options import ConvertOptions
+from convert.options import OF_INT8, ConvertOptions
 from convert.progress import Progress
 from runtime.bundle import Manifest, save_manifest
 from runtime.compiled import has_bf16
@@ -69,9 +69,7 @@ def write_fastest(
                 options,
                 precision=precision,
                 min_psnr=0.0,
-                calibration=of_int8.calibration,
-                quantizer=of_int8.quantizer,
-                compress_weights=of_int8.compress_weights,
+                **{name: getattr(of_int8, name) for name in OF_INT8},
             )
             manifests[precision] = write(one, path)
         progress.step("measuring which is fastest", len(precisions) * _TURNS)

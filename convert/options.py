@@ -9,6 +9,8 @@ from pathlib import Path
 # well above: a lower value means that a step failed.
 MIN_PSNR = {"fp32": 50.0, "fp16": 45.0, "bf16": 35.0, "int8": 20.0, "auto": 30.0}
 QUANTIZERS = ("edge", "nncf")
+# Settings that concern int8 alone.
+OF_INT8 = ("calibration", "quantizer", "keep_float", "compress_weights")
 # Former names of precisions.
 _ALIASES = {"mixed": "int8"}
 
@@ -26,6 +28,8 @@ class ConvertOptions:
         calibration: text file with one prompt per line, for int8; by default 300 built-in captions.
         num_samples: calibration prompts to use, spread evenly over the file.
         quantizer: edge (`convert.quantize`, one pass of statistics) or nncf.
+        keep_float: further parts of int8 models that stay in floating point, by a part of their
+            weights' names, such as `to_rgb` or `upsampling.3`.
         compress_weights: store the weights of the parts of int8 models that stay in floating point
             in 8 bits, and those of a mapping network in 16: smaller bundles, a little less PSNR.
         keep_onnx: folder to write the ONNX files to.
@@ -39,6 +43,7 @@ class ConvertOptions:
     calibration: Path | None = None
     num_samples: int = 300
     quantizer: str = "edge"
+    keep_float: tuple[str, ...] = ()
     compress_weights: bool = False
     keep_onnx: Path | None = None
     min_psnr: float | None = None
@@ -50,18 +55,14 @@ class ConvertOptions:
             raise ValueError(
                 f"precision must be one of {', '.join(MIN_PSNR)}, got {self.precision!r}"
             )
-        if self.calibration is not None and self.precision not in ("int8", "auto"):
-            raise ValueError(f"calibration has no effect with {self.precision}, only with int8")
         if self.quantizer not in QUANTIZERS:
             raise ValueError(
                 f"quantizer must be one of {', '.join(QUANTIZERS)}, got {self.quantizer!r}"
             )
-        if self.quantizer != "edge" and self.precision not in ("int8", "auto"):
-            raise ValueError(f"quantizer has no effect with {self.precision}, only with int8")
-        if self.compress_weights and self.precision not in ("int8", "auto"):
-            raise ValueError(
-                f"compress_weights has no effect with {self.precision}, only with int8"
-            )
+        if self.precision not in ("int8", "auto"):
+            for name in OF_INT8:
+                if getattr(self, name) != getattr(ConvertOptions, name):
+                    raise ValueError(f"{name} has no effect with {self.precision}, only with int8")
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
 

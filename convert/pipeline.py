@@ -32,6 +32,8 @@ from convert.quantize import (
     GENERATOR_KEEP_FLOAT,
     TEXT_ENCODER_KEEP_FLOAT,
     compress_weights,
+    names_of_kept,
+    part_names,
     quantize,
     report,
 )
@@ -208,12 +210,13 @@ def _quantize(
 ) -> tuple[ov.Model, ov.Model, dict[str, Any]]:
     """Text encoder and generator in INT8, and the details for the manifest."""
     quantizer = _with_nncf if options.quantizer == "nncf" else _with_ours
+    in_float = _parts_in_float(exported, options.keep_float)
     progress.step("quantizing the text encoder", len(captions))
     samples = text_samples(exported.tokenizer, captions)
     text_encoder, sentences = quantizer(
         to_openvino(exported.text_encoder),
         samples,
-        TEXT_ENCODER_KEEP_FLOAT,
+        in_float["text_encoder"],
         _releasing(exported, progress.advance),
     )
     _release_memory()
@@ -222,14 +225,14 @@ def _quantize(
     generator, _ = quantizer(
         to_openvino(exported.generator),
         samples,
-        GENERATOR_KEEP_FLOAT,
+        in_float["generator"],
         _releasing(exported, progress.advance),
     )
     _release_memory()
     source = (options.calibration or BUILT_IN).name
     models = {
-        "text_encoder": (text_encoder, TEXT_ENCODER_KEEP_FLOAT),
-        "generator": (generator, GENERATOR_KEEP_FLOAT),
+        "text_encoder": (text_encoder, in_float["text_encoder"]),
+        "generator": (generator, in_float["generator"]),
     }
     how = {
         "quantizer": options.quantizer,
@@ -244,6 +247,23 @@ def _quantize(
         for model, kept in models.values():
             compress_weights(model, kept)
     return text_encoder, generator, how
+
+
+def _parts_in_float(exported: Exported, given: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Parts of both models to keep in floating point. Raises ConversionError for unknown ones."""
+    if given:
+        models = [to_openvino(path) for path in (exported.text_encoder, exported.generator)]
+        for part in given:
+            if not any(names_of_kept(model, [part]) for model in models):
+                known = set.union(*map(part_names, models))
+                raise ConversionError(
+                    f"no layer is named {part!r}, so it cannot be kept in floating point: choose "
+                    f"one of {', '.join(sorted(known))}"
+                )
+    return {
+        "text_encoder": (*TEXT_ENCODER_KEEP_FLOAT, *given),
+        "generator": (*GENERATOR_KEEP_FLOAT, *given),
+    }
 
 
 def _with_ours(model: ov.Model, *arguments: Any) -> tuple[ov.Model, list[npt.NDArray[Any]]]:

@@ -47,6 +47,8 @@ GENERATOR_KEEP_FLOAT = ("mapping", "noise_projection", "bridge", "gamma", "beta"
 TEXT_ENCODER_KEEP_FLOAT = ("text_projection", "out_proj")
 # Those of them whose weights need more than 8 bits: a mapping network decides between alternatives.
 _HALF = ("mapping",)
+# Largest group of input channels with a scale of its own, in compressed weights.
+_GROUP_SIZE = 32
 
 
 def quantize(
@@ -108,7 +110,8 @@ def compress_weights(model: ov.Model, kept: Sequence[str]) -> None:
         if name in in_half:
             layer.halve_precision()
         elif name in names:
-            layer.replace_weights(*_rounded(layer.weights()))
+            weights = layer.weights()
+            layer.replace_weights(*_rounded(weights, _groups_of(weights.shape[1])))
     model.validate_nodes_and_infer_types()
 
 
@@ -148,13 +151,20 @@ class _Layer:
         return values.reshape(*values.shape[:2], -1)
 
     def replace_weights(self, integers: npt.NDArray[np.int8], scale: Floats) -> None:
-        """Multiply by `integers`, (output channels, input channels, taps), times `scale` (O,)."""
-        shape = list(self.operation.input_value(1).get_shape())
-        scales = scale.reshape(-1, *[1] * (len(shape) - 1))
+        """Multiply by `integers` (O,I,taps) times `scale` (O,G), of G groups of input channels."""
+        whole = list(self.operation.input_value(1).get_shape())
+        groups, taps = scale.shape[1], len(whole) - 2
+        shape, axis = whole, 1  # of the input channels
         if self._is_transposed:
-            integers, scales = integers[..., 0].T, scales.T
+            integers, scale, axis = integers[..., 0].T, scale.T, 0
+        if groups > 1:
+            shape = [*whole[:axis], groups, -1, *whole[axis + 1 :]]
+            scale = np.expand_dims(scale, axis + 1)
         constant = ops.constant(np.ascontiguousarray(integers.reshape(shape)))
-        product = ops.multiply(ops.convert(constant, np.float32), ops.constant(scales))
+        scales = ops.constant(np.ascontiguousarray(scale.reshape(*scale.shape, *[1] * taps)))
+        product = ops.multiply(ops.convert(constant, np.float32), scales)
+        if groups > 1:
+            product = ops.reshape(product, np.array(whole, np.int64), False)
         self.operation.input(1).replace_source_output(product.output(0))
 
     def halve_precision(self) -> None:
@@ -199,10 +209,17 @@ def _quantize_group(tensor: Tensor, layers: Sequence[_Layer], statistics: Statis
         layer.replace_weights(*_rounded(values))
 
 
-def _rounded(values: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Weights (O,I,taps) as integers, and their scales (O,)."""
-    scale = np.maximum(np.abs(values).max(axis=(1, 2)), 1e-12) / WEIGHT_LEVELS
-    return np.rint(values / scale[:, None, None]).astype(np.int8), scale
+def _rounded(values: Floats, groups: int = 1) -> tuple[npt.NDArray[np.int8], Floats]:
+    """Weights (O,I,taps) as integers, and their scales (O,groups)."""
+    split = values.reshape(len(values), groups, -1)
+    scale = np.maximum(np.abs(split).max(axis=2), 1e-12) / WEIGHT_LEVELS
+    return np.rint(split / scale[..., None]).astype(np.int8).reshape(values.shape), scale
+
+
+def _groups_of(inputs: int) -> int:
+    """Number of groups of input channels, of equal size and at most `_GROUP_SIZE` each."""
+    groups = next(n for n in range(-(-inputs // _GROUP_SIZE), inputs + 1) if inputs % n == 0)
+    return groups if inputs // groups >= _GROUP_SIZE // 4 else 1
 
 
 def _smoothing(statistics: Statistics, weights: Sequence[Floats]) -> Floats:
@@ -267,6 +284,16 @@ def names_of_kept(model: ov.Model, parts: Sequence[str]) -> set[str]:
         if any(f".{part}." in weights for part in parts):
             kept.add(layer.operation.get_friendly_name())
     return kept
+
+
+def part_names(model: ov.Model) -> set[str]:
+    """Words in the names of weights: what `keep_float` may contain."""
+    words: set[str] = set()
+    for layer in _layers(model):
+        name = layer.operation.input_value(1).get_node().get_friendly_name()
+        if not name.startswith("val_"):  # of an expression, named by its number
+            words.update(word for word in name.split(".") if not word.isdigit())
+    return words
 
 
 def report(model: ov.Model, keep_float: Sequence[str] = ()) -> dict[str, Any]:

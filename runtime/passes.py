@@ -91,13 +91,16 @@ def _reads_quantized(layer: Any) -> bool:
 
 
 def _decompress(layer: Any) -> bool:
-    weight = int8_weight(layer.input_value(1).get_node())
+    node = layer.input_value(1).get_node()
+    in_groups = node.get_type_name() == "Reshape"  # of input channels, each with its scale
+    weight = int8_weight(node.input_value(0).get_node() if in_groups else node)
     if weight is None:
         return False
     values, scale = weight.integers.get_data().astype(np.float32), weight.scale.get_data()
     if weight.zero_point is not None:
         values -= weight.zero_point.get_data().astype(np.float32)
-    constant = ops.constant((values * scale).astype(np.float32))
+    values = (values * scale).astype(np.float32)
+    constant = ops.constant(values.reshape(node.get_output_shape(0)))
     layer.input(1).replace_source_output(constant.output(0))
     return True
 

@@ -87,6 +87,12 @@ def _precision(name: str, flag: str, text: str, **more: Any) -> Any:
         help="Our one-pass quantizer (edge), or NNCF.",
     ),
     click.option(
+        "--keep-float",
+        multiple=True,
+        metavar="PART",
+        help="Also keep this part in float, such as to_rgb; may be repeated.",
+    ),
+    click.option(
         "--compress-weights",
         is_flag=True,
         help="Store the weights of parts that stay in float in 8 bits: smaller, less PSNR.",
@@ -116,6 +122,7 @@ def command(
     calibration: Path | None,
     num_samples: int,
     quantizer: str,
+    keep_float: tuple[str, ...],
     compress_weights: bool,
     keep_onnx: Path | None,
     min_psnr: float | None,
@@ -136,6 +143,7 @@ def command(
         calibration=calibration,
         num_samples=num_samples,
         quantizer=quantizer,
+        keep_float=keep_float,
         compress_weights=compress_weights,
         keep_onnx=keep_onnx,
         min_psnr=min_psnr,

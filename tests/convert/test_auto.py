@@ -5,6 +5,7 @@ import pytest
 from convert import ConvertOptions, auto, convert
 from convert.auto import Candidate, choose
 from convert.errors import ConversionError
+from convert.options import OF_INT8
 from runtime import Pipeline
 from runtime.compiled import has_bf16
 
@@ -71,12 +72,15 @@ def test_settings_of_int8_are_for_int8_alone(tmp_path):
     seen = []
 
     def write(options, folder):
-        seen.append((options.precision, options.quantizer, options.compress_weights))
+        settings = [getattr(options, name) for name in OF_INT8]
+        seen.append((options.precision, *settings))
         if len(seen) == 2:
             raise ConversionError("stop")
 
-    options = ConvertOptions("auto", quantizer="nncf", compress_weights=True)
+    options = ConvertOptions(
+        "auto", quantizer="nncf", keep_float=("to_rgb",), compress_weights=True
+    )
     with pytest.raises(ConversionError, match="stop"):
         auto.write_fastest(write, options, tmp_path, None)
-    assert seen[0] == ("int8", "nncf", True)
-    assert seen[1][1:] == ("edge", False)
+    assert seen[0] == ("int8", None, "nncf", ("to_rgb",), True)
+    assert seen[1][1:] == (None, "edge", (), False)

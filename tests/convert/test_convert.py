@@ -136,6 +136,24 @@ def test_weights_kept_in_float_may_be_compressed(quantizer, mapped_model, tmp_pa
     assert kinds == {"i8", "f16"}
 
 
+@pytest.mark.parametrize("quantizer", ["edge", "nncf"])
+def test_further_parts_may_be_kept_in_float(quantizer, tiny_checkpoint, tmp_path):
+    in_float = []
+    for parts in ((), ("hidden", "upsampling.1")):
+        options = ConvertOptions("int8", num_samples=8, quantizer=quantizer, keep_float=parts)
+        manifest = convert(tiny_checkpoint, tmp_path / f"bundle-{len(parts)}", options)
+        in_float.append(manifest.quantization["operations"]["generator"]["float"])
+    assert in_float[1] == in_float[0] + 3  # the merged affine layer, and two convolutions
+    assert manifest.quantization["scheme"]["generator"]["keep_float"][-2:] == list(parts)
+
+
+def test_an_unknown_part_to_keep_in_float_is_refused(tiny_checkpoint, tmp_path):
+    options = ConvertOptions("int8", keep_float=("to_rgb", "head"))
+    with pytest.raises(ConversionError, match=r"no layer is named 'head'.*choose one.*to_rgb"):
+        convert(tiny_checkpoint, tmp_path / "bundle", options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_reference_is_the_model_itself(tiny_model):
     """PSNR against PyTorch means nothing if the reference is not what a user would compute."""
     reference = make_reference(tiny_model, build_tokenizer(tiny_model.config.clip))
@@ -310,6 +328,8 @@ def test_failing_in_the_middle_keeps_the_old_bundle(
         ({"precision": "fp32", "num_samples": 0}, "num_samples must be at least 1, got 0"),
         ({"quantizer": "gptq"}, "quantizer must be one of edge, nncf, got 'gptq'"),
         ({"quantizer": "nncf", "precision": "bf16"}, "quantizer has no effect with bf16"),
+        ({"keep_float": ("to_rgb",), "precision": "fp16"}, "keep_float has no effect with fp16"),
+        ({"compress_weights": True, "precision": "fp32"}, "compress_weights has no effect with"),
     ],
 )
 def test_invalid_options_are_named(settings, message):

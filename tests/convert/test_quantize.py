@@ -3,12 +3,18 @@ import openvino as ov
 import openvino.opset13 as ops
 import pytest
 
-from convert.quantize import apply_statistics, quantize, quantized_tensors, report
+from convert.quantize import (
+    apply_statistics,
+    compress_weights,
+    quantize,
+    quantized_tensors,
+    report,
+)
 from convert.statistics import collect_statistics
 from runtime.bundle import TEXT_ENCODER, Bundle
 from runtime.graph_io import read_graph
 from runtime.openvino_core import openvino_core
-from runtime.passes import halve_weights
+from runtime.passes import decompress_weights, halve_weights
 
 pytestmark = pytest.mark.slow
 
@@ -120,6 +126,36 @@ def test_parts_are_kept_in_float_by_the_names_of_their_weights(parts, quantized)
     samples = [(RNG.normal(size=(1, 16)).astype(np.float32),)]
     quantize(model, samples, parts)
     assert report(model, parts)["quantized"] == quantized
+
+
+@pytest.mark.parametrize("kind", ["matrix", "transposed", "convolution"])
+@pytest.mark.parametrize(("inputs", "groups"), [(16, 1), (147, 7), (128, 4), (37, 1)])
+def test_compressed_weights_have_a_scale_for_each_group_of_inputs(kind, inputs, groups):
+    shape = {"matrix": (inputs, 24), "transposed": (24, inputs), "convolution": (24, inputs, 3, 3)}
+    axis = 0 if kind == "matrix" else 1
+    weights = RNG.normal(size=shape[kind]).astype(np.float32)
+    sizes = [inputs if i == axis else 1 for i in range(weights.ndim)]
+    weights *= np.geomspace(1e-3, 1, inputs, dtype=np.float32).reshape(sizes)
+    constant = ops.constant(weights)
+    constant.set_friendly_name("kept.weight")
+    if kind == "convolution":
+        data = ops.parameter([-1, inputs, 6, 6], np.float32)
+        out = ops.convolution(data, constant, [1, 1], [1, 1], [1, 1], [1, 1])
+    else:
+        data = ops.parameter([-1, inputs], np.float32)
+        out = ops.matmul(data, constant, False, kind == "transposed")
+    model = ov.Model([out], [data])
+    compress_weights(model, ["kept"])
+    (layer,) = (op for op in model.get_ordered_ops() if op.get_type_name() == out.get_type_name())
+    stored = [op for op in model.get_ordered_ops() if op.get_type_name() == "Constant"]
+    (scales,) = (op.get_data() for op in stored if op.get_element_type() == ov.Type.f32)
+    assert scales.size == 24 * groups
+    assert decompress_weights(model) == 1
+    found = layer.input_value(1).get_node().get_data()
+    split = np.moveaxis(weights - found, axis, 0).reshape(groups, inputs // groups, 24, -1)
+    whole = np.moveaxis(weights, axis, 0).reshape(split.shape)
+    steps = np.abs(whole).max(axis=(1, 3)) / 127
+    assert (np.abs(split).max(axis=(1, 3)) <= 0.51 * steps).all()
 
 
 def test_statistics_of_all_layers_serve_any_choice_of_kept_ones():
