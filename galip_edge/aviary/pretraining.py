@@ -28,6 +28,7 @@ from galip_edge.aviary.data.attributes import ATTRIBUTES
 from galip_edge.aviary.data.chance import NOISE_DIM
 from galip_edge.aviary.data.config import AviaryConfig
 from galip_edge.aviary.data.drawing import Layout, layout_of
+from galip_edge.aviary.data.scene import random_labels
 from galip_edge.aviary.data.source import AviarySource
 from galip_edge.config import (
     check_fractions,
@@ -85,6 +86,8 @@ class RegressionConfig(PretrainingConfig):
             leaves out the visual concept; a step then takes a third of the time.
         warmup_lr, warmup_betas: Adam's settings in these phases. Without an opponent, a smoother
             gradient is better than a more recent one.
+        choice_samples: noise vectors for each caption of a batch, from all of which a mapping
+            network learns its choices; 0 for that of the image alone.
         features_learning_rate: instead of `warmup_lr` in the features phase; None for the same.
     """
 
@@ -100,6 +103,7 @@ class RegressionConfig(PretrainingConfig):
     perceptual_weight: float = 0.0
     beak_weight: float = 0.0
     features_without_concept: float = 0.0
+    choice_samples: int = 32
     warmup_lr: float = 8e-4
     features_learning_rate: float | None = None
     warmup_betas: tuple[float, float] = (0.9, 0.999)
@@ -119,6 +123,7 @@ class RegressionConfig(PretrainingConfig):
                 f"adversarial_detail_weight is {self.adversarial_detail_weight}, but adversarial "
                 "training has no regression loss: set weight, and omit adversarial_weight = 0"
             )
+        check_integers(self, 0, "choice_samples")
         for name in ("autoencoder_steps", "features_steps", "detail_steps", "warmup_steps"):
             check_integers(self, 0, name)
             if (count := getattr(self, name)) and not self.weight:
@@ -198,6 +203,9 @@ class Regression:
         # Of this process's batch: attributes (B,variables), and beaks (B,3) by x, y and length.
         self._values = torch.empty(0, 0, dtype=torch.int64)
         self._beaks = torch.empty(0, 3)
+        # For each of its captions, other noise and its attributes: (B,K,Z) and (B,K,variables).
+        self._more_noise = torch.empty(0, 0, 0)
+        self._more_values = torch.empty(0, 0, 0, dtype=torch.int64)
         self._corners = torch.empty(0, 2, dtype=torch.int64)  # of the parts of images
         self._adversarial = (
             config.weight if config.adversarial_weight is None else config.adversarial_weight
@@ -226,15 +234,20 @@ class Regression:
             self._source.scene_and_noise(key, caption, generator_for(f"{key} {caption}", number))
             for key, caption in zip(keys, captions, strict=True)
         ]
-        if self._generator.mapping is not None:
-            values = torch.tensor([[*scene.labels().values()] for scene, _ in known])
-            self._values = self._kept(self._values, values)
         phase = phase_at(number, self.config.phases)
+        if self._generator.mapping is not None:
+            values = torch.tensor([[*scene.labels().values()] for scene, *_ in known])
+            self._values = self._kept(self._values, values)
+            count = self.config.choice_samples * self._teaches_choices(phase)
+            if self._source.variety == "wide":
+                rngs = [generator_for(f"choices {key}", number) for key in keys]
+                self._draw_choices(values, [states for *_, states in known], rngs, count)
         by_parts = (
             self.config.adversarial_detail_weight > 0 if phase is None else phase.name == "details"
         )
         if self.config.beak_weight or by_parts:
-            layouts = [layout_of(*each, self._source.variety) for each in known]
+            variety = self._source.variety
+            layouts = [layout_of(scene, noise, variety) for scene, noise, _ in known]
             beaks = torch.tensor([[at.beak_x, at.beak_y, at.beak_length] for at in layouts])
             self._beaks = self._kept(self._beaks, beaks)
         if by_parts:
@@ -243,7 +256,32 @@ class Regression:
                 for key, layout in zip(keys, layouts, strict=True)
             ]
             self._corners = self._kept(self._corners, torch.tensor(corners))
-        return torch.from_numpy(np.stack([noise for _, noise in known]))
+        return torch.from_numpy(np.stack([noise for _, noise, _ in known]))
+
+    def _draw_choices(
+        self,
+        values: Tensor,
+        states: list[frozenset[str]],
+        rngs: list[np.random.Generator],
+        count: int,
+    ) -> None:
+        """Draw `count` noise vectors for each caption, and find the attributes that they choose.
+
+        Args:
+            values: (B,variables) of the images.
+            states: names of the attributes that their captions state.
+            rngs: of the noise.
+            count: K.
+        """
+        shape = (count, NOISE_DIM)
+        noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
+        stated = np.array([[name in each for name in ATTRIBUTES] for each in states])
+        given = np.where(stated, values.numpy(), -1).repeat(count, axis=0)
+        chosen = random_labels(noise.reshape(-1, NOISE_DIM), given)
+        self._more_noise = self._kept(self._more_noise, torch.from_numpy(noise))
+        self._more_values = self._kept(
+            self._more_values, torch.from_numpy(chosen.reshape(*noise.shape[:2], len(ATTRIBUTES)))
+        )
 
     def _corner(self, layout: Layout, rng: np.random.Generator) -> list[int]:
         """Column and row of an image's part, in the pixels of the first upsampling block."""
@@ -358,11 +396,15 @@ class Regression:
         mapping = self._generator.mapping
         if mapping is None:
             return batch.noise.new_zeros(0)
-        scores = mapping.logits(batch.noise, batch.sentence)
-        values = self._rows(self._values, batch).unbind(1)
+        noise, sentence, values = batch.noise, batch.sentence, self._rows(self._values, batch)
+        if count := self._more_noise.shape[1]:
+            noise = self._rows(self._more_noise, batch).flatten(0, 1)
+            values = self._rows(self._more_values, batch).flatten(0, 1)
+            sentence = sentence.repeat_interleave(count, dim=0)
+        scores = mapping.logits(noise, sentence)
         losses = [
             nn.functional.cross_entropy(each.float(), value)
-            for each, value in zip(scores, values, strict=True)
+            for each, value in zip(scores, values.unbind(1), strict=True)
         ]
         return torch.stack(losses).sum()[None]
 

@@ -26,7 +26,7 @@ from galip_edge.aviary.data import (
 )
 from galip_edge.aviary.data.attributes import PERCHES
 from galip_edge.aviary.data.chance import ENTRIES, Chances, entries
-from galip_edge.aviary.data.scene import redraw
+from galip_edge.aviary.data.scene import random_labels, redraw
 from galip_edge.cli import main
 from galip_edge.config import build
 from galip_edge.data import DataConfig, DataError, build_dataset
@@ -189,10 +189,11 @@ def test_each_caption_has_noise_that_gives_the_same_image():
         scene, image = aviary.scene(index), None
         for caption in aviary.described(index):
             rng = np.random.default_rng(1)
-            _, noise = aviary.scene_and_noise(aviary.key(index), caption.text, rng)
-            assert similar_scene(scene, caption.states, noise) == scene
+            _, noise, states = aviary.scene_and_noise(aviary.key(index), caption.text, rng)
+            assert states == caption.states
+            assert similar_scene(scene, states, noise) == scene
             assert (noise[-56:] == aviary.noise(index)[-56:]).all()  # layout and scenery
-            _, other = aviary.scene_and_noise(aviary.key(index), caption.text, rng)
+            _, other, _ = aviary.scene_and_noise(aviary.key(index), caption.text, rng)
             assert (noise != other).any()
             if index < 3:
                 image = image or draw(scene, aviary.noise(index), 32)
@@ -201,6 +202,21 @@ def test_each_caption_has_noise_that_gives_the_same_image():
     assert len(seen) > 40
     with pytest.raises(ValueError, match="no caption 'a cat'"):
         aviary.scene_and_noise("train/000000", "a cat", np.random.default_rng(1))
+
+
+def test_the_scenes_of_many_noise_vectors_are_those_of_each():
+    aviary, rng = AviarySource(AviaryConfig(samples=200)), np.random.default_rng(3)
+    noises = rng.standard_normal((200, NOISE_DIM), dtype=np.float32)
+    given, expected = np.full((200, len(ATTRIBUTES)), -1), []
+    for index, noise in enumerate(noises):
+        scene, states = aviary.scene(index), aviary.described(index)[0].states
+        labels = scene.labels()
+        for column, name in enumerate(ATTRIBUTES):
+            if name in states:
+                given[index, column] = labels[name]
+        expected.append(list(similar_scene(scene, states, noise).labels().values()))
+    assert (given >= 0).any(0).all()
+    assert random_labels(noises, given).tolist() == expected
 
 
 def test_a_scene_that_no_noise_gives_is_refused():
@@ -219,7 +235,7 @@ def test_redrawn_noise_is_normal_and_of_narrow_images_unchanged():
     assert np.abs(noise.mean(0)).max() < 0.12
     assert np.abs(noise.std(0) - 1).max() < 0.1
     narrow = AviarySource(AviaryConfig(variety="narrow"))
-    _, noise = narrow.scene_and_noise(narrow.key(5), narrow.captions(5)[0], rng)
+    _, noise, _ = narrow.scene_and_noise(narrow.key(5), narrow.captions(5)[0], rng)
     assert (noise == narrow.noise(5)).all()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -239,8 +240,8 @@ MAPPING = ("model.mapping_width=64", "model.categories=[5, 9, 5, 6, 4, 2, 4, 6, 
 
 
 def test_a_mapping_network_learns_the_attributes_of_the_scenes(tmp_path):
-    settings = ("pretraining.warmup_steps=1000", "pretraining.warmup_lr=5e-3")
-    mine = trainer(config(tmp_path, *MAPPING, *settings))
+    changes = ("warmup_steps=1000", "warmup_lr=5e-3", "choice_samples=0")
+    mine = trainer(config(tmp_path, *MAPPING, *(f"pretraining.{each}" for each in changes)))
     images, sentence, keys, captions = batch()
     reports = [mine.step(i, images, sentence, keys, captions).values for i in range(60)]
     assert set(reports[0]) == {"generator/regression", "generator/choices", "generator/norm"}
@@ -251,6 +252,26 @@ def test_a_mapping_network_learns_the_attributes_of_the_scenes(tmp_path):
     scores = mine.model.generator.mapping.logits(noise, sentence)
     found = torch.stack([each.argmax(1) for each in scores], dim=1)
     assert (found == labels).float().mean() > 0.9
+
+
+def test_a_mapping_network_learns_from_further_noise_for_each_caption(tmp_path):
+    """Without, it would have to infer from 6 images how noise decides."""
+    images, sentence, keys, captions = batch()
+    right = []
+    for count in (0, 32):
+        changes = ("warmup_steps=1000", "warmup_lr=5e-3", f"choice_samples={count}")
+        mine = trainer(config(tmp_path, *MAPPING, *(f"pretraining.{each}" for each in changes)))
+        for number in range(60):
+            mine.step(number, images, sentence, keys, captions)
+        mine.pretraining.config = replace(mine.pretraining.config, choice_samples=32)
+        mine.pretraining.noise(999, keys, captions)
+        noise, values = mine.pretraining._more_noise, mine.pretraining._more_values
+        assert noise.shape == (6, 32, 100)
+        sentences = sentence.repeat_interleave(32, dim=0)
+        scores = mine.model.generator.mapping.logits(noise.flatten(0, 1), sentences)
+        found = torch.stack([each.argmax(1) for each in scores], dim=1)
+        right.append((found == values.flatten(0, 1)).float().mean())
+    assert right[1] > right[0] + 0.1
 
 
 def test_other_layers_learn_from_the_true_choices(tmp_path):

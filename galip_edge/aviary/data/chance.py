@@ -43,6 +43,11 @@ def entries(noise: Noise, name: str) -> list[float]:
     return noise[start : start + ENTRIES[name]].tolist()
 
 
+def rows_of_entries(noises: Noise, name: str) -> Noise:
+    """The same of many noise vectors (N,NOISE_DIM): (N,entries)."""
+    return noises[:, _STARTS[name] : _STARTS[name] + ENTRIES[name]]
+
+
 def redraw_entries(noise: Noise, name: str, rng: np.random.Generator) -> None:
     """Draw the entries of the noise (NOISE_DIM,) that determine `name` anew, in place."""
     start = _STARTS[name]

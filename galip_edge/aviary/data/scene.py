@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from types import MappingProxyType
 
 import numpy as np
 
 from galip_edge.aviary.data.attributes import ATTRIBUTES, PERCHES, Variety
-from galip_edge.aviary.data.chance import Noise, choose, redraw_entries
+from galip_edge.aviary.data.chance import Noise, choose, redraw_entries, rows_of_entries
+from runtime.arrays import Floats, Integers
 
 # Added to the noise of frequent values: half of all parts are plain, and two in three swimming
 # birds are ducks.
 _PLAIN, _DUCK = 1.1, 1.9
+# Added to that of an impossible value.
+_NEVER = -100.0
 
 # Usual values of attributes that a caption leaves open.
 _USUAL: dict[str, tuple[str, ...]] = {
@@ -29,6 +33,7 @@ _USUAL: dict[str, tuple[str, ...]] = {
 _ATTEMPTS = 2000
 
 # Attributes in the order of their choice; some depend on previous ones.
+_DEPENDS_ON = {"species": "pose", "belly": "body", "wing": "body", "perch": "pose"}
 _ORDER = ("body", "pose", "species", "belly", "wing", "beak", "size", "perch", "background")
 
 _USUAL_BEAK = {
@@ -90,6 +95,53 @@ def random_scene(noise: Noise, given: Mapping[str, str] = MappingProxyType({})) 
     return Scene(**chosen)
 
 
+def random_labels(noises: Noise, given: Integers) -> Integers:
+    """`labels()` of `random_scene` for many noise vectors at once.
+
+    Args:
+        noises: (N,NOISE_DIM).
+        given: (N,attributes) indices of values in ATTRIBUTES, -1 where noise chooses. A given perch
+            needs its pose.
+
+    Returns:
+        (N,attributes) indices.
+    """
+    names = list(ATTRIBUTES)
+    labels = np.empty_like(given)
+    for name in _ORDER:
+        column, bonuses, values = names.index(name), *_tables(name)
+        rows = labels[:, names.index(_DEPENDS_ON[name])] if name in _DEPENDS_ON else 0
+        scores = rows_of_entries(noises, name)[:, : bonuses.shape[1]] + bonuses[rows]
+        if name == "body":  # differs from the given colors of parts
+            for part in ("belly", "wing"):
+                colors = np.array([_index("body", value) for value in ATTRIBUTES[part]])
+                taken = colors[given[:, names.index(part)]]
+                differs = (given[:, names.index(part)] >= 0) & (taken >= 0)
+                scores[differs, taken[differs]] += _NEVER
+        chosen = values[rows, scores.argmax(axis=1)]
+        labels[:, column] = np.where(given[:, column] >= 0, given[:, column], chosen)
+    return labels
+
+
+@cache
+def _tables(name: str) -> tuple[Floats, Integers]:
+    """Bonuses and values of an attribute's entries, a row for each value of what it depends on."""
+    parent = _DEPENDS_ON.get(name)
+    all_chosen = [{parent: value} for value in ATTRIBUTES[parent]] if parent else [{}]
+    choices = [_choices(name, chosen) for chosen in all_chosen]
+    shape = (len(choices), max(map(len, choices)))
+    bonuses, values = np.full(shape, _NEVER, np.float32), np.zeros(shape, np.int64)
+    for row, (chosen, possible) in enumerate(zip(all_chosen, choices, strict=True)):
+        by_value = _bonuses(name, chosen, {})
+        bonuses[row, : len(possible)] = [by_value.get(value, 0.0) for value in possible]
+        values[row, : len(possible)] = [ATTRIBUTES[name].index(value) for value in possible]
+    return bonuses, values
+
+
+def _index(name: str, value: str) -> int:
+    return ATTRIBUTES[name].index(value) if value in ATTRIBUTES[name] else -1
+
+
 def redraw(noise: Noise, scene: Scene, given: Iterable[str], rng: np.random.Generator) -> Noise:
     """Other noise with the same image for a caption that states `given`, in wide variety.
 
@@ -130,9 +182,9 @@ def _choices(name: str, chosen: Mapping[str, str]) -> tuple[str, ...]:
 def _bonuses(name: str, chosen: Mapping[str, str], given: Mapping[str, str]) -> dict[str, float]:
     """Added to the entries of the values of an attribute."""
     if name == "body":  # differs from the given colors of parts
-        return {given[part]: -100.0 for part in ("belly", "wing") if part in given}
+        return {given[part]: _NEVER for part in ("belly", "wing") if part in given}
     if name in ("belly", "wing"):
-        return {"plain": _PLAIN, chosen["body"]: -100.0}
+        return {"plain": _PLAIN, chosen["body"]: _NEVER}
     if name == "species":
         return {"duck": _DUCK * (chosen["pose"] == "swimming")}
     return {}

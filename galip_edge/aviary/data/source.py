@@ -139,10 +139,13 @@ class AviarySource:
         """The captions of an image."""
         return tuple(caption.text for caption in self.described(index))
 
-    def scene_and_noise(self, key: str, text: str, rng: np.random.Generator) -> tuple[Scene, Noise]:
+    def scene_and_noise(
+        self, key: str, text: str, rng: np.random.Generator
+    ) -> tuple[Scene, Noise, frozenset[str]]:
         """The scene of the image `key`, and noise (NOISE_DIM,) that gives it with caption `text`.
 
-        In wide variety, entries without influence on the image are drawn from `rng`.
+        In wide variety, entries without influence on the image are drawn from `rng`. The third
+        result names the attributes that the caption states.
 
         Raises ValueError if the image has no such caption.
         """
@@ -153,8 +156,8 @@ class AviarySource:
         if text not in states:
             raise ValueError(f"{key} has no caption {text!r}")
         if self._config.variety == "narrow":
-            return scene, noise
-        return scene, redraw(noise, scene, states[text], rng)
+            return scene, noise, states[text]
+        return scene, redraw(noise, scene, states[text], rng), states[text]
 
     def _item(self, index: int) -> tuple[Scene, Noise, Caption]:
         (scene_noise, noise), rng = _random_numbers(self._config, index)
