@@ -59,8 +59,8 @@ if TYPE_CHECKING:
 
 
 _CATEGORIES = tuple(map(len, ATTRIBUTES.values()))
-# Standard deviation of the weight around a beak, in its lengths.
-_BEAK_REACH = 0.6
+# Standard deviation of the weight around a beak, in its lengths: the crest of a parrot is 1.8 away.
+_BEAK_REACH = 1.2
 # Shares of the parts of images that show the beak, and the body; the others are anywhere.
 _PARTS_AT_BEAKS, _PARTS_AT_BODIES = 0.45, 0.4
 
@@ -81,7 +81,7 @@ class RegressionConfig(PretrainingConfig):
         perceptual_weight: of the distance in the features of `[projected]`, relative to the
             distance of pixels, wherever whole images are compared; 0 for none.
         beak_weight: additional weight of the pixels around the beak, wherever images are compared.
-            A beak is about 1 % of an image, but two of a caption's attributes show there.
+            A beak is about 1 % of an image, but two of a caption's attributes show on the head.
         features_without_concept: the first fraction of the features phase, in which the generator
             leaves out the visual concept; a step then takes a third of the time.
         warmup_lr, warmup_betas: Adam's settings in these phases. Without an opponent, a smoother
