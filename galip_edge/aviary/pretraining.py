@@ -61,6 +61,10 @@ if TYPE_CHECKING:
 _CATEGORIES = tuple(map(len, ATTRIBUTES.values()))
 # Standard deviation of the weight around a beak, in its lengths: the crest of a parrot is 1.8 away.
 _BEAK_REACH = 1.2
+# Standard deviation of the weight of a bird, in widths and heights of its bounding box.
+_BOX_REACH = 1 / 3
+# Width of a bird whose weight is not changed by its size, in widths of the image.
+_TYPICAL_WIDTH = 0.6
 # Shares of the parts of images that show the beak, and the body; the others are anywhere.
 _PARTS_AT_BEAKS, _PARTS_AT_BODIES = 0.45, 0.4
 
@@ -80,8 +84,9 @@ class RegressionConfig(PretrainingConfig):
             `detail_steps` on a quarter of each image.
         perceptual_weight: of the distance in the features of `[projected]`, relative to the
             distance of pixels, wherever whole images are compared; 0 for none.
-        beak_weight: additional weight of the pixels around the beak, wherever images are compared.
-            A beak is about 1 % of an image, but two of a caption's attributes show on the head.
+        beak_weight, bird_weight: additional weight of the pixels around the beak and of the whole
+            bird, wherever images are compared; larger for small birds. A beak is about 1 % of an
+            image, but two of a caption's attributes show on the head.
         features_without_concept: the first fraction of the features phase, in which the generator
             leaves out the visual concept; a step then takes a third of the time.
         warmup_lr, warmup_betas: Adam's settings in these phases. Without an opponent, a smoother
@@ -102,6 +107,7 @@ class RegressionConfig(PretrainingConfig):
     warmup_steps: int = 0
     perceptual_weight: float = 0.0
     beak_weight: float = 0.0
+    bird_weight: float = 0.0
     features_without_concept: float = 0.0
     choice_samples: int = 32
     warmup_lr: float = 8e-4
@@ -109,9 +115,8 @@ class RegressionConfig(PretrainingConfig):
     warmup_betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
-        check_not_negative(
-            self, "weight", "adversarial_detail_weight", "perceptual_weight", "beak_weight"
-        )
+        check_not_negative(self, "weight", "adversarial_detail_weight", "perceptual_weight")
+        check_not_negative(self, "beak_weight", "bird_weight")
         check_positive(self, "warmup_lr")
         if self.features_learning_rate is not None:
             check_positive(self, "features_learning_rate")
@@ -200,9 +205,11 @@ class Regression:
         if config.autoencoder_steps:
             self.autoencoder = FeatureAutoencoder(trainer, config.warmup_lr, self._loss)
             self.modules = (self.autoencoder.module,)
-        # Of this process's batch: attributes (B,variables), and beaks (B,3) by x, y and length.
+        # Of this process's batch: attributes (B,variables), beaks (B,3) by x, y and length, and
+        # birds (B,4) by x, y, width and height.
         self._values = torch.empty(0, 0, dtype=torch.int64)
         self._beaks = torch.empty(0, 3)
+        self._boxes = torch.empty(0, 4)
         # For each of its captions, other noise and its attributes: (B,K,Z) and (B,K,variables).
         self._more_noise = torch.empty(0, 0, 0)
         self._more_values = torch.empty(0, 0, 0, dtype=torch.int64)
@@ -245,11 +252,13 @@ class Regression:
         by_parts = (
             self.config.adversarial_detail_weight > 0 if phase is None else phase.name == "details"
         )
-        if self.config.beak_weight or by_parts:
+        if self.config.beak_weight or self.config.bird_weight or by_parts:
             variety = self._source.variety
             layouts = [layout_of(scene, noise, variety) for scene, noise, _ in known]
             beaks = torch.tensor([[at.beak_x, at.beak_y, at.beak_length] for at in layouts])
             self._beaks = self._kept(self._beaks, beaks)
+            boxes = [[at.box_x, at.box_y, at.box_width, at.box_height] for at in layouts]
+            self._boxes = self._kept(self._boxes, torch.tensor(boxes))
         if by_parts:
             corners = [
                 self._corner(layout, generator_for(f"part {key}", number))
@@ -410,14 +419,16 @@ class Regression:
 
     def _importance(self, batch: MicroBatch) -> Tensor | None:
         """Weights of the pixels of a micro-batch, (N,1,H,W); None for 1."""
-        if not self.config.beak_weight:
+        if not self.config.beak_weight and not self.config.bird_weight:
             return None
-        x, y, length = self._rows(self._beaks, batch)[..., None, None].unbind(1)
-        side = batch.images.shape[-1]
-        centers = (torch.arange(side, device=x.device) + 0.5) / side
-        squared = (centers - x) ** 2 + (centers[:, None] - y) ** 2
-        nearness = torch.exp(-squared / (2 * (_BEAK_REACH * length) ** 2))
-        return 1 + self.config.beak_weight * nearness[:, None]
+        x, y, length = self._rows(self._beaks, batch).unbind(1)
+        box_x, box_y, width, height = self._rows(self._boxes, batch).unbind(1)
+        side, reach = batch.images.shape[-1], _BEAK_REACH * length
+        weight = self.config.beak_weight * _nearness(side, x, y, reach, reach)
+        if self.config.bird_weight:
+            size = (width * _BOX_REACH, height * _BOX_REACH)
+            weight = weight + self.config.bird_weight * _nearness(side, box_x, box_y, *size)
+        return 1 + (_TYPICAL_WIDTH / width[:, None, None, None]) ** 2 * weight
 
     def _rows(self, values: Tensor, batch: MicroBatch) -> Tensor:
         """The rows of a micro-batch, (N,n), of this process's (B,n)."""
@@ -428,3 +439,17 @@ class Regression:
         """The same loss during adversarial training."""
         images = generated.images.float()
         return self._loss(images, batch.images, self._importance(batch))[0]
+
+
+def _nearness(side: int, x: Tensor, y: Tensor, width: Tensor, height: Tensor) -> Tensor:
+    """exp(-d²/2) of each pixel (N,1,side,side), at a distance of d standard deviations.
+
+    Args:
+        side: of the images in pixels.
+        x, y: centers (N,), in widths of the image.
+        width, height: standard deviations (N,).
+    """
+    centers = (torch.arange(side, device=x.device) + 0.5) / side
+    across = ((centers - x[:, None]) / width[:, None]) ** 2
+    down = ((centers - y[:, None]) / height[:, None]) ** 2
+    return torch.exp(-(down[:, :, None] + across[:, None]) / 2)[:, None]

@@ -47,6 +47,7 @@ class Layout:
         facing: `right` or `left`.
         x, y: the centre of its body.
         beak_x, beak_y, beak_length: the middle and the length of its beak.
+        box_x, box_y, box_width, box_height: the center and the size of its bounding box.
     """
 
     facing: str
@@ -55,6 +56,10 @@ class Layout:
     beak_x: float
     beak_y: float
     beak_length: float
+    box_x: float
+    box_y: float
+    box_width: float
+    box_height: float
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ class _Plan:
 def layout_of(scene: Scene, noise: Noise, variety: Variety = "wide") -> Layout:
     """Direction and position of the bird in the image by `draw`."""
     plan = (_wide_plan if variety == "wide" else _narrow_plan)(scene, noise)
-    (ahead, down), length = plan.bird.beak
+    bird = plan.bird
+    (ahead, down), length = bird.beak
     return Layout(
         facing="right" if plan.facing > 0 else "left",
         x=plan.x / SIZE,
@@ -85,6 +91,10 @@ def layout_of(scene: Scene, noise: Noise, variety: Variety = "wide") -> Layout:
         beak_x=(plan.x + plan.facing * ahead) / SIZE,
         beak_y=(plan.y + down) / SIZE,
         beak_length=length / SIZE,
+        box_x=(plan.x + plan.facing * (bird.front - bird.back) / 2) / SIZE,
+        box_y=(plan.y + (bird.feet - bird.top) / 2) / SIZE,
+        box_width=(bird.front + bird.back) / SIZE,
+        box_height=(bird.feet + bird.top) / SIZE,
     )
 
 
