@@ -4,13 +4,15 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from aviary_pairs import aviary_config, batch, trainer
 from two_processes import run_twice
 
-from galip_edge.aviary.data import AviaryConfig, AviarySource
+from galip_edge.aviary.data import AviaryConfig, AviarySource, draw, drawing
 from galip_edge.errors import ConfigError
 from galip_edge.training.config import TrainConfig, load_config
 from galip_edge.training.distributed import World, join_world
@@ -85,20 +87,42 @@ def test_features_are_compared_wherever_images_are(tmp_path, phase):
     assert found[1]["generator/norm"] > 2 * found[0]["generator/norm"]
 
 
+@pytest.mark.parametrize("name", ["beak_weight", "bird_weight"])
 @pytest.mark.parametrize("phase", ["autoencoder_steps", "warmup_steps", "none"])
-def test_pixels_around_the_beak_may_weigh_more(tmp_path, phase):
+def test_pixels_around_the_beak_or_bird_may_weigh_more(tmp_path, phase, name):
     steps = {"autoencoder_steps": 0, "warmup_steps": 0} | ({} if phase == "none" else {phase: 4})
     changes = [f"pretraining.{name}={value}" for name, value in steps.items()]
     images, sentence, keys, captions = batch()
     found = []
     for weight, size in ((0, 6), (50, 6), (50, 4)):
-        settings = (f"pretraining.beak_weight={weight}", f"micro_batch_size={size}")
+        settings = (f"pretraining.{name}={weight}", f"micro_batch_size={size}")
         mine = trainer(config(tmp_path, *changes, *settings))
         values = mine.step(0, images, sentence, keys, captions).values
-        name = "reconstruction" if phase == "autoencoder_steps" else "regression"
-        found.append(values[f"generator/{name}"])
+        term = "reconstruction" if phase == "autoencoder_steps" else "regression"
+        found.append(values[f"generator/{term}"])
     assert found[1] > 1.1 * found[0]
     assert found[2] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_the_weight_of_a_bird_lies_on_it_and_is_larger_for_small_ones(tmp_path):
+    """Where an image changes without its bird, the weight is several times as high."""
+    changes = ("bird_weight=1", "warmup_steps=0", "autoencoder_steps=0", "features_steps=0")
+    mine = trainer(config(tmp_path, *(f"pretraining.{each}" for each in changes))).pretraining
+    source, (*_, keys, captions) = AviarySource(AviaryConfig(variety="wide")), batch(24)
+    mine.noise(0, keys, captions)
+    images = torch.zeros(24, 3, 64, 64)
+    weights = mine._importance(SimpleNamespace(images=images, noise=images, first=0))[:, 0] - 1
+    totals = {"small": [], "large": []}
+    for index, weight in enumerate(weights):
+        scene, noise = source.scene(index), source.noise(index)
+        whole = np.asarray(draw(scene, noise, 64), int)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(drawing._Plan, "figure", "")
+            differs = np.abs(np.asarray(draw(scene, noise, 64)) - whole).max(2) > 8
+        bird = torch.from_numpy(differs)
+        assert weight[bird].mean() > 2.5 * weight[~bird].mean()
+        totals[scene.size].append(weight[bird].mean())
+    assert np.mean(totals["small"]) > 1.5 * np.mean(totals["large"])
 
 
 def test_half_of_the_parts_show_the_beak(tmp_path):
