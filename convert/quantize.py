@@ -47,7 +47,7 @@ GENERATOR_KEEP_FLOAT = ("mapping", "noise_projection", "bridge", "gamma", "beta"
 TEXT_ENCODER_KEEP_FLOAT = ("text_projection", "out_proj")
 # Those of them whose weights need more than 8 bits: a mapping network decides between alternatives.
 _HALF = ("mapping",)
-# Largest group of input channels with a scale of its own, in compressed weights.
+# Input channels that share a scale in compressed weights, at most.
 _GROUP_SIZE = 32
 
 
