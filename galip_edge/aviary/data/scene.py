@@ -32,9 +32,9 @@ _USUAL: dict[str, tuple[str, ...]] = {
 # Draws until noise chooses a value. The rarest is one in twenty.
 _ATTEMPTS = 2000
 
-# Attributes in the order of their choice; some depend on previous ones.
-_DEPENDS_ON = {"species": "pose", "belly": "body", "wing": "body", "perch": "pose"}
+# Attributes in the order of their choice, and those whose chances depend on a previous one.
 _ORDER = ("body", "pose", "species", "belly", "wing", "beak", "size", "perch", "background")
+_DEPENDS_ON = {"species": "pose", "belly": "body", "wing": "body", "perch": "pose"}
 
 _USUAL_BEAK = {
     "songbird": "orange",
