@@ -246,7 +246,8 @@ class Regression:
             values = torch.tensor([[*scene.labels().values()] for scene, *_ in known])
             self._values = self._kept(self._values, values)
             count = self.config.choice_samples * self._teaches_choices(phase)
-            if self._source.variety == "wide":
+            # Also once after the last of these phases, to discard what it drew.
+            if self._source.variety == "wide" and (count or self._more_noise.numel()):
                 rngs = [generator_for(f"choices {key}", number) for key in keys]
                 self._draw_choices(values, [states for *_, states in known], rngs, count)
         by_parts = (

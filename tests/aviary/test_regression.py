@@ -12,6 +12,7 @@ import torch
 from aviary_pairs import aviary_config, batch, trainer
 from two_processes import run_twice
 
+from galip_edge.aviary import pretraining
 from galip_edge.aviary.data import AviaryConfig, AviarySource, draw, drawing
 from galip_edge.errors import ConfigError
 from galip_edge.training.config import TrainConfig, load_config
@@ -140,6 +141,29 @@ def test_half_of_the_parts_show_the_beak(tmp_path):
     assert torch.equal(mine._corners, first[:6])
     mine.noise(1, keys, captions)
     assert (mine._corners != first).any()
+
+
+def test_parts_at_bodies_contain_their_center(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining, "_PARTS_AT_BEAKS", 0)
+    monkeypatch.setattr(pretraining, "_PARTS_AT_BODIES", 1)
+    settings = ("pretraining.detail_steps=4", "pretraining.warmup_steps=0")
+    mine, (*_, keys, captions) = trainer(config(tmp_path, *settings)).pretraining, batch(40)
+    mine.noise(0, keys, captions)
+    source, side = AviarySource(AviaryConfig()), mine.trainer.model.config.block_sizes[0]
+    centers = [(at.x * side, at.y * side) for at in map(source.layout, range(40))]
+    inside = torch.tensor(centers) - mine._corners
+    assert (inside > -0.6).all()  # corners are whole pixels
+    assert (inside < side / 2 + 0.6).all()
+
+
+def test_further_noise_is_drawn_while_it_is_learned_from(tmp_path):
+    changes = (*MAPPING, "pretraining.autoencoder_steps=1", "pretraining.features_steps=1")
+    mine, (*_, keys, captions) = trainer(config(tmp_path, *changes)).pretraining, batch()
+    drawn = []
+    for number in range(4):
+        mine.noise(number, keys, captions)
+        drawn.append(mine._more_noise.shape[1])
+    assert drawn == [32, 32, 0, 0]
 
 
 @pytest.mark.parametrize("weight", [0, 50])
