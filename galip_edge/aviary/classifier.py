@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from galip_edge.aviary.data import ATTRIBUTES, AviarySource, Caption
 from galip_edge.config import build
+from galip_edge.devices import keeping_free_memory
 from galip_edge.errors import CheckpointError
 from galip_edge.training.precision import Precision, autocast
 from runtime.arrays import Images
@@ -120,6 +121,7 @@ class AttributeAccuracy:
     count: int
 
 
+@keeping_free_memory()
 def train_classifier(
     source: AviarySource,
     epochs: int = 6,

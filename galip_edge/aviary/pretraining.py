@@ -10,8 +10,8 @@ before them learn to predict the encoder's features from noise and sentence (see
 `galip_edge.training.feature_autoencoder`); finally all are trained together, first on parts of
 images, half of them around the beak. The encoder is discarded.
 
-A mapping network learns to choose the attributes of the scenes, meanwhile, and all other layers
-learn from the true ones.
+A mapping network learns to choose the attributes of the scenes, meanwhile, and optionally what
+noise alone chooses in their layout; all other layers learn from the true choices.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from galip_edge.aviary.data.attributes import ATTRIBUTES
-from galip_edge.aviary.data.chance import NOISE_DIM
+from galip_edge.aviary.data.chance import NOISE_DIM, Noise
 from galip_edge.aviary.data.config import AviaryConfig
-from galip_edge.aviary.data.drawing import Layout, layout_of
+from galip_edge.aviary.data.drawing import LAYOUT_VALUES, Layout, layout_labels, layout_of
 from galip_edge.aviary.data.scene import random_labels
 from galip_edge.aviary.data.source import AviarySource
 from galip_edge.config import (
@@ -52,13 +52,14 @@ from galip_edge.training.pretraining import (
     phase_at,
     reconstruction_loss,
 )
+from runtime.arrays import Integers
 
 if TYPE_CHECKING:
     from galip_edge.training.config import TrainConfig
     from galip_edge.training.trainer import Generated, Trainer
 
 
-_CATEGORIES = tuple(map(len, ATTRIBUTES.values()))
+_ATTRIBUTE_VALUES = tuple(map(len, ATTRIBUTES.values()))
 # Standard deviation of the weight around a beak, in its lengths: the crest of a parrot is 1.8 away.
 _BEAK_REACH = 1.2
 # Standard deviation of the weight of a bird, in widths and heights of its bounding box.
@@ -172,10 +173,17 @@ class RegressionConfig(PretrainingConfig):
                 f"model.noise_dim must be the aviary's {NOISE_DIM} for regression, got "
                 f"{model.noise_dim}"
             )
-        if model.categories and model.categories != _CATEGORIES:
+        known = (_ATTRIBUTE_VALUES, _ATTRIBUTE_VALUES + LAYOUT_VALUES)
+        if model.categories and model.categories not in known:
             raise ValueError(
-                f"regression teaches the aviary's attributes: set model.categories to "
-                f"{list(_CATEGORIES)}, got {list(model.categories)}"
+                "regression teaches the aviary's attributes, and optionally direction and "
+                f"composition: set model.categories to {list(known[0])} or {list(known[1])}, got "
+                f"{list(model.categories)}"
+            )
+        if len(model.categories) > len(ATTRIBUTES) and data.variety == "narrow":
+            raise ValueError(
+                "narrow images have one direction and composition: set model.categories to "
+                f"{list(known[0])}"
             )
         sizes = (data.image_size, data.shorter_side)
         if sizes != (model.image_size,) * 2 or (data.augment and data.flip):
@@ -243,13 +251,14 @@ class Regression:
         ]
         phase = phase_at(number, self.config.phases)
         if self._generator.mapping is not None:
-            values = torch.tensor([[*scene.labels().values()] for scene, *_ in known])
+            labels = np.array([[*scene.labels().values()] for scene, *_ in known])
+            values = self._with_layout(labels, np.stack([noise for _, noise, _ in known]))
             self._values = self._kept(self._values, values)
             count = self.config.choice_samples * self._teaches_choices(phase)
             # Also once after the last of these phases, to discard what it drew.
             if self._source.variety == "wide" and (count or self._more_noise.numel()):
                 rngs = [generator_for(f"choices {key}", number) for key in keys]
-                self._draw_choices(values, [states for *_, states in known], rngs, count)
+                self._draw_choices(labels, [states for *_, states in known], rngs, count)
         by_parts = (
             self.config.adversarial_detail_weight > 0 if phase is None else phase.name == "details"
         )
@@ -270,7 +279,7 @@ class Regression:
 
     def _draw_choices(
         self,
-        values: Tensor,
+        labels: Integers,
         states: list[frozenset[str]],
         rngs: list[np.random.Generator],
         count: int,
@@ -278,7 +287,7 @@ class Regression:
         """Draw `count` noise vectors for each caption, and find the attributes that they choose.
 
         Args:
-            values: (B,variables) of the images.
+            labels: attributes (B,n) of the images.
             states: names of the attributes that their captions state.
             rngs: of the noise.
             count: K.
@@ -286,12 +295,16 @@ class Regression:
         shape = (count, NOISE_DIM)
         noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
         stated = np.array([[name in each for name in ATTRIBUTES] for each in states])
-        given = np.where(stated, values.numpy(), -1).repeat(count, axis=0)
-        chosen = random_labels(noise.reshape(-1, NOISE_DIM), given)
+        given = np.where(stated, labels, -1).repeat(count, axis=0)
+        rows = noise.reshape(-1, NOISE_DIM)
+        values = self._with_layout(random_labels(rows, given), rows)
         self._more_noise = self._kept(self._more_noise, torch.from_numpy(noise))
-        self._more_values = self._kept(
-            self._more_values, torch.from_numpy(chosen.reshape(*noise.shape[:2], len(ATTRIBUTES)))
-        )
+        self._more_values = self._kept(self._more_values, values.reshape(*noise.shape[:2], -1))
+
+    def _with_layout(self, labels: Integers, noises: Noise) -> Tensor:
+        """Attributes (N,n), and what noises (N,Z) choose in the layout if the network has it."""
+        variables = len(self.trainer.model.config.categories)
+        return torch.from_numpy(np.hstack([labels, layout_labels(noises)])[:, :variables])
 
     def _corner(self, layout: Layout, rng: np.random.Generator) -> list[int]:
         """Column and row of an image's part, in the pixels of the first upsampling block."""

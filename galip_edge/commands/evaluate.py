@@ -184,7 +184,7 @@ def command(
         )
     if passes and per_caption:
         raise click.UsageError("pass either --passes or --per-caption, not both")
-    from galip_edge.devices import choose_device
+    from galip_edge.devices import choose_device, keeping_free_memory
     from galip_edge.evaluation.evaluate import (
         EvaluationOptions,
         MetricModels,
@@ -226,7 +226,7 @@ def command(
             "pass --count 0 for all"
         )
     extra = _extra_metrics(inputs, networks.scorer, classifier, place)
-    with counting_progress() as bars:
+    with keeping_free_memory(), counting_progress() as bars:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:

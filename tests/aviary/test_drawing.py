@@ -26,6 +26,7 @@ from galip_edge.aviary.data import (
 )
 from galip_edge.aviary.data.attributes import PERCHES
 from galip_edge.aviary.data.chance import ENTRIES, Chances, entries
+from galip_edge.aviary.data.drawing import LAYOUT_VALUES, _wide_plan, layout_labels
 from galip_edge.aviary.data.scene import random_labels, redraw
 from galip_edge.cli import main
 from galip_edge.config import build
@@ -217,6 +218,16 @@ def test_the_scenes_of_many_noise_vectors_are_those_of_each():
         expected.append(list(similar_scene(scene, states, noise).labels().values()))
     assert (given >= 0).any(0).all()
     assert random_labels(noises, given).tolist() == expected
+
+
+def test_direction_and_composition_of_many_noise_vectors_are_those_of_each():
+    aviary = AviarySource(AviaryConfig(samples=60))
+    noises = np.stack([aviary.noise(i) for i in range(60)])
+    plans = [_wide_plan(aviary.scene(i), noises[i]) for i in range(60)]
+    expected = [[int(plan.facing < 0), int(plan.composition * 6)] for plan in plans]
+    found = layout_labels(noises)
+    assert found.tolist() == expected
+    assert [len(set(column)) for column in found.T.tolist()] == list(LAYOUT_VALUES)
 
 
 def test_a_scene_that_no_noise_gives_is_refused():

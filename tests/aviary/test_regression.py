@@ -287,9 +287,13 @@ def test_the_former_section_is_accepted(tmp_path):
 MAPPING = ("model.mapping_width=64", "model.categories=[5, 9, 5, 6, 4, 2, 4, 6, 6]")
 
 
-def test_a_mapping_network_learns_the_attributes_of_the_scenes(tmp_path):
+LAYOUT_TOO = ("model.mapping_width=64", "model.categories=[5, 9, 5, 6, 4, 2, 4, 6, 6, 2, 6]")
+
+
+@pytest.mark.parametrize("mapping", [MAPPING, LAYOUT_TOO])
+def test_a_mapping_network_learns_the_choices_of_the_scenes(tmp_path, mapping):
     changes = ("warmup_steps=1000", "warmup_lr=5e-3", "choice_samples=0")
-    mine = trainer(config(tmp_path, *MAPPING, *(f"pretraining.{each}" for each in changes)))
+    mine = trainer(config(tmp_path, *mapping, *(f"pretraining.{each}" for each in changes)))
     images, sentence, keys, captions = batch()
     reports = [mine.step(i, images, sentence, keys, captions).values for i in range(60)]
     assert set(reports[0]) == {"generator/regression", "generator/choices", "generator/norm"}
@@ -299,7 +303,10 @@ def test_a_mapping_network_learns_the_attributes_of_the_scenes(tmp_path):
     noise = mine.pretraining.noise(60, keys, captions)
     scores = mine.model.generator.mapping.logits(noise, sentence)
     found = torch.stack([each.argmax(1) for each in scores], dim=1)
-    assert (found == labels).float().mean() > 0.9
+    assert (found[:, : labels.shape[1]] == labels).float().mean() > 0.9
+    for direction in found[:, labels.shape[1] : labels.shape[1] + 1].T:
+        facing = [source.layout(i).facing for i in range(len(keys))]
+        assert [("right", "left")[index] for index in direction] == facing
 
 
 def test_a_mapping_network_learns_from_further_noise_for_each_caption(tmp_path):
@@ -308,7 +315,7 @@ def test_a_mapping_network_learns_from_further_noise_for_each_caption(tmp_path):
     right = []
     for count in (0, 32):
         changes = ("warmup_steps=1000", "warmup_lr=5e-3", f"choice_samples={count}")
-        mine = trainer(config(tmp_path, *MAPPING, *(f"pretraining.{each}" for each in changes)))
+        mine = trainer(config(tmp_path, *LAYOUT_TOO, *(f"pretraining.{each}" for each in changes)))
         for number in range(60):
             mine.step(number, images, sentence, keys, captions)
         mine.pretraining.config = replace(mine.pretraining.config, choice_samples=32)
@@ -365,6 +372,8 @@ def test_choices_of_two_processes_are_those_of_one(tmp_path, warmup):
 def test_categories_must_be_the_attributes(tmp_path):
     with pytest.raises(ConfigError, match=r"set model\.categories to \[5, 9, .*got \[2, 3\]"):
         config(tmp_path, "model.mapping_width=8", "model.categories=[2, 3]")
+    with pytest.raises(ConfigError, match="narrow images have one direction and composition: set"):
+        config(tmp_path, *LAYOUT_TOO, "data.variety=narrow", "data.captions=1")
 
 
 PHASES = ("autoencoder_steps", "features_steps", "detail_steps", "warmup_steps")

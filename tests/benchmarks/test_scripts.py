@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -91,3 +92,38 @@ def test_each_part_of_a_training_step_is_timed():
     assert {"step", "generator, backward", "heads' loss, backward", "moving average"} <= set(found)
     assert {"step, autoencoder", "step, features", "step, all"} <= set(found)
     assert min(found.values()) >= 0
+
+
+def test_small_changes_of_perfect_images_are_measured(tmp_path, capsys):
+    import metric_sensitivity
+
+    out = tmp_path / "sensitivity.json"
+    metric_sensitivity.main(["--count", "24", "--two-sample", "4", "--out", str(out)])
+    found = json.loads(out.read_text())["results"]
+    assert list(found) == list(metric_sensitivity.CHANGES)
+    assert found["none"]["precision"] > found["warp, 1.5 pixels, 16² points"]["precision"]
+    rows = capsys.readouterr().out.strip().splitlines()[-len(found) :]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == list(found)
+
+
+def test_a_warp_moves_edges_by_its_pixels():
+    import metric_sensitivity
+
+    image = np.zeros((128, 128, 3), np.uint8)
+    image[:, 64:] = 255
+    moved = metric_sensitivity.warp(1.5, 16, image, np.random.default_rng(0))
+    edges = 128 - moved[..., 0].sum(axis=1) / 255  # of each row
+    assert 0.5 < np.std(edges) < 2.0
+    assert abs(edges.mean() - 64) < 1.5
+
+
+def test_a_probe_finds_what_captions_state_in_their_embeddings(monkeypatch):
+    import clip_probe
+
+    monkeypatch.setattr(clip_probe, "_CAPTIONS", 800)
+    checkpoint = BENCHMARKS.parent / "models/aviary.safetensors"
+    found = clip_probe.probe(checkpoint, None, 40, None)
+    assert found["images"] == 40
+    assert found["linear_on_sentences"]["background"] > 0.8
+    assert set(found["linear_on_taps"]) == set(found["linear_on_sentences"])
+    assert 0 < found["r_precision"] <= 1

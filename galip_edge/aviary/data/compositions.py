@@ -23,6 +23,9 @@ from galip_edge.aviary.data.svg import (
 
 _Draw = Callable[[Chances], str]
 
+# Number of compositions of each background: three, mirrored or not.
+COMPOSITIONS = 6
+
 
 def composed_background(name: str, composition: float, chances: Chances) -> str:
     """SVG elements that fill the scene.
@@ -32,7 +35,7 @@ def composed_background(name: str, composition: float, chances: Chances) -> str:
         composition: in [0, 1); chooses one of several, and whether it is mirrored.
         chances: decides the rest.
     """
-    draws: tuple[_Draw, ...] = (lambda c: background(name, c), *_COMPOSITIONS[name])
+    draws: tuple[_Draw, ...] = (lambda c: background(name, c), *_FURTHER[name])
     number, rest = divmod(composition * len(draws), 1)
     tone = chances.uniform(-0.1, 0.1)
     scene = draws[min(int(number), len(draws) - 1)](chances)
@@ -243,7 +246,7 @@ def _ranges(chances: Chances) -> str:
     return "".join(parts) + ground
 
 
-_COMPOSITIONS: dict[str, tuple[_Draw, ...]] = {
+_FURTHER: dict[str, tuple[_Draw, _Draw]] = {
     "sky": (_sunny, _banks),
     "forest": (_clearing, _conifers),
     "sunset": (_sea, _dusk),

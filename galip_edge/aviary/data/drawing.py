@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from statistics import NormalDist
 
+import numpy as np
 from PIL import Image
 
 from galip_edge.aviary.data import perches
 from galip_edge.aviary.data.attributes import Variety
 from galip_edge.aviary.data.backgrounds import SIZE, background
 from galip_edge.aviary.data.bird import Figure, Stance, draw_bird
-from galip_edge.aviary.data.chance import Chances, Noise
-from galip_edge.aviary.data.compositions import composed_background
+from galip_edge.aviary.data.chance import Chances, Noise, rows_of_entries
+from galip_edge.aviary.data.compositions import COMPOSITIONS, composed_background
 from galip_edge.aviary.data.scene import Scene
 from galip_edge.aviary.data.svg import element, group
 from galip_edge.data.errors import DataError
+from runtime.arrays import Integers
 from runtime.errors import install_hint
 
 # Part of the names of cached images; incremented with every change of the drawing.
@@ -35,6 +38,10 @@ _LEVELS: dict[str, tuple[float, float]] = {
     "water": (74, 108),
 }
 _MARGIN = 4.0  # between the beak, or the highest point, and the border
+
+# Number of values of what noise alone chooses in a wide scene: direction, and composition.
+LAYOUT_VALUES = (2, COMPOSITIONS)
+_BETWEEN_COMPOSITIONS = [NormalDist().inv_cdf(i / COMPOSITIONS) for i in range(1, COMPOSITIONS)]
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,16 @@ def layout_of(scene: Scene, noise: Noise, variety: Variety = "wide") -> Layout:
         box_width=(bird.front + bird.back) / SIZE,
         box_height=(bird.feet + bird.top) / SIZE,
     )
+
+
+def layout_labels(noises: Noise) -> Integers:
+    """What noise (N,NOISE_DIM) alone chooses in wide scenes, as indices (N,2).
+
+    The first is 0 for birds that face right; the second is that of the composition.
+    """
+    direction, composition = rows_of_entries(noises, "layout")[:, :2].T
+    chosen = np.searchsorted(_BETWEEN_COMPOSITIONS, composition, side="right")
+    return np.stack([(direction >= 0).astype(np.int64), chosen.astype(np.int64)], axis=1)
 
 
 def to_svg(scene: Scene, noise: Noise, variety: Variety = "wide") -> str:
