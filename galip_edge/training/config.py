@@ -88,7 +88,8 @@ class EvaluationConfig:
     """Evaluation during training, on held-out images; see docs/evaluation.md.
 
     Attributes:
-        interval: steps between two evaluations; 0 for none.
+        interval: steps between two evaluations; 0 for none. There is none while pretraining trains
+            layers apart.
         minutes: with `interval`, also evaluate when the last evaluation is older than this; 0 for
             never. The evaluated steps, and so the best model, then depend on the machine's speed.
         count: captions, generated images (one per caption), and real images.

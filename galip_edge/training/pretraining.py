@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # Fractions of a phase in which the learning rate rises from zero, and falls to zero.
 _RISE, _FALL = 0.02, 0.4
 
+# Phases that train some layers of the generator without the others.
+_LAYERS_APART = ("autoencoder", "features")
+
 # A micro-batch to its loss, and the values of the reported terms (n,); both are means over samples.
 Objective = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 
@@ -89,6 +92,11 @@ class PretrainingConfig:
     def total_steps(self) -> int:
         """Steps before adversarial training."""
         return sum(steps for _, steps in self.phases)
+
+    def trains_layers_apart(self, number: int) -> bool:
+        """True in the steps after which the generator's images mean nothing yet."""
+        phase = phase_at(number, self.phases)
+        return phase is not None and phase.name in _LAYERS_APART
 
     def check(self, config: TrainConfig) -> None:
         """Raise ValueError if `config` does not suit this pretraining."""

@@ -182,9 +182,11 @@ class _Run:
         """Write samples, evaluate, and save a checkpoint, where due."""
         samples = self._is_due(self.config.log.samples_interval, last)
         # Not at an interruption, on which the best model must not depend.
-        evaluation = unevaluated or self._is_due(
-            self.config.evaluation.interval, self.step == self.total
-        )
+        finished = self.step == self.total
+        evaluation = unevaluated or self._is_due(self.config.evaluation.interval, finished)
+        pretraining = self.config.pretraining
+        if pretraining is not None and pretraining.trains_layers_apart(self.step - 1):
+            evaluation &= finished
         kept = self._is_due(self.config.checkpoint.keep_interval, False)
         save = overdue or kept or self._is_due(self.config.checkpoint.interval, last)
         if not (samples or evaluation or save):

@@ -62,6 +62,16 @@ def test_evaluation_by_the_clock(make_config, tmp_path):
     assert (tmp_path / "timed" / "model-best.safetensors").exists()
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(6, [5, 6]), (3, [3])])
+def test_no_evaluation_while_layers_are_trained_apart(make_config, tmp_path, steps, expected):
+    settings = {**SETTINGS, "evaluation": {**SETTINGS["evaluation"], "interval": 1}}
+    settings["evaluation"]["minutes"] = 1e-9
+    settings["pretraining"] = {"kind": "vae", "autoencoder_steps": 2, "features_steps": 2}
+    config = make_config(steps=steps, output=str(tmp_path / "apart"), **settings)
+    train(config)
+    assert list(figures(config)) == expected
+
+
 def test_figures_the_best_model_and_grids(evaluated):
     found = figures(evaluated)
     assert list(found) == [2, 4, 6]
