@@ -1,4 +1,4 @@
-"""What small changes of perfect images do to the evaluation's metrics.
+"""Effects of small changes of perfect images on the evaluation's metrics.
 
     python benchmarks/metric_sensitivity.py --count 1000 --out sensitivity.json
 

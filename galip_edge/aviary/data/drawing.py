@@ -106,7 +106,7 @@ def layout_of(scene: Scene, noise: Noise, variety: Variety = "wide") -> Layout:
 
 
 def layout_labels(noises: Noise) -> Integers:
-    """What noise (N,NOISE_DIM) alone chooses in wide scenes, as indices (N,2).
+    """Choices of noise (N,NOISE_DIM) alone in wide scenes, as indices (N,2).
 
     The first is 0 for birds that face right; the second is that of the composition.
     """
