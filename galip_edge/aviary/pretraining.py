@@ -299,7 +299,9 @@ class Regression:
         rows = noise.reshape(-1, NOISE_DIM)
         values = self._with_layout(random_labels(rows, given), rows)
         self._more_noise = self._kept(self._more_noise, torch.from_numpy(noise))
-        self._more_values = self._kept(self._more_values, values.reshape(*noise.shape[:2], -1))
+        self._more_values = self._kept(
+            self._more_values, values.reshape(*noise.shape[:2], values.shape[1])
+        )
 
     def _with_layout(self, labels: Integers, noises: Noise) -> Tensor:
         """Attributes (N,n), and what noises (N,Z) choose in the layout if the network has it."""
