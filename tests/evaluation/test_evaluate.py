@@ -8,6 +8,7 @@ import torch
 from clip_runs import write_images
 from other_device import pretend_device
 
+from galip_edge import devices
 from galip_edge.cli import main
 from galip_edge.evaluation.evaluate import psnr
 from galip_edge.evaluation.models import CheckpointModel
@@ -58,6 +59,14 @@ def test_the_batch_size_changes_no_figure(tiny_checkpoint, tmp_path, capsys):
         figures.append(json.loads(text)["metrics"])
     for name, value in figures[0].items():
         assert value == pytest.approx(figures[1][name], rel=1e-3), name
+
+
+def test_freed_memory_is_kept_only_meanwhile(tiny_checkpoint, images, capsys, monkeypatch):
+    settings = []
+    monkeypatch.setattr(devices, "_set_allocator", settings.append)
+    options = ("--data", f"folder={images}", "--count", 4, "--diversity-captions", 0)
+    assert run(capsys, tiny_checkpoint, *options)[0] == 0
+    assert settings == [devices._KEEPING, devices._DEFAULTS]
 
 
 def test_images_have_the_noise_of_generate(tiny_checkpoint):
