@@ -249,10 +249,11 @@ class Regression:
             self._source.scene_and_noise(key, caption, generator_for(f"{key} {caption}", number))
             for key, caption in zip(keys, captions, strict=True)
         ]
+        noises = np.stack([noise for _, noise, _ in known])
         phase = phase_at(number, self.config.phases)
         if self._generator.mapping is not None:
             labels = np.array([[*scene.labels().values()] for scene, *_ in known])
-            values = self._with_layout(labels, np.stack([noise for _, noise, _ in known]))
+            values = self._with_layout(labels, noises)
             self._values = self._kept(self._values, values)
             count = self.config.choice_samples * self._teaches_choices(phase)
             # Also once after the last of these phases, to discard what it drew.
@@ -275,7 +276,7 @@ class Regression:
                 for key, layout in zip(keys, layouts, strict=True)
             ]
             self._corners = self._kept(self._corners, torch.tensor(corners))
-        return torch.from_numpy(np.stack([noise for _, noise, _ in known]))
+        return torch.from_numpy(noises)
 
     def _draw_choices(
         self,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Fractions of a phase in which the learning rate rises from zero, and falls to zero.
 _RISE, _FALL = 0.02, 0.4
 
-# Phases that train some layers of the generator without the others.
+# Phases for which `trains_layers_apart` is true.
 _LAYERS_APART = ("autoencoder", "features")
 
 # A micro-batch to its loss, and the values of the reported terms (n,); both are means over samples.
@@ -94,7 +94,7 @@ class PretrainingConfig:
         return sum(steps for _, steps in self.phases)
 
     def trains_layers_apart(self, number: int) -> bool:
-        """True in the steps after which the generator's images mean nothing yet."""
+        """True for steps that train some layers of the generator without the others."""
         phase = phase_at(number, self.phases)
         return phase is not None and phase.name in _LAYERS_APART
 

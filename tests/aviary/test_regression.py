@@ -13,6 +13,7 @@ from aviary_pairs import aviary_config, batch, trainer
 from two_processes import run_twice
 
 from galip_edge.aviary import pretraining
+from galip_edge.aviary.classifier import FACING
 from galip_edge.aviary.data import AviaryConfig, AviarySource, draw, drawing
 from galip_edge.errors import ConfigError
 from galip_edge.training.config import TrainConfig, load_config
@@ -306,7 +307,7 @@ def test_a_mapping_network_learns_the_choices_of_the_scenes(tmp_path, mapping):
     assert (found[:, : labels.shape[1]] == labels).float().mean() > 0.9
     for direction in found[:, labels.shape[1] : labels.shape[1] + 1].T:
         facing = [source.layout(i).facing for i in range(len(keys))]
-        assert [("right", "left")[index] for index in direction] == facing
+        assert [FACING[index] for index in direction] == facing
 
 
 def test_a_mapping_network_learns_from_further_noise_for_each_caption(tmp_path):

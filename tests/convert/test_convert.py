@@ -136,10 +136,11 @@ def test_weights_kept_in_float_may_be_compressed(quantizer, mapped_model, tmp_pa
     assert kinds == {"i8", "f16"}
 
 
-def test_further_parts_may_be_kept_in_float(tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize("quantizer", ["edge", "nncf"])
+def test_further_parts_may_be_kept_in_float(quantizer, tiny_checkpoint, tmp_path):
     in_float = []
     for parts in ((), ("hidden", "upsampling.1")):
-        options = ConvertOptions("int8", num_samples=8, keep_float=parts)
+        options = ConvertOptions("int8", num_samples=8, quantizer=quantizer, keep_float=parts)
         manifest = convert(tiny_checkpoint, tmp_path / f"bundle-{len(parts)}", options)
         in_float.append(manifest.quantization["operations"]["generator"]["float"])
     assert in_float[1] == in_float[0] + 3  # the merged affine layer, and two convolutions
