@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from galip_edge import devices
 from galip_edge.aviary.classifier import (
     AttributeClassifier,
     ClassifierConfig,
@@ -30,6 +31,13 @@ def source(samples, split="train") -> AviarySource:
 @pytest.fixture(scope="module")
 def classifier() -> AttributeClassifier:
     return train_classifier(source(600), epochs=6, batch_size=32, config=ClassifierConfig())
+
+
+def test_freed_memory_is_kept_during_training(monkeypatch):
+    settings = []
+    monkeypatch.setattr(devices, "_set_allocator", settings.append)
+    train_classifier(source(4), epochs=1, batch_size=4, config=ClassifierConfig())
+    assert settings == [devices._KEEPING, devices._DEFAULTS]
 
 
 @pytest.mark.slow
