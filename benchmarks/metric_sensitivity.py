@@ -1,6 +1,6 @@
 """Effects of small changes of perfect images on the evaluation's metrics.
 
-    python benchmarks/metric_sensitivity.py --count 1000 --out sensitivity.json
+    python benchmarks/metric_sensitivity.py     # writes results/metric_sensitivity.json
 
 A second real set of the wide aviary, unchanged and changed, is compared with the first, as
 `galip-edge evaluate` compares generated images. So a change shows which error of a generator costs
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from environment import environment
 from PIL import Image, ImageFilter
 from torch.nn import functional as F
 
@@ -28,6 +29,7 @@ from galip_edge.evaluation.manifold import manifold_metrics
 from galip_edge.evaluation.two_sample import two_sample_accuracy
 from runtime.arrays import Floats, Images
 
+RESULTS = Path(__file__).parent / "results" / "metric_sensitivity.json"
 _SIZE = 128
 _BATCH = 50
 
@@ -66,11 +68,11 @@ def jpeg(quality: int, image: Images, rng: np.random.Generator) -> Images:
 
 
 CHANGES: dict[str, Change] = {
-    "none": lambda image, rng: image,
+    "no change": lambda image, rng: image,
     "blur, 0.5 pixels": partial(blur, 0.5),
     "blur, 0.8 pixels": partial(blur, 0.8),
-    "noise, 1 of 255 levels": partial(noise, 1.0),
-    "noise, 2 levels": partial(noise, 2.0),
+    "noise of 1 level of 255": partial(noise, 1.0),
+    "noise of 2 levels": partial(noise, 2.0),
     "JPEG, quality 90": partial(jpeg, 90),
     "warp, 0.3 pixels, 32² points": partial(warp, 0.3, 32),
     "warp, 0.7 pixels, 16² points": partial(warp, 0.7, 16),
@@ -114,16 +116,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--two-sample", type=int, default=500, help="images of each set; 0 for none"
     )
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     with keeping_free_memory():
         found = measure(given.count, given.two_sample)
-    columns = list(found["none"])
-    print(f"\n| change | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
-    for name, row in found.items():
-        print(f"| {name} | {' | '.join(f'{row[each]:.3f}' for each in columns)} |")
-    if given.out:
-        given.out.write_text(json.dumps({"images": given.count, "results": found}, indent=1))
+    measured = {
+        "environment": environment(),
+        "images": given.count,
+        "two_sample_images": given.two_sample,
+        "results": found,
+    }
+    given.out.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -204,6 +204,13 @@ def _training(found: dict[str, Any]) -> Rows:
         )
 
 
+def _metric_sensitivity(found: dict[str, Any]) -> Rows:
+    yield "second real set, with", "precision", "coverage", "two-sample accuracy"
+    for name, row in found["results"].items():
+        figures = (row.get(each) for each in ("precision", "coverage", "two_sample_accuracy"))
+        yield name, *("" if each is None else f"{each:.3f}" for each in figures)
+
+
 # Table -> (file in results/, its rows).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "latency-short": ("cpu_latency", _latency_short),
@@ -223,6 +230,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "conversion-steps": ("conversion", _conversion_steps),
     "training": ("training_step", _training),
     "ablations": ("ablations", ablations.rows),
+    "metric-sensitivity": ("metric_sensitivity", _metric_sensitivity),
 }
 
 
