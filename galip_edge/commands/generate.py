@@ -157,7 +157,7 @@ def _all_prompts(prompts: tuple[str, ...]) -> Iterator[str]:
 
 def _lines_of_stdin() -> list[tuple[int, str]]:
     """Non-blank lines with their numbers from 1, in any encoding that `batch` reads."""
-    from runtime.jobs.prompts import detect_decoding, open_text
+    from runtime.jobs.text_file import detect_decoding, open_text
 
     with tempfile.TemporaryDirectory(prefix="galip-edge-") as folder:
         path = Path(folder, "standard input")
