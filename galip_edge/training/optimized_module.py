@@ -60,13 +60,20 @@ class OptimizedModule:
         """Discard the optimizer's moments."""
         self.optimizer.state.clear()
 
-    def update(self, world: World, losses: Tensor, terms: tuple[str, ...]) -> Update:
+    def update(
+        self,
+        world: World,
+        losses: Tensor,
+        terms: tuple[str, ...],
+        max_norm: float | None = None,
+    ) -> Update:
         """Step along the gradients summed over all processes, unless a value is not finite.
 
         Args:
             world: the processes.
             losses: (n,) this process's share of each loss term.
             terms: names of the terms.
+            max_norm: longer gradients are shortened to this norm; None for no limit.
         """
         for parameter in self.parameters.values():
             if parameter.grad is None:  # the same parameters on all processes
@@ -75,6 +82,8 @@ class OptimizedModule:
         world.sum_([*gradients, losses])
         torch._foreach_mul_(gradients, 1 / self.scale.value)
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        if max_norm is not None:
+            torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1))
         failed = (norm + losses.sum()).isfinite().logical_not().float()
         # The fused optimizer reads it on the device, without synchronization.
         self.optimizer.found_inf = failed  # type: ignore[attr-defined]

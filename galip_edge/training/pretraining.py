@@ -67,9 +67,12 @@ class PretrainingConfig:
 
     Attributes:
         kind: `vae`, or a name in `galip_edge.extensions`.
+        max_grad_norm: gradient norm of each module to which longer gradients are clipped; None for
+            no clipping. Without, one step in ten thousand can undo all others.
     """
 
     kind: str = "regression"
+    max_grad_norm: float | None = None
 
     @classmethod
     def class_for(cls, values: Mapping[str, Any]) -> type[PretrainingConfig]:
@@ -209,6 +212,8 @@ def _joint_updates(
     loss: Objective,
 ) -> list[Update]:
     world, scale = trainer.world, trainer.generator.scale.value
+    config = trainer.config.pretraining
+    limit = config.max_grad_norm if config is not None else None
     values = trainer.accumulate(modules, micro_batches, len(terms), loss)
     updates = []
     for module in modules:
@@ -216,7 +221,7 @@ def _joint_updates(
             module.scale.value = scale
         # Every module takes part in the sum over processes; the values are reported once.
         mine = values if module is trainer.generator else torch.zeros_like(values)
-        updates.append(module.update(world, mine, terms))
+        updates.append(module.update(world, mine, terms, limit))
     return updates
 
 

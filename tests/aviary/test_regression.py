@@ -40,6 +40,17 @@ def test_warming_up_changes_the_generator_alone_and_learns(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, mine.discriminator.parameters.values()))
 
 
+@pytest.mark.parametrize("limit", [1e-3, 1e3])
+def test_long_gradients_are_clipped(tmp_path, limit):
+    changes = ("pretraining.warmup_betas=[0.5, 0.999]", f"pretraining.max_grad_norm={limit}")
+    mine = trainer(config(tmp_path, *changes))
+    norm = mine.step(0, *batch()).values["generator/norm"]  # before clipping
+    moments = [state["exp_avg"] for state in mine.generator.optimizer.state.values()]
+    used = 2 * torch.stack([each.norm() for each in moments]).norm().item()
+    assert 1e-3 < norm < 1e3
+    assert used == pytest.approx(min(norm, limit), rel=1e-4)
+
+
 def test_the_optimizer_changes_when_adversarial_training_begins(tmp_path):
     settings = ("pretraining.warmup_steps=1", "pretraining.warmup_lr=2e-3")
     mine, seen = trainer(config(tmp_path, *settings)), []
@@ -260,6 +271,7 @@ def test_a_run_warms_up_and_goes_on(tmp_path):
         ("pretraining.warmup_steps=-1", "warmup_steps.*-1"),
         ("pretraining.warmup_lr=0", "warmup_lr.*0"),
         ("pretraining.warmup_betas=[0.9, 1.0]", "warmup_betas.*1.0"),
+        ("pretraining.max_grad_norm=0", "max_grad_norm.*0"),
     ],
 )
 def test_settings_that_cannot_work_are_named(tmp_path, change, message):
