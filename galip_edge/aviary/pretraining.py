@@ -116,8 +116,7 @@ class RegressionConfig(PretrainingConfig):
     warmup_betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
-        if self.max_grad_norm is not None:
-            check_positive(self, "max_grad_norm")
+        super().__post_init__()
         check_not_negative(self, "weight", "adversarial_detail_weight", "perceptual_weight")
         check_not_negative(self, "beak_weight", "bird_weight")
         check_positive(self, "warmup_lr")

@@ -73,7 +73,7 @@ class OptimizedModule:
             world: the processes.
             losses: (n,) this process's share of each loss term.
             terms: names of the terms.
-            max_norm: longer gradients are shortened to this norm; None for no limit.
+            max_norm: a gradient of larger norm is clipped to it; None for no clipping.
         """
         for parameter in self.parameters.values():
             if parameter.grad is None:  # the same parameters on all processes

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from galip_edge import extensions
+from galip_edge.config import check_positive
 from galip_edge.training.distances import ReconstructionLoss
 from galip_edge.training.micro_batch import MicroBatch
 from galip_edge.training.optimized_module import (
@@ -67,12 +68,16 @@ class PretrainingConfig:
 
     Attributes:
         kind: `vae`, or a name in `galip_edge.extensions`.
-        max_grad_norm: gradient norm of each module to which longer gradients are clipped; None for
-            no clipping. Without, one step in ten thousand can undo all others.
+        max_grad_norm: maximal norm of each module's gradient, to which larger ones are clipped;
+            None for no clipping.
     """
 
     kind: str = "regression"
     max_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_grad_norm is not None:
+            check_positive(self, "max_grad_norm")
 
     @classmethod
     def class_for(cls, values: Mapping[str, Any]) -> type[PretrainingConfig]:

@@ -106,8 +106,7 @@ class VAEConfig(PretrainingConfig):
     betas: tuple[float, float] = (0.9, 0.99)
 
     def __post_init__(self) -> None:
-        if self.max_grad_norm is not None:
-            check_positive(self, "max_grad_norm")
+        super().__post_init__()
         check_integers(self, 0, "autoencoder_steps", "features_steps", "steps")
         check_not_negative(self, "perceptual_weight", "kl_weight", "features_kl_weight", "weight")
         check_positive(self, "learning_rate", "features_kl_start")
